@@ -1,0 +1,154 @@
+"""Jitney: Kafka-style topics on the Redis that a Django team already runs.
+
+This module is the public API. It can be imported before Django is configured, and opens no connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from bus import default as _default
+from bus.client import Bus, TopicHandle
+from bus.errors import (
+    BusError,
+    BusFull,
+    BusUnavailable,
+    ConfigurationError,
+    InvalidMessage,
+    PublishUncertain,
+    ReadOnly,
+    Reject,
+    Retry,
+    StaleLease,
+    Undecodable,
+    UnknownGroup,
+    UnknownTopic,
+)
+from bus.subscriptions import Handler, Subscription
+from bus.values import Message, Ordering, Position, Receipt, RetryPolicy, TopicSpec, parse_duration
+
+__all__ = [
+    # topics and publishing
+    "Bus",
+    "TopicHandle",
+    "publish",
+    "publish_many",
+    "topic",
+    # consuming
+    "RetryPolicy",
+    "subscribe",
+    # values
+    "Message",
+    "Position",
+    "Receipt",
+    "TopicSpec",
+    # raised by handlers
+    "Reject",
+    "Retry",
+    # errors
+    "BusError",
+    "BusFull",
+    "BusUnavailable",
+    "ConfigurationError",
+    "InvalidMessage",
+    "PublishUncertain",
+    "ReadOnly",
+    "StaleLease",
+    "Undecodable",
+    "UnknownGroup",
+    "UnknownTopic",
+]
+
+__version__ = "0.1.0"
+
+_Function = TypeVar("_Function", bound=Handler)
+
+
+def topic(name: str, *, partitions: int = 1, retention: str | timedelta | float | None = None) -> TopicHandle:
+    """Declare a topic of the default bus; return its handle.
+
+    `partitions`: 1 to 1,024. `retention`: such as "7d"; None keeps messages for ever.
+    Opens no connection and needs no settings, so it belongs into an app's `topics.py`.
+    Raises ConfigurationError.
+    """
+    _default.declared.add(TopicSpec(name=name, partitions=partitions, retention=parse_duration(retention)))
+    return TopicHandle(name, _default.get)
+
+
+def publish(
+    topic: str, value: Any, *, key: str | None = None, headers: Mapping[str, str] | None = None
+) -> Receipt:
+    """Store one message in a topic of the default bus and return its receipt.
+
+    `value`: anything JSON can hold, or bytes, which are kept as they are. Messages of one `key` keep
+    their order. `headers`: str to str.
+
+    Raises InvalidMessage, UnknownTopic, BusUnavailable or BusFull (nothing was written), or
+    PublishUncertain (the reply was lost: it may or may not be stored).
+    """
+    return _default.get().publish(topic, value, key=key, headers=headers)
+
+
+def publish_many(
+    topic: str,
+    values: Iterable[Any],
+    *,
+    key: Callable[[Any], str | None] | None = None,
+    headers: Callable[[Any], Mapping[str, str] | None] | None = None,
+) -> int:
+    """Store messages in their order, from any iterable however long; return how many.
+
+    `key` and `headers` are called with each value. Raises what `publish` raises, for the message at fault;
+    those before it are stored.
+    """
+    return _default.get().publish_many(topic, values, key=key, headers=headers)
+
+
+def subscribe(
+    topic: str | TopicHandle,
+    *,
+    group: str,
+    ordering: Ordering = "key",
+    retry: RetryPolicy | None = None,
+    batch: int | None = None,
+    atomic: bool | str = False,
+    start: str = "earliest",
+    time_limit: float | None = None,
+    soft_time_limit: float | None = None,
+    retry_on: tuple[type[BaseException], ...] = (Exception,),
+    dead_on: tuple[type[BaseException], ...] = (),
+) -> Callable[[_Function], _Function]:
+    """Make a function the handler of a topic for a consumer group; return it unchanged.
+
+    `ordering`: "key" (messages of one key in publish order, also across retries), "partition", or "none".
+    `batch`: call with an iterable of at most so many messages. `atomic`: run in a transaction of the
+    default database, or of the alias given. `start`: where a new group begins: "earliest", "latest",
+    an id, or an ISO time. Limits are in seconds.
+
+    The handler returns → done; raises → retry by `retry`, then dead letter; raises bus.Reject → dead letter
+    at once; raises bus.Retry → retry. Exceptions of `dead_on`, or not of `retry_on`, are dead letters at
+    once. Raises ConfigurationError.
+    """
+
+    def register(handler: _Function) -> _Function:
+        _default.subscriptions.add(
+            Subscription(
+                topic=topic.name if isinstance(topic, TopicHandle) else topic,
+                group=group,
+                handler=handler,
+                ordering=ordering,
+                retry=retry or RetryPolicy(),
+                batch=batch,
+                atomic="default" if atomic is True else (atomic or None),
+                start=start,
+                time_limit=time_limit,
+                soft_time_limit=soft_time_limit,
+                retry_on=retry_on,
+                dead_on=dead_on,
+            )
+        )
+        return handler
+
+    return register

@@ -1,0 +1,55 @@
+"""System checks.
+
+jitney.E001   the BUS setting is wrong
+jitney.E002   another package is imported under the name of one of Jitney's
+jitney.E003   the app `workers` is installed without `bus` (reported by workers.apps)
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from django.core.checks import CheckMessage, Error
+
+from bus import conf
+from bus.errors import ConfigurationError
+from bus.streams.connect import Endpoint
+
+#: The packages of the distribution, which stand side by side in one directory.
+PACKAGES = ("bus", "workers", "admin_ui")
+
+
+def check_setting(**_: Any) -> list[CheckMessage]:
+    """The BUS setting can be read, and its URL is one that we know. Opens no connection."""
+    try:
+        settings = conf.from_django()
+        Endpoint(settings.url, timeout=settings.timeout)
+    except ConfigurationError as error:
+        return [Error(str(error), hint="See BUS in the settings of the project.", id="jitney.E001")]
+    return []
+
+
+def check_places(**_: Any) -> list[CheckMessage]:
+    """No other package of the project hides one of ours."""
+    home = Path(__file__).resolve().parent.parent
+    return [
+        Error(
+            f"The name {name!r} stands for {found}, which is not Jitney's package of that name in {home}.",
+            hint=f"Rename the other package, or put {home} before it on the import path.",
+            id="jitney.E002",
+        )
+        for name in PACKAGES
+        if (found := _place(name)) is not None and found.parent != home
+    ]
+
+
+def _place(package: str) -> Path | None:
+    """The directory that a package is imported from, or the file of a module; None if there is none."""
+    spec = find_spec(package)
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations))).resolve()
+    return Path(spec.origin or package).resolve()

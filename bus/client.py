@@ -1,0 +1,123 @@
+"""`Bus`: one bus, with all its verbs. The functions of the `bus` module are those of the default one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+
+from bus.conf import Settings
+from bus.keys import Keys
+from bus.publisher import Publisher
+from bus.registry import Declared, Registry
+from bus.streams.connect import Client, Endpoint
+from bus.values import Receipt, TopicSpec, parse_duration
+
+
+class Bus:
+    """A bus on one Redis. Makes no connection before the first call; safe across threads and forks."""
+
+    def __init__(
+        self,
+        url: str | Settings,
+        *,
+        autostart: bool = False,
+        declared: Declared | None = None,
+        **settings: Any,
+    ) -> None:
+        """`url`: a server URL with further settings by keyword (see bus.conf.Settings), or Settings.
+
+        `autostart`: start the server of an embedded:// URL if it does not run.
+        `declared`: the table of declared topics, where several buses share one.
+        Raises ConfigurationError.
+        """
+        self.settings = url if isinstance(url, Settings) else Settings(url=url, **settings)
+        self.keys = Keys(self.settings.prefix)
+        self.declared = declared if declared is not None else Declared()
+        self._autostart = autostart
+
+    @cached_property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(self.settings.url, timeout=self.settings.timeout, autostart=self._autostart)
+
+    @cached_property
+    def client(self) -> Client:
+        return Client(self.endpoint)
+
+    @cached_property
+    def registry(self) -> Registry:
+        return Registry(self.client, self.keys, self.declared)
+
+    @cached_property
+    def publisher(self) -> Publisher:
+        return Publisher(self.client, self.registry, self.keys, max_bytes=self.settings.max_message_bytes)
+
+    def topic(
+        self, name: str, *, partitions: int = 1, retention: str | timedelta | float | None = None
+    ) -> TopicHandle:
+        """Declare a topic; return its handle. Opens no connection. Raises ConfigurationError."""
+        spec = TopicSpec(name=name, partitions=partitions, retention=parse_duration(retention))
+        self.declared.add(spec)
+        return TopicHandle(name, lambda: self)
+
+    def publish(
+        self, topic: str, value: Any, *, key: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> Receipt:
+        """Store one message; see Publisher.publish for the errors."""
+        return self.publisher.publish(topic, value, key, headers)
+
+    def publish_many(
+        self,
+        topic: str,
+        values: Iterable[Any],
+        *,
+        key: Callable[[Any], str | None] | None = None,
+        headers: Callable[[Any], Mapping[str, str] | None] | None = None,
+    ) -> int:
+        """Store messages in their order from any iterable, however long; return how many.
+
+        `key` and `headers` are called with each value. Raises what Publisher.publish_many raises.
+        """
+        return sum(1 for _ in self.publisher.publish_many(topic, values, key, headers))
+
+    def publish_iter(
+        self,
+        topic: str,
+        values: Iterable[Any],
+        *,
+        key: Callable[[Any], str | None] | None = None,
+        headers: Callable[[Any], Mapping[str, str] | None] | None = None,
+    ) -> Iterator[Receipt]:
+        """Like publish_many, but yields each receipt as its reply arrives."""
+        return self.publisher.publish_many(topic, values, key, headers)
+
+    def close(self) -> None:
+        """Close idle connections. The bus can be used again afterwards."""
+        self.client.close()
+
+
+@dataclass(frozen=True, slots=True)
+class TopicHandle:
+    """A declared topic with its verbs."""
+
+    name: str
+    get_bus: Callable[[], Bus]
+    """The bus is asked for at each call, so that a handle made at import follows the settings."""
+
+    def publish(
+        self, value: Any, *, key: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> Receipt:
+        """Store one message in this topic."""
+        return self.get_bus().publish(self.name, value, key=key, headers=headers)
+
+    def publish_many(
+        self,
+        values: Iterable[Any],
+        *,
+        key: Callable[[Any], str | None] | None = None,
+        headers: Callable[[Any], Mapping[str, str] | None] | None = None,
+    ) -> int:
+        """Store messages in their order; return how many."""
+        return self.get_bus().publish_many(self.name, values, key=key, headers=headers)

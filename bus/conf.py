@@ -1,0 +1,88 @@
+"""The `BUS` setting → one frozen, validated value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from bus.errors import ConfigurationError
+from bus.values import check_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settings of one bus. Field names are the keys of the `BUS` setting in lower case."""
+
+    url: str
+    """embedded://<dir>, redis://, rediss://, unix:// or redis+sentinel://h1,h2/<name>."""
+    prefix: str = "bus"
+    timeout: float = 5.0
+    """Seconds after which any one call to Redis gives up."""
+    max_message_bytes: int = 1024 * 1024
+    dedupe_window: int = 600
+    """Seconds within which the same message_id is stored once."""
+    slots: int | None = None
+    """Pool processes that slices may use at once; None: see workers.scheduler."""
+    groups: tuple[str, ...] | None = None
+    """Consumer groups that workers here serve; None: all that are subscribed."""
+    read_only: bool = False
+    history_bytes: int = 32 * 1024 * 1024
+    held_limit: int = 10_000
+    """Held-back messages of a group in one partition at which it stops fetching new ones."""
+    dead_limit: int = 100_000
+    """Dead letters kept of a group in one partition; the excess is counted."""
+
+    def __post_init__(self) -> None:
+        check_name("BUS['PREFIX']", self.prefix)
+        for name, least in (("timeout", 0.05), ("max_message_bytes", 1), ("dedupe_window", 1),
+                            ("history_bytes", 0), ("held_limit", 1), ("dead_limit", 1)):  # fmt: skip
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int | float) or number < least:
+                raise ConfigurationError(
+                    f"BUS[{name.upper()!r}] must be a number, {least} or more, not {number!r}."
+                )
+        if self.slots is not None and (not isinstance(self.slots, int) or self.slots < 1):
+            raise ConfigurationError(f"BUS['SLOTS'] must be 1 or more, not {self.slots!r}.")
+        for group in self.groups or ():
+            check_name("Group", group)
+
+
+def from_mapping(mapping: Mapping[str, Any]) -> Settings:
+    """Validate the `BUS` dictionary. An unknown key is an error that names the nearest known one."""
+    known = {field.name.upper(): field.name for field in fields(Settings)}
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if key not in known:
+            near = get_close_matches(str(key).upper(), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(known)}."
+            raise ConfigurationError(f"BUS has an unknown key {key!r}.{hint}")
+        values[known[key]] = value
+    if not values.get("url"):
+        raise ConfigurationError(
+            "BUS['URL'] is missing: say where Redis is, such as 'redis://localhost:6379/0'."
+        )
+    groups = values.get("groups")
+    if groups is not None:
+        parts = groups.split(",") if isinstance(groups, str) else groups
+        values["groups"] = tuple(part.strip() for part in parts if part.strip())
+    return Settings(**values)
+
+
+def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings for a process without Django: `BUS_URL`, `BUS_PREFIX`, `BUS_GROUPS`."""
+    environ = os.environ if environ is None else environ
+    names = {"URL": "BUS_URL", "PREFIX": "BUS_PREFIX", "GROUPS": "BUS_GROUPS"}
+    return from_mapping({key: environ[name] for key, name in names.items() if environ.get(name)})
+
+
+def from_django() -> Settings:
+    """Settings of the Django project: the `BUS` dictionary, `BUS_GROUPS` from the environment on top."""
+    from django.conf import settings
+
+    mapping = dict(getattr(settings, "BUS", None) or {})
+    if os.environ.get("BUS_GROUPS"):
+        mapping["GROUPS"] = os.environ["BUS_GROUPS"]
+    return from_mapping(mapping)

@@ -1,0 +1,61 @@
+"""The default bus of this process: the `BUS` setting of Django, or `BUS_URL` where there is no Django.
+
+Made at first use, and made anew when the `BUS` setting changes, so `override_settings` works. What code
+declares (topics, handlers) belongs to the process, not to a server, and stays.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from bus import conf
+from bus.client import Bus
+from bus.registry import Declared
+from bus.subscriptions import Subscriptions
+
+declared = Declared()
+subscriptions = Subscriptions()
+
+_lock = threading.RLock()
+_current: list[Bus] = []
+
+
+def get() -> Bus:
+    """The default bus. Raises ConfigurationError if neither BUS nor BUS_URL says where Redis is."""
+    if not _current:
+        with _lock:
+            if not _current:
+                _current.append(_make())
+    return _current[0]
+
+
+def reset(**_signal: Any) -> None:
+    """Forget the default bus; the next use makes it from the settings of then."""
+    with _lock:
+        for bus in _current:
+            bus.close()
+        _current.clear()
+
+
+def _make() -> Bus:
+    if not _in_django():
+        return Bus(conf.from_environment(), declared=declared)
+    from django.conf import settings
+
+    from bus import declarations
+
+    bus = Bus(conf.from_django(), autostart=bool(settings.DEBUG), declared=declared)
+    bus.registry.find_elsewhere = declarations.find
+    return bus
+
+
+def _in_django() -> bool:
+    if os.environ.get("DJANGO_SETTINGS_MODULE"):
+        return True
+    try:
+        from django.conf import settings
+    except ModuleNotFoundError:
+        return False
+    return bool(settings.configured)

@@ -1,0 +1,25 @@
+"""Is this server safe to keep messages on, and is everything there that should be? Reads only."""
+
+from __future__ import annotations
+
+from bus.client import Bus
+from bus.doctor import partitions, server
+from bus.doctor.finding import Finding, Level
+from bus.errors import BusError
+
+__all__ = ["Finding", "Level", "examine"]
+
+
+def examine(bus: Bus) -> list[Finding]:
+    """All findings, good ones too, in a fixed order. Raises nothing: an unreachable server is a finding."""
+    findings: list[Finding] = []
+    try:
+        known = server.ask(bus)
+        findings.append(Finding("ok", "reachable", f"{bus.endpoint.safe_url} answers."))
+        findings += [finding for check in server.CHECKS for finding in check(known)]
+        if known.readable:
+            findings += partitions.examine(bus)
+    except BusError as error:
+        hint = "Check the URL (BUS['URL'] or BUS_URL), that the server runs, and its user and password."
+        findings.append(Finding("error", "reachable", str(error), hint))
+    return findings

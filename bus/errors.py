@@ -1,0 +1,100 @@
+"""Every error that Jitney raises, and the two that handlers raise.
+
+BusError
+├── ConfigurationError      a setting, name or declaration is wrong; nothing was done
+├── UnknownTopic            no such topic
+├── UnknownGroup            no such consumer group
+├── InvalidMessage          this value, key or header cannot be published
+│   └── Undecodable         this stream entry cannot be read back
+├── BusUnavailable          Redis cannot be reached or cannot write now; nothing was written
+│   └── ReplyLost           the connection broke after the command was sent (reads, operator verbs)
+├── PublishUncertain        the reply to a publish was lost; publish again with the same message_id
+├── BusFull                 Redis is out of memory; nothing was written
+├── StaleLease              another worker took the lane over; nothing was settled
+├── ReadOnly                BUS["READ_ONLY"] forbids operator verbs
+└── ServerError             Redis answered with an error that Jitney does not expect
+Retry, Reject               raised by handlers, to be tried again or to become a dead letter
+"""
+
+from __future__ import annotations
+
+
+class BusError(Exception):
+    """Base of all errors of the bus."""
+
+
+class ConfigurationError(BusError, ValueError):
+    """A setting, a name or a declaration is wrong. The text says what, where and how to mend it."""
+
+
+class UnknownTopic(BusError, LookupError):
+    """The topic is neither in Redis nor declared here."""
+
+    def __init__(self, topic: str, hint: str = "") -> None:
+        self.topic = topic
+        hint = hint or "Declare it with bus.topic(...) or create it with `bus topic create`."
+        super().__init__(f"There is no topic {topic!r}. {hint}")
+
+
+class UnknownGroup(BusError, LookupError):
+    """The consumer group does not exist on this topic."""
+
+    def __init__(self, topic: str, group: str) -> None:
+        self.topic, self.group = topic, group
+        super().__init__(f"Topic {topic!r} has no consumer group {group!r}.")
+
+
+class InvalidMessage(BusError, ValueError):
+    """The value, key or headers cannot be published; nothing was written."""
+
+
+class Undecodable(InvalidMessage):
+    """A stream entry cannot be read as a message; its bytes are untouched in the stream."""
+
+
+class BusUnavailable(BusError, ConnectionError):
+    """Redis cannot be reached, or refuses writes for now. Nothing was written."""
+
+
+class ReplyLost(BusUnavailable):
+    """The connection broke after a command was sent: it may or may not have happened."""
+
+
+class PublishUncertain(BusError, ConnectionError):
+    """The message may or may not be stored. Publish again with the same `message_id` to be sure."""
+
+
+class BusFull(BusError, MemoryError):
+    """Redis has reached maxmemory. Nothing was written; consumers go on draining."""
+
+
+class StaleLease(BusError):
+    """The lane belongs to another worker now. Nothing was settled or fetched."""
+
+
+class ReadOnly(BusError, PermissionError):
+    """BUS["READ_ONLY"] is set: operator verbs are refused here."""
+
+
+class ServerError(BusError):
+    """An error reply of the server; `code` is its first word, such as WRONGTYPE or NOGROUP."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code = text.split(" ", 1)[0]
+
+
+class Retry(Exception):
+    """Raised by a handler: try this message again after `delay` seconds (None: as the policy says)."""
+
+    def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
+        super().__init__(reason or "the handler asked for a retry")
+        self.delay = delay
+
+
+class Reject(Exception):
+    """Raised by a handler: this message can never succeed; make it a dead letter now."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -1,0 +1,98 @@
+"""Consumer groups: create, pause, resume, delete. `bus.operate` adds the audit to these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bus.errors import ConfigurationError, ServerError, UnknownGroup
+from bus.registry import GroupSpec
+from bus.streams.connect import check
+from bus.values import ORDERINGS, Ordering, Position, check_name
+
+if TYPE_CHECKING:
+    from bus.client import Bus
+
+
+def create(bus: Bus, topic: str, group: str, *, start: str = "earliest", ordering: Ordering = "key") -> None:
+    """Create a group on every partition of a topic.
+
+    `start`: "earliest", "latest", a message id after which it begins, or an ISO time.
+    Raises ConfigurationError (a bad name, start or ordering, or the group exists), UnknownTopic or
+    BusUnavailable.
+    """
+    check_name("Group", group)
+    Position.parse(start)
+    if ordering not in ORDERINGS:
+        raise ConfigurationError(f"ordering must be one of {', '.join(ORDERINGS)}, not {ordering!r}.")
+    if _declared(bus, topic, group) is not None:
+        raise ConfigurationError(f"Topic {topic!r} has a group {group!r} already.")
+    bus.registry.declare_groups([GroupSpec(topic=topic, name=group, ordering=ordering, start=start)])
+    bus.registry.hint("spec changed")
+
+
+def pause(bus: Bus, topic: str, group: str) -> None:
+    """Stop giving messages to a group; what was given is still settled. Raises UnknownTopic, UnknownGroup."""
+    _set_paused(bus, topic, group, True)
+
+
+def resume(bus: Bus, topic: str, group: str) -> None:
+    """Give messages to a paused group again. Raises UnknownTopic, UnknownGroup."""
+    _set_paused(bus, topic, group, False)
+
+
+def delete(bus: Bus, topic: str, group: str) -> None:
+    """Remove a group with its position, pending list and dead letters from all partitions of a topic.
+
+    A worker that still serves it is fenced by the loss of its leases. The messages of the topic stay.
+    Raises UnknownTopic, UnknownGroup, BusUnavailable.
+    """
+    spec = bus.registry.spec(topic)
+    known = _declared(bus, topic, group) is not None
+    # First the declaration, or a worker that misses the group would make it again from there.
+    bus.registry.forget_group(topic, group)
+    leases = list(_scan(bus, bus.keys.leases(topic, group)))
+    replies = _remove(bus, topic, group, spec.partitions, leases)
+    bus.registry.hint("reset")
+    if not known and not any(replies):
+        raise UnknownGroup(topic, group)
+
+
+def _remove(bus: Bus, topic: str, group: str, partitions: int, leases: list[bytes]) -> list[int]:
+    """Remove the group, its leases first: then nobody can settle. 1 for each partition that had it."""
+    every = [bus.keys.partition(topic, number) for number in range(partitions)]
+    if leases:
+        bus.client.call("UNLINK", *leases)
+    destroyed = bus.client.pipe([("XGROUP", "DESTROY", keys.stream, group) for keys in every])
+    for reply in bus.client.pipe([("UNLINK", *keys.of_group(group)) for keys in every]):
+        check(reply)
+    return [_destroyed(reply) for reply in destroyed]
+
+
+def _destroyed(reply: Any) -> int:
+    if isinstance(reply, ServerError) and "requires the key to exist" in str(reply):
+        return 0  # the whole stream is gone, and the group with it
+    return int(check(reply))
+
+
+def _set_paused(bus: Bus, topic: str, group: str, paused: bool) -> None:
+    spec = _declared(bus, topic, group)
+    if spec is None:
+        raise UnknownGroup(topic, group)
+    bus.registry.set_group(replace(spec, paused=paused))
+    bus.registry.hint("pause" if paused else "resume")
+
+
+def _declared(bus: Bus, topic: str, group: str) -> GroupSpec | None:
+    bus.registry.spec(topic)  # raises UnknownTopic
+    return next((spec for spec in bus.registry.groups(topic) if spec.name == group), None)
+
+
+def _scan(bus: Bus, pattern: str) -> Iterator[bytes]:
+    cursor: bytes | str = "0"
+    while True:
+        cursor, page = bus.client.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+        yield from page
+        if cursor in (b"0", "0"):
+            return

@@ -1,0 +1,109 @@
+"""Every Redis key name. Nothing else in the project formats a key.
+
+All keys of one partition carry the hash tag `{topic:partition}`, so that one script may touch
+them together on a cluster too. Names cannot hold braces or colons (see values.check_name).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of a whole bus, under one prefix."""
+
+    prefix: str
+
+    @property
+    def meta(self) -> str:
+        """hash: layout version."""
+        return f"{self.prefix}:meta"
+
+    @property
+    def topics(self) -> str:
+        """hash: topic → its spec as JSON."""
+        return f"{self.prefix}:topics"
+
+    @property
+    def groups(self) -> str:
+        """hash: `topic/group` → its declaration as JSON."""
+        return f"{self.prefix}:groups"
+
+    @property
+    def workers(self) -> str:
+        """hash: incarnation → what is known of the worker, with its beat counter, as JSON."""
+        return f"{self.prefix}:workers"
+
+    @property
+    def control(self) -> str:
+        """stream: hints that wake every watcher."""
+        return f"{self.prefix}:control"
+
+    def leases(self, topic: str, group: str) -> str:
+        """Pattern of the lease keys of a group in all partitions of a topic, for SCAN."""
+        return f"{self.prefix}:{{{topic}:*}}:lease:{group}:*"
+
+    def partition(self, topic: str, partition: int) -> PartitionKeys:
+        return _partition_keys(self.prefix, topic, partition)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionKeys:
+    """The keys of one partition. Methods take the group (and the lane)."""
+
+    stream: str
+    """stream: the messages."""
+
+    def lease(self, group: str, lane: str) -> str:
+        """string: `incarnation:token` of the owner, or `free:…` when it was given back."""
+        return f"{self.stream}:lease:{group}:{lane}"
+
+    def retry(self, group: str) -> str:
+        """zset: pending message id → due time (server clock, ms)."""
+        return f"{self.stream}:retry:{group}"
+
+    def held(self, group: str) -> str:
+        """zset, scores 0: `<key hash>:<padded id>` of messages that wait behind a failing key."""
+        return f"{self.stream}:held:{group}"
+
+    def state(self, group: str) -> str:
+        """hash: message id → attempts, key hash and last error; also `suspect`, `dead`, `trimmed`."""
+        return f"{self.stream}:state:{group}"
+
+    def mark(self, group: str) -> str:
+        """string: id and offset below which all is settled, but for ids in retry and held."""
+        return f"{self.stream}:mark:{group}"
+
+    def dead(self, group: str) -> str:
+        """stream: dead letters."""
+        return f"{self.stream}:dead:{group}"
+
+    def once(self, message_id: str) -> str:
+        """string with a TTL: the receipt of a message that was published with this id."""
+        return f"{self.stream}:once:{message_id}"
+
+    def of_group(self, group: str) -> list[str]:
+        """All keys that belong to one group here, leases aside."""
+        return [self.retry(group), self.held(group), self.state(group), self.mark(group), self.dead(group)]
+
+
+@lru_cache(maxsize=65536)
+def _partition_keys(prefix: str, topic: str, partition: int) -> PartitionKeys:
+    return PartitionKeys(f"{prefix}:{{{topic}:{partition}}}")
+
+
+def pad_id(message_id: str) -> str:
+    """`"17-3"` → 20 + 20 digits, so that ids sort as text in the order of the stream.
+
+    Stream ids are two unsigned 64-bit numbers; 20 digits each cover all of them.
+    """
+    ms, _, seq = message_id.partition("-")
+    return f"{ms:0>20}-{seq:0>20}"
+
+
+def unpad_id(padded: str) -> str:
+    """The inverse of pad_id."""
+    ms, _, seq = padded.partition("-")
+    return f"{int(ms)}-{int(seq)}"

@@ -1,0 +1,283 @@
+"""One lane: what takes delivery in a partition for a group, and what becomes of each message.
+
+A lane is worked on by at most one slice at a time, the holder of its lease. This module keeps what
+that slice must know (which keys are failing, how often each message was tried, what is to be
+settled) and turns it into commands; `bus.turn` sends them. It does no I/O of its own.
+
+Order through failures. When a message of a key fails, it becomes the *head* of that key: it waits in
+the retry zset, and every later message of the key is held back in the held zset, unhandled. When
+the head is settled, the next messages of its key are released into the retry zset, due at once, in
+their order, before anything newer of that key can be fetched. A failing key holds back only itself;
+with ordering "partition" the whole partition counts as one key. Keyless messages hold back nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from bus import codec
+from bus.keys import PartitionKeys, pad_id
+from bus.values import Message, Ordering, id_pair
+
+#: The consumer name of the one lane of a partition in ordered groups, whoever owns it.
+ORDERED_LANE = "0"
+
+#: Longest error text kept with a message; Redis holds one for each failing message.
+MAX_ERROR = 4000
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LaneId:
+    """Which lane: a partition of a topic, for a group."""
+
+    topic: str
+    partition: int
+    group: str
+    lane: str = ORDERED_LANE
+
+
+@dataclass(slots=True)
+class Failure:
+    """What is recorded of a message that has failed, or waits behind one that has."""
+
+    hash: str
+    attempts: int = 0
+    error: str = ""
+    first: int = 0
+    """When it failed first, ms by the server's clock."""
+
+    @classmethod
+    def load(cls, raw: bytes) -> Failure:
+        known = orjson.loads(raw)
+        return cls(known["k"], known["a"], known.get("e", ""), known.get("t", 0))
+
+    def dump(self) -> str:
+        return orjson.dumps({"k": self.hash, "a": self.attempts, "e": self.error, "t": self.first}).decode()
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """What is to be settled, in the form that `turn.lua` takes."""
+
+    done: list[str] = field(default_factory=list)
+    retry: list[tuple[str, int, str]] = field(default_factory=list)
+    noted: list[tuple[str, str]] = field(default_factory=list)
+    held: list[tuple[str, str, str]] = field(default_factory=list)
+    dead: list[tuple[str, str, str, int, int]] = field(default_factory=list)
+    release: list[str] = field(default_factory=list)
+    clear: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.done or self.retry or self.noted or self.held or self.dead or self.release or self.clear
+        )
+
+    def dump(self, also_done: Sequence[str] = ()) -> bytes:
+        return orjson.dumps(
+            {
+                "done": [*self.done, *also_done],
+                "retry": self.retry,
+                "noted": self.noted,
+                "held": self.held,
+                "dead": self.dead,
+                "release": self.release,
+                "clear": self.clear,
+            }
+        )
+
+
+class Lane:
+    """The state of one lane within a slice."""
+
+    __slots__ = (
+        "acks", "failing", "failures", "held", "id", "keys", "last_id", "lease", "loaded", "lost", "next_due",
+        "ordering", "outcomes", "position", "recovering", "retrying", "suspect", "trimmed",
+    )  # fmt: skip
+
+    def __init__(
+        self, id: LaneId, keys: PartitionKeys, lease: str, ordering: Ordering, last_id: str | None = None
+    ) -> None:
+        self.id = id
+        self.keys = keys
+        self.lease = lease
+        self.ordering: Ordering = ordering
+        self.last_id = last_id
+        """The last id that the group was given here; None: must be asked for."""
+        self.loaded = False
+        """False: failures must be read from Redis before anything is handled."""
+        self.recovering = True
+        """True: left-overs in the pending list come before anything new."""
+        self.position = "-"
+        """Where the search for left-overs goes on."""
+        self.lost = False
+        self.failing: dict[str, set[tuple[int, int]]] = {}
+        """Key hash → ids of that key in the retry zset."""
+        self.failures: dict[str, Failure] = {}
+        self.retrying = 0
+        self.held = 0
+        self.next_due: int | None = None
+        """When the earliest retry is due, ms by the server's clock."""
+        self.suspect: tuple[int, int] | None = None
+        """Left-overs up to this id may have killed a worker: they are handled one by one."""
+        self.trimmed = 0
+        self.acks: list[str] = []
+        self.outcomes = Outcomes()
+
+    # ------------------------------------------------------------------ what Redis knows
+
+    def load(self, state: Sequence[bytes], retries: Sequence[bytes], held: int) -> None:
+        """Take in the state hash, the retry zset with its scores, and the size of the held zset."""
+        self.failures, self.failing, self.suspect = {}, {}, None
+        for name, raw in zip(state[::2], state[1::2], strict=True):
+            if name[:1].isdigit():
+                self.failures[name.decode()] = Failure.load(raw)
+            elif name == b"suspect:" + self.id.lane.encode():
+                self.suspect = id_pair(raw)
+        for message_id in retries[::2]:
+            failure = self.failures.get(message_id.decode())
+            if failure is not None and failure.hash:
+                self.failing.setdefault(failure.hash, set()).add(id_pair(message_id))
+        self.next_due = int(float(retries[1])) if retries else None
+        self.retrying, self.held = len(retries) // 2, held
+        self.loaded = True
+
+    def settled(self, released: Sequence[Sequence[bytes]], retrying: int, held: int, next_due: int) -> None:
+        """Take in the reply of `turn.lua`: the outcomes are settled."""
+        for hash_ in self.outcomes.release:
+            if not self.failing.get(hash_):
+                self.failing.pop(hash_, None)
+        for message_id, raw_hash in released:
+            hash_ = raw_hash.decode()
+            self.failing.setdefault(hash_, set()).add(id_pair(message_id))
+            self.failures.setdefault(message_id.decode(), Failure(hash_))
+        self.retrying, self.held = retrying, held
+        self.next_due = next_due if next_due >= 0 else None
+        self.outcomes = Outcomes()
+
+    # ------------------------------------------------------------------ messages
+
+    def messages(self, entries: Sequence[Sequence[Any]]) -> list[Message]:
+        """Entries of the stream as messages."""
+        topic, partition, decode = self.id.topic, self.id.partition, codec.decode
+        if self.failures:
+            return [self._message(entry[0].decode(), entry[1]) for entry in entries]
+        return [Message(topic, partition, entry[0].decode(), entry[1], decode) for entry in entries]
+
+    def _message(self, message_id: str, fields: list[bytes]) -> Message:
+        failure = self.failures.get(message_id)
+        attempt = failure.attempts + 1 if failure else 1
+        return Message(self.id.topic, self.id.partition, message_id, fields, codec.decode, attempt)
+
+    def hash_of(self, message: Message) -> str:
+        """What ties messages together in order: equal for messages of one key; "" ties to nothing."""
+        if self.ordering == "none":
+            return ""
+        if self.ordering == "partition":
+            return "*"
+        key = message.raw.get(b"k")
+        return "" if key is None else hashlib.sha1(key, usedforsecurity=False).hexdigest()[:16]
+
+    def must_wait(self, message: Message) -> bool:
+        """True if an earlier message of the same key is failing, so that this one is held back."""
+        if not self.failing:
+            return False
+        waiting = self.failing.get(self.hash_of(message))
+        return waiting is not None and (not waiting or id_pair(message.id) != min(waiting))
+
+    def is_suspect(self, message: Message) -> bool:
+        return self.suspect is not None and id_pair(message.id) <= self.suspect
+
+    def may_fetch(self, held_limit: int) -> bool:
+        """Whether new messages may be fetched: not past the held limit, nor past a failing partition."""
+        if self.ordering == "partition" and self.failing:
+            return False
+        return self.held + self.retrying < held_limit
+
+    # ------------------------------------------------------------------ outcomes
+
+    def done(self, message: Message) -> None:
+        """The handler returned."""
+        self.finish(message.id)
+
+    def retry(self, message: Message, delay: float, error: str, now: int) -> None:
+        """Try again `delay` seconds after it is settled; `now`: ms, kept as the first failure's time."""
+        failure = self._failed(message, error, now)
+        if failure.hash:
+            self.failing.setdefault(failure.hash, set()).add(id_pair(message.id))
+        self.outcomes.retry.append((message.id, max(0, round(delay * 1000)), failure.dump()))
+
+    def hold(self, message: Message) -> None:
+        """Hold back, unhandled, behind an earlier message of its key."""
+        hash_ = self.hash_of(message)
+        self.failing[hash_].discard(id_pair(message.id))
+        self.outcomes.held.append((message.id, pad_id(message.id), hash_))
+
+    def dead(self, message: Message, reason: str, error: str, now: int) -> None:
+        """Give up on it: a dead letter."""
+        failure = self._failed(message, error, now)
+        self.outcomes.dead.append(
+            (message.id, reason[:MAX_ERROR], failure.error, failure.attempts, failure.first)
+        )
+        self._leave(message.id)
+
+    def finish(self, message_id: str) -> None:
+        """The handler has returned, here or in a child that died before it could settle."""
+        if message_id in self.failures:
+            self.outcomes.done.append(message_id)
+            self._leave(message_id)
+        else:
+            self.acks.append(message_id)
+
+    def blame(self, message_id: str, reason: str, attempts: int, now: int) -> None:
+        """A child died while it ran this message: one attempt more, and a dead letter after `attempts`."""
+        failure = self.failures.setdefault(message_id, Failure(""))
+        failure.attempts += 1
+        failure.error = reason
+        failure.first = failure.first or now
+        if failure.attempts < attempts:
+            self.outcomes.noted.append((message_id, failure.dump()))
+        else:
+            self.outcomes.dead.append((message_id, reason, reason, failure.attempts, failure.first))
+            self._leave(message_id)
+
+    def recovered(self) -> None:
+        """All left-overs were found; what comes now is new, and nothing is suspect any more."""
+        self.recovering, self.position = False, "-"
+        if self.suspect is not None:
+            self.suspect = None
+            self.outcomes.clear.append(f"suspect:{self.id.lane}")
+
+    def note(self, message: Message, error: str, now: int) -> None:
+        """Record the attempt before the handler runs, in case it kills the whole worker."""
+        failure = self._failed(message, error, now)
+        self.outcomes.noted.append((message.id, failure.dump()))
+
+    def _failed(self, message: Message, error: str, now: int) -> Failure:
+        failure = self.failures.get(message.id)
+        if failure is None:
+            failure = self.failures[message.id] = Failure("")
+        failure.hash = failure.hash or self.hash_of(message)
+        failure.attempts = message.attempt
+        failure.error = error[:MAX_ERROR]
+        failure.first = failure.first or now
+        return failure
+
+    def _leave(self, message_id: str) -> None:
+        """The message leaves for good; if it was the last of its key in the retry zset, release the next."""
+        failure = self.failures.pop(message_id)
+        waiting = self.failing.get(failure.hash)
+        if waiting is not None:
+            waiting.discard(id_pair(message_id))
+            if not waiting:
+                self.outcomes.release.append(failure.hash)
+
+    def drop_trimmed(self, message_id: str) -> None:
+        """A retrying message was trimmed away: its key goes on with the next."""
+        self.trimmed += 1
+        if message_id in self.failures:
+            self._leave(message_id)

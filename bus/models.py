@@ -1,0 +1,145 @@
+"""What the database holds: declared topics, and who did what to the bus."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.core.exceptions import ValidationError
+from django.db import models
+
+from bus import default
+from bus.errors import ConfigurationError
+from bus.values import MAX_PARTITIONS, TopicSpec, check_name
+
+
+class Topic(models.Model):
+    """A declared topic. Redis has a projection of it: change topics by `bus.operate`, which sees to both."""
+
+    class Origin(models.TextChoices):
+        CODE = "code", "from code"
+        ADMIN = "admin", "from the admin"
+        CLI = "cli", "from the command line"
+
+    name = models.CharField(
+        max_length=100,
+        unique=True,
+        help_text="Letters, digits, '.', '_' and '-'. It cannot be changed later.",
+    )
+    partitions = models.PositiveIntegerField(
+        default=1,
+        help_text=f"1 to {MAX_PARTITIONS:,}. More can be added later (which moves keys to other partitions); "
+        "they can never become fewer.",
+    )
+    retention = models.DurationField(
+        null=True,
+        blank=True,
+        help_text="How long messages are kept once every group has settled them, such as '7 00:00:00' for "
+        "seven days. Empty: for ever.",
+    )
+    notes = models.TextField(blank=True, help_text="For people: what is in it, who owns it.")
+    origin = models.CharField(max_length=10, choices=Origin, default=Origin.ADMIN, editable=False)
+    created = models.DateTimeField(auto_now_add=True)
+    changed = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["name"]
+        permissions = [
+            ("publish_messages", "Can publish messages"),
+            ("peek_messages", "Can read messages"),
+            ("manage_groups", "Can create, pause, resume, move and delete groups"),
+            ("retry_dead_letters", "Can retry dead letters"),
+            ("discard_dead_letters", "Can discard dead letters"),
+            ("replay_messages", "Can replay messages to a group"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def declared(self) -> TopicSpec | None:
+        """What code declares under this name; None if the row alone decides."""
+        return default.declared.get(self.name)
+
+    @property
+    def spec(self) -> TopicSpec:
+        """The row as a value. Raises ConfigurationError if a rule is broken."""
+        return TopicSpec(name=self.name, partitions=self.partitions, retention=self.retention)
+
+    def clean(self) -> None:
+        """Check every rule. Raises ValidationError with one text per field."""
+        errors: dict[str, str] = {}
+        self._check_name(errors)
+        self._check_partitions(errors)
+        if self.retention is not None and self.retention <= timedelta(0):
+            errors["retention"] = "Retention must be longer than zero; empty keeps messages for ever."
+        before = type(self).objects.filter(pk=self.pk).first() if self.pk else None
+        if before is not None:
+            self._check_change(before, errors)
+        elif self.declared is not None:
+            errors["name"] = f"Topic {self.name!r} is declared in code; `bus topic sync` stores it here."
+        if errors:
+            raise ValidationError(errors)
+
+    def _check_name(self, errors: dict[str, str]) -> None:
+        try:
+            check_name("Topic", self.name)
+        except ConfigurationError as error:
+            errors["name"] = str(error)
+
+    def _check_partitions(self, errors: dict[str, str]) -> None:
+        if self.partitions is not None and not 1 <= self.partitions <= MAX_PARTITIONS:
+            errors["partitions"] = f"A topic has 1 to {MAX_PARTITIONS:,} partitions, not {self.partitions:,}."
+
+    def _check_change(self, before: Topic, errors: dict[str, str]) -> None:
+        if self.name != before.name:
+            errors["name"] = f"A topic cannot be renamed: make a new one, and delete {before.name!r} later."
+        if before.declared is not None:
+            self._check_read_only(before, errors)
+        elif self.partitions is not None and self.partitions < before.partitions:
+            errors.setdefault(
+                "partitions",
+                f"Topic {before.name!r} has {before.partitions} partitions and cannot shrink to "
+                f"{self.partitions}: messages of the last ones would be cut off. Make a new topic instead.",
+            )
+
+    def _check_read_only(self, before: Topic, errors: dict[str, str]) -> None:
+        for field in ("partitions", "retention"):
+            if getattr(self, field) != getattr(before, field):
+                errors[field] = (
+                    f"Topic {before.name!r} is declared in code: change its {field} there. "
+                    "Only its notes can be changed here."
+                )
+
+
+class AuditRecord(models.Model):
+    """One verb of an operator, with what became of it. Never changed afterwards."""
+
+    class Source(models.TextChoices):
+        ADMIN = "admin", "admin"
+        CLI = "cli", "command line"
+
+    class Outcome(models.TextChoices):
+        OK = "ok", "ok"
+        FAILED = "failed", "failed"
+
+    when = models.DateTimeField(auto_now_add=True, db_index=True)
+    who = models.CharField(max_length=200, null=True, blank=True)  # noqa: DJ001 - null: nobody knows
+    source = models.CharField(max_length=10, choices=Source)
+    verb = models.CharField(max_length=50)
+    topic = models.CharField(max_length=100, blank=True)
+    group = models.CharField(max_length=100, blank=True)
+    detail = models.JSONField(default=dict, blank=True)
+    outcome = models.CharField(max_length=10, choices=Outcome, default=Outcome.OK)
+    error = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ["-when", "-pk"]
+        indexes = [models.Index(fields=["topic", "-when"], name="jitney_audit_topic")]
+
+    def __str__(self) -> str:
+        place = "/".join(part for part in (self.topic, self.group) if part)
+        return f"{self.verb} {place}: {self.outcome}"
+
+    def fail(self, error: object) -> None:
+        """Record that the verb did not come through."""
+        self.outcome, self.error = self.Outcome.FAILED, str(error)

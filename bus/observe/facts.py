@@ -1,0 +1,108 @@
+"""What Redis says of one partition, read with one command, so all of it is of the same moment.
+
+`XINFO STREAM … FULL` holds the stream and its groups together. Two commands would not do: a message
+that is added between them makes offsets and lag disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bus.errors import ServerError
+from bus.observe.snapshots import PartitionSnapshot
+from bus.streams.commands import fields_of, is_nogroup, text
+from bus.streams.connect import Client, check
+from bus.streams.wire import Command
+
+#: Commands in one write. More are sent in several, so that replies do not pile up in the server.
+PIPELINE = 20_000
+
+_NO_ID = "0-0"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFacts:
+    """One group of a stream."""
+
+    position: str
+    lag: int | None
+    """The server's own figure; None where it does not know."""
+    pending: int
+    lanes: tuple[str, ...]
+    """Consumer names."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFacts:
+    """One stream and its groups."""
+
+    length: int
+    added: int
+    """Messages ever stored: the offset that the next one gets."""
+    first_id: str | None
+    last_id: str | None
+    deleted_id: str | None
+    """The highest id ever removed by XDEL, which Jitney never uses; None if none was."""
+    groups: dict[str, GroupFacts]
+
+
+def stream_command(stream: str) -> Command:
+    """The command whose reply `stream_facts` reads. COUNT 1: of lists only their first entry."""
+    return ("XINFO", "STREAM", stream, "FULL", "COUNT", 1)
+
+
+def stream_facts(reply: Any) -> StreamFacts | None:
+    """The facts; None if there is no stream under the key."""
+    if is_absent(reply):
+        return None
+    known = fields_of(check(reply))
+    entries = known["entries"]
+    return StreamFacts(
+        length=known["length"],
+        added=known["entries-added"],
+        first_id=text(entries[0][0]) if entries else None,
+        last_id=_id(known["last-generated-id"]),
+        deleted_id=_id(known["max-deleted-entry-id"]),
+        groups=dict(_group_facts(fields_of(group)) for group in known["groups"]),
+    )
+
+
+def _group_facts(known: dict[str, Any]) -> tuple[str, GroupFacts]:
+    lanes = tuple(text(fields_of(consumer)["name"]) for consumer in known["consumers"])
+    facts = GroupFacts(text(known["last-delivered-id"]), known["lag"], known["pel-count"], lanes)
+    return text(known["name"]), facts
+
+
+def _id(raw: bytes) -> str | None:
+    return None if text(raw) == _NO_ID else text(raw)
+
+
+def is_absent(reply: Any) -> bool:
+    """True if what was asked for is not there, or a foreign hand put something else in its place."""
+    return is_nogroup(reply) or (isinstance(reply, ServerError) and reply.code == "WRONGTYPE")
+
+
+def number(reply: Any) -> int | None:
+    """A count; 0 for a hash field that is not there; None if the key holds something foreign."""
+    return None if is_absent(reply) else int(check(reply) or 0)
+
+
+def ask(client: Client, commands: Sequence[Command]) -> Iterator[Any]:
+    """The replies in order, in as few round trips as PIPELINE allows; errors are values among them."""
+    for start in range(0, len(commands), PIPELINE):
+        yield from client.pipe(commands[start : start + PIPELINE])
+
+
+def partition_snapshot(topic: str, partition: int, facts: StreamFacts | None) -> PartitionSnapshot:
+    return PartitionSnapshot(
+        topic=topic,
+        partition=partition,
+        missing=facts is None,
+        length=facts.length if facts else None,
+        first_id=facts.first_id if facts else None,
+        last_id=facts.last_id if facts else None,
+        first_offset=facts.added - facts.length if facts else None,
+        next_offset=facts.added if facts else None,
+    )

@@ -1,0 +1,87 @@
+"""What one group has in one partition, while it is being found out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from bus.observe import lag as lags
+from bus.observe.facts import GroupFacts, StreamFacts
+from bus.observe.snapshots import GroupPartitionSnapshot, Lag
+from bus.registry import GroupSpec
+from bus.values import id_pair
+
+
+@dataclass(slots=True)
+class Share:
+    """What one group has in one partition, as it is being found out."""
+
+    group: GroupSpec
+    partition: int
+    key: str
+    stream: StreamFacts | None
+    facts: GroupFacts | None
+    retrying: int | None
+    held: int | None
+    dead: int | None
+    trimmed: int | None
+    owners: list[str] = field(default_factory=list)
+    """The incarnation of each lease held here."""
+    lag: Lag | None = None
+    oldest: str | None = None
+    """Id of the first message not given yet."""
+
+    def prove(self, *, keeps_lag: bool) -> bool:
+        """Set the lag if it needs no counting; True if the oldest message must still be asked for."""
+        stream, facts = self.stream, self.facts
+        if stream is None or facts is None:
+            return False
+        known = lags.proven(stream, facts, keeps_lag=keeps_lag)
+        self.lag = None if known is None else Lag(known)
+        if known == 0 or stream.first_id is None:
+            return False
+        if id_pair(facts.position) < id_pair(stream.first_id):
+            self.oldest = stream.first_id
+            return False
+        return True
+
+    def tally(self) -> lags.Tally:
+        """Counts what comes after the position. Only where `prove` has said True."""
+        assert self.stream is not None
+        assert self.facts is not None
+        assert self.stream.last_id is not None
+        return lags.Tally(self.key, self.facts.position, self.stream.last_id)
+
+    def snapshot(self, now: datetime) -> GroupPartitionSnapshot:
+        end = self.stream.added if self.stream else None
+        return GroupPartitionSnapshot(
+            topic=self.group.topic,
+            partition=self.partition,
+            group=self.group.name,
+            missing=self.facts is None,
+            position=self.facts.position if self.facts else None,
+            offset=self._offset(),
+            end=end,
+            lag=self.lag,
+            pending=self.facts.pending if self.facts else None,
+            retrying=self.retrying,
+            held=self.held,
+            dead=self.dead,
+            trimmed=self.trimmed,
+            owner=self.owners[0] if self.owners and self.group.ordering != "none" else None,
+            time_lag=self._time_lag(now),
+            lanes=len(self.owners),
+        )
+
+    def _offset(self) -> int | None:
+        if self.stream is None or self.lag is None or not self.lag.exact:
+            return None
+        return self.stream.added - self.lag.count
+
+    def _time_lag(self, now: datetime) -> timedelta | None:
+        if self.lag is None:
+            return None
+        if self.oldest is None:
+            return timedelta(0)
+        stored = datetime.fromtimestamp(id_pair(self.oldest)[0] / 1000, UTC)
+        return max(timedelta(0), now - stored)

@@ -1,0 +1,154 @@
+"""The snapshots: frozen values that the admin and the CLI show.
+
+None always means "unknown" and is shown as unknown; it is never 0. A sum over partitions covers those
+that exist (their absence is shown beside it) and is None if none does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from bus.values import Ordering
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How many messages a group has not been given yet."""
+
+    count: int
+    exact: bool = True
+    """False: counting was cut short, so it is at least `count`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionSnapshot:
+    """One partition of a topic."""
+
+    topic: str
+    partition: int
+    missing: bool
+    """True if Redis has no stream here (then all numbers are None)."""
+    length: int | None
+    first_id: str | None
+    """Id of the oldest message still kept; None if there is none."""
+    last_id: str | None
+    """Id of the newest message ever stored, trimmed or not; None before the first."""
+    first_offset: int | None
+    """Offset of the oldest message still kept."""
+    next_offset: int | None
+    """Offset that the next message will get."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPartitionSnapshot:
+    """One group in one partition."""
+
+    topic: str
+    partition: int
+    group: str
+    missing: bool
+    """True if Redis has no such group here; then position, offset, lag and pending are None."""
+    position: str | None
+    """Id of the last message given to the group."""
+    offset: int | None
+    """Offset of the next message to be given."""
+    end: int | None
+    """Next offset of the partition."""
+    lag: Lag | None
+    pending: int | None
+    """Given, not settled (retrying and held included)."""
+    retrying: int | None
+    held: int | None
+    dead: int | None
+    trimmed: int | None
+    """Messages lost by trimming before they were settled."""
+    owner: str | None
+    """Incarnation that holds the lane's lease (ordered groups); None if free or unordered."""
+    time_lag: timedelta | None = None
+    """Age of the oldest message not given yet; zero if there is none; None if unknown."""
+    lanes: int = 0
+    """Leases held here now (unordered groups have one lane per pool slot)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSnapshot:
+    """One group of one topic, summed over its partitions."""
+
+    topic: str
+    group: str
+    ordering: Ordering
+    paused: bool
+    lag: Lag | None
+    pending: int | None
+    retrying: int | None
+    held: int | None
+    dead: int | None
+    time_lag: timedelta | None
+    """Age of the oldest message not given yet; zero if there is none; None if unknown."""
+    workers: int
+    """Workers in the table that serve this group; whether they live shows in their beats."""
+    lanes: int = 0
+    """Leases held now, over all partitions."""
+    trimmed: int | None = None
+    """Messages lost by trimming before they were settled."""
+    missing_partitions: int = 0
+    """Partitions in which Redis has no such group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicSnapshot:
+    """One topic, summed over its partitions."""
+
+    name: str
+    partitions: int
+    retention: timedelta | None
+    messages: int | None
+    """Messages kept now."""
+    published: int | None
+    """Messages ever published (the sum of the next offsets)."""
+    missing_partitions: int
+    last_published: datetime | None
+    groups: tuple[GroupSnapshot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSnapshot:
+    """One worker in the table of workers."""
+
+    incarnation: str
+    host: str
+    pid: int
+    started: datetime
+    beat: int
+    """Goes up every few seconds while the worker lives, so one look cannot tell: compare two."""
+    groups: tuple[str, ...] | None
+    """Groups it serves; None: all."""
+    processes: int
+    lanes: int
+    """Leases it holds now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSnapshot:
+    """The server behind the bus."""
+
+    url: str
+    kind: str
+    """"Redis" or "Valkey"."""
+    version: str
+    used_memory: int
+    max_memory: int
+    """Bytes; 0 = no limit."""
+    uptime: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """Everything for the first page."""
+
+    server: ServerSnapshot
+    topics: tuple[TopicSnapshot, ...]
+    workers: tuple[WorkerSnapshot, ...]
+    taken: datetime
+    """When, by the server's clock."""

@@ -1,0 +1,75 @@
+"""A survey as snapshots of topics and groups: sums over partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from bus.observe import lag as lags
+from bus.observe import members
+from bus.observe.facts import StreamFacts
+from bus.observe.snapshots import GroupPartitionSnapshot, GroupSnapshot, TopicSnapshot
+from bus.observe.survey import Survey
+from bus.registry import GroupSpec
+from bus.values import TopicSpec, id_pair
+
+
+def topics(survey: Survey) -> list[TopicSnapshot]:
+    return [_topic(survey, spec) for spec in survey.specs]
+
+
+def groups(survey: Survey, topic: str | None = None) -> list[GroupSnapshot]:
+    """The groups of one topic or of all."""
+    return [_group(survey, group) for group in survey.groups if topic is None or group.topic == topic]
+
+
+def _topic(survey: Survey, spec: TopicSpec) -> TopicSnapshot:
+    streams = survey.streams[spec.name]
+    present = [stream for stream in streams if stream is not None]
+    return TopicSnapshot(
+        name=spec.name,
+        partitions=spec.partitions,
+        retention=spec.retention,
+        messages=_sum(stream.length for stream in present),
+        published=_sum(stream.added for stream in present),
+        missing_partitions=len(streams) - len(present),
+        last_published=_last_published(present),
+        groups=tuple(groups(survey, spec.name)),
+    )
+
+
+def _group(survey: Survey, spec: GroupSpec) -> GroupSnapshot:
+    parts = survey.shares[spec.topic, spec.name]
+    return GroupSnapshot(
+        topic=spec.topic,
+        group=spec.name,
+        ordering=spec.ordering,
+        paused=spec.paused,
+        lag=lags.total(part.lag for part in parts),
+        pending=_sum(part.pending for part in parts),
+        retrying=_sum(part.retrying for part in parts),
+        held=_sum(part.held for part in parts),
+        dead=_sum(part.dead for part in parts),
+        time_lag=_time_lag(parts),
+        workers=members.serving(survey.workers, spec.name),
+        lanes=sum(part.lanes for part in parts),
+        trimmed=_sum(part.trimmed for part in parts),
+        missing_partitions=sum(part.missing for part in parts),
+    )
+
+
+def _sum(numbers: Iterable[int | None]) -> int | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known else None
+
+
+def _time_lag(parts: Iterable[GroupPartitionSnapshot]) -> timedelta | None:
+    """The greatest; unknown if any partition's is, since that one may be further behind."""
+    ages = [part.time_lag for part in parts]
+    known = [age for age in ages if age is not None]
+    return max(known) if known and len(known) == len(ages) else None
+
+
+def _last_published(streams: Iterable[StreamFacts]) -> datetime | None:
+    ids = [id_pair(stream.last_id) for stream in streams if stream.last_id]
+    return datetime.fromtimestamp(max(ids)[0] / 1000, UTC) if ids else None

@@ -1,0 +1,175 @@
+"""One look at topics, groups and workers, in round trips that do not grow with their number.
+
+    1  the topics      2  the groups
+    3  server, clock, workers, and all partitions with what each group keeps beside them
+    4  for groups that lag: their oldest message; for unordered groups: the leases of their lanes
+    …  counting, only where a lag cannot be proven (see lag)
+
+Steps 3 and 4 take one more for every facts.PIPELINE commands.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from bus.client import Bus
+from bus.errors import UnknownTopic
+from bus.observe import lag as lags
+from bus.observe import members
+from bus.observe.facts import StreamFacts, ask, is_absent, number, stream_command, stream_facts
+from bus.observe.info import Info
+from bus.observe.share import Share
+from bus.observe.snapshots import GroupPartitionSnapshot, WorkerSnapshot
+from bus.registry import GroupSpec
+from bus.streams.connect import check
+from bus.streams.wire import Command
+from bus.values import TopicSpec
+
+#: The lane of an ordered group, whoever owns it.
+_ORDERED_LANE = "0"
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was seen."""
+
+    now: datetime
+    """By the server's clock."""
+    info: Info
+    specs: list[TopicSpec]
+    groups: list[GroupSpec]
+    streams: Mapping[str, list[StreamFacts | None]]
+    """Topic → its partitions."""
+    shares: Mapping[tuple[str, str], list[GroupPartitionSnapshot]]
+    """(topic, group) → its partitions."""
+    workers: tuple[WorkerSnapshot, ...]
+
+
+def spec_of(bus: Bus, name: str) -> TopicSpec:
+    """The spec as Redis has it. Raises UnknownTopic; unlike registry.spec it restores nothing."""
+    spec = bus.registry.specs().get(name)
+    if spec is None:
+        raise UnknownTopic(name)
+    return spec
+
+
+def take(bus: Bus, topic: str | None = None, group: str | None = None) -> Survey:
+    """Look at one topic (and only one group of it) or at all. Raises UnknownTopic."""
+    specs = list(bus.registry.specs().values()) if topic is None else [spec_of(bus, topic)]
+    names = {spec.name for spec in specs}
+    groups = [
+        spec for spec in bus.registry.groups(topic) if spec.topic in names and group in (None, spec.name)
+    ]
+    return _Reading(bus, specs, groups).survey()
+
+
+class _Reading:
+    """The steps from 3 on."""
+
+    def __init__(self, bus: Bus, specs: list[TopicSpec], groups: list[GroupSpec]) -> None:
+        self._bus = bus
+        self._specs = specs
+        self._groups = groups
+        self._streams: dict[str, list[StreamFacts | None]] = {}
+        self._shares: list[Share] = []
+
+    def survey(self) -> Survey:
+        info, now, table = self._read_streams()
+        self._read_oldest_and_lanes(info)
+        held = Counter(owner for share in self._shares for owner in share.owners)
+        shares: dict[tuple[str, str], list[GroupPartitionSnapshot]] = {
+            (group.topic, group.name): [] for group in self._groups
+        }
+        for share in self._shares:
+            shares[share.group.topic, share.group.name].append(share.snapshot(now))
+        workers = members.workers(table, held)
+        return Survey(now, info, self._specs, self._groups, self._streams, shares, workers)
+
+    # ------------------------------------------------------------------ step 3
+
+    def _read_streams(self) -> tuple[Info, datetime, Any]:
+        first: list[Command] = [("INFO",), ("TIME",), ("HGETALL", self._bus.keys.workers)]
+        replies = ask(self._bus.client, first + list(self._stream_commands()))
+        info, now, table = (check(next(replies)) for _ in first)
+        for spec, partition, groups in self._partitions():
+            stream = stream_facts(next(replies))
+            self._streams.setdefault(spec.name, []).append(stream)
+            for group in groups:
+                self._shares.append(self._share(group, partition, stream, replies))
+        seconds, micros = now
+        return Info.parse(info), datetime.fromtimestamp(int(seconds) + int(micros) / 1e6, UTC), table
+
+    def _stream_commands(self) -> Iterator[Command]:
+        for spec, partition, groups in self._partitions():
+            keys = self._bus.keys.partition(spec.name, partition)
+            yield stream_command(keys.stream)
+            for group in groups:
+                yield ("ZCARD", keys.retry(group.name))
+                yield ("ZCARD", keys.held(group.name))
+                yield ("XLEN", keys.dead(group.name))
+                yield ("HGET", keys.state(group.name), "trimmed")
+                yield ("GET", keys.lease(group.name, _ORDERED_LANE))
+
+    def _partitions(self) -> Iterator[tuple[TopicSpec, int, list[GroupSpec]]]:
+        of_topic: dict[str, list[GroupSpec]] = {}
+        for group in self._groups:
+            of_topic.setdefault(group.topic, []).append(group)
+        for spec in self._specs:
+            for partition in range(spec.partitions):
+                yield spec, partition, of_topic.get(spec.name, [])
+
+    def _share(
+        self, group: GroupSpec, partition: int, stream: StreamFacts | None, replies: Iterator[Any]
+    ) -> Share:
+        retrying, held, dead, trimmed = (number(next(replies)) for _ in range(4))
+        lease = next(replies)
+        owner = None if group.ordering == "none" else _owner(lease)
+        return Share(
+            group=group,
+            partition=partition,
+            key=self._bus.keys.partition(group.topic, partition).stream,
+            stream=stream,
+            facts=stream.groups.get(group.name) if stream else None,
+            retrying=retrying,
+            held=held,
+            dead=dead,
+            trimmed=trimmed,
+            owners=[owner] if owner else [],
+        )
+
+    # ------------------------------------------------------------------ step 4 and counting
+
+    def _read_oldest_and_lanes(self, info: Info) -> None:
+        inside = [share for share in self._shares if share.prove(keeps_lag=info.keeps_lag)]
+        lanes = list(self._unordered_lanes())
+        tallies = [share.tally() for share in inside]
+        commands: list[Command] = [tally.command(1) for tally in tallies]
+        commands += [("GET", lease) for _, lease in lanes]
+        replies = ask(self._bus.client, commands)
+        for share, tally in zip(inside, tallies, strict=True):
+            tally.take(1, check(next(replies)))
+            share.oldest = tally.after if tally.found else None
+        for (share, _), lease in zip(lanes, replies, strict=True):
+            if owner := _owner(lease):
+                share.owners.append(owner)
+        self._count([pair for pair in zip(inside, tallies, strict=True) if pair[0].lag is None])
+
+    def _unordered_lanes(self) -> Iterator[tuple[Share, str]]:
+        for share in self._shares:
+            if share.group.ordering == "none" and share.facts is not None:
+                keys = self._bus.keys.partition(share.group.topic, share.partition)
+                for lane in share.facts.lanes:
+                    yield share, keys.lease(share.group.name, lane)
+
+    def _count(self, unproven: Sequence[tuple[Share, lags.Tally]]) -> None:
+        lags.count(self._bus.client, [tally for _, tally in unproven])
+        for share, tally in unproven:
+            share.lag = tally.lag()
+
+
+def _owner(lease: Any) -> str | None:
+    return None if is_absent(lease) else members.holder(check(lease))

@@ -1,0 +1,233 @@
+"""What operators do, from the admin and the command line alike: each verb checked, done and audited.
+
+Every function takes the bus first and the `actor` by keyword, refuses with ReadOnly where
+BUS["READ_ONLY"] is set, and leaves one AuditRecord, also when it fails. (Inside a transaction of the
+caller that is rolled back, the record goes with it.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from typing import Any, Literal
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+
+from bus import groups
+from bus.client import Bus
+from bus.errors import BusError, ConfigurationError, ReadOnly, UnknownTopic
+from bus.models import AuditRecord, Topic
+from bus.values import Ordering
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who does it, and from where."""
+
+    source: Literal["admin", "cli"]
+    who: str | None = None
+
+
+class Keep(Enum):
+    """Marks a setting of a topic that stays as it is; None would mean "for ever"."""
+
+    KEEP = "keep"
+
+
+KEEP = Keep.KEEP
+
+
+# ---------------------------------------------------------------------- topics
+
+
+def create_topic(
+    bus: Bus,
+    name: str,
+    *,
+    partitions: int = 1,
+    retention: timedelta | None = None,
+    notes: str = "",
+    actor: Actor,
+) -> Topic:
+    """Store a new topic and, after the commit, project it to Redis; return its row. Raises as save_topic."""
+    topic = Topic(name=name, partitions=partitions, retention=retention, notes=notes, origin=actor.source)
+    return save_topic(bus, topic, actor=actor)
+
+
+def change_topic(
+    bus: Bus,
+    name: str,
+    *,
+    partitions: int | Keep = KEEP,
+    retention: timedelta | Keep | None = KEEP,
+    notes: str | Keep = KEEP,
+    actor: Actor,
+) -> Topic:
+    """Change what is given and, after the commit, project it to Redis; return the row.
+
+    Raises UnknownTopic if the database does not have it, else as save_topic.
+    """
+    topic = Topic.objects.filter(name=name).first()
+    if topic is None:
+        raise UnknownTopic(name)
+    for field, value in (("partitions", partitions), ("retention", retention), ("notes", notes)):
+        if value is not KEEP:
+            setattr(topic, field, value)
+    return save_topic(bus, topic, actor=actor)
+
+
+def save_topic(bus: Bus, topic: Topic, *, actor: Actor) -> Topic:
+    """Check and store a row, new or changed, and project it to Redis after the commit.
+
+    Raises ValidationError (a rule of Topic.clean), ConfigurationError (Redis has more partitions), ReadOnly
+    or BusUnavailable, and then nothing was done. If Redis goes away between the check and the commit,
+    BusError is raised *after* the commit (out of the outermost `atomic`): then the row is stored, and
+    `bus topic sync` projects it.
+    """
+    verb = "change topic" if topic.pk else "create topic"
+    with _audited(bus, actor, verb, topic.name, detail=_change(topic)) as record:
+        topic.full_clean()
+        _check_projectable(bus, topic)
+        with transaction.atomic():
+            topic.save()
+            record.save()
+            _after_commit(record, lambda: bus.registry.project([topic.spec]))
+    return topic
+
+
+def delete_topic(bus: Bus, name: str, *, confirm: str | None, actor: Actor) -> None:
+    """Delete a topic with all its messages and groups, from the database and, after the commit, from Redis.
+
+    `confirm` must be its name once more. Raises ConfigurationError (not confirmed, or code declares it),
+    UnknownTopic, ReadOnly or BusUnavailable, and then nothing was done. If Redis goes away at the commit,
+    BusError is raised after it, and the same call again removes what Redis still has.
+    """
+    with _audited(bus, actor, "delete topic", name) as record:
+        check_deletable(bus, name, confirm)
+        projected = bus.registry.specs().get(name)
+        rows = Topic.objects.filter(name=name)
+        if projected is None and not rows.exists():
+            raise UnknownTopic(name)
+        with transaction.atomic():
+            rows.delete()
+            record.save()
+            if projected is not None:
+                _after_commit(record, lambda: bus.registry.delete(name))
+
+
+def check_deletable(bus: Bus, name: str, confirm: str | None) -> None:
+    """Raise ConfigurationError unless the name is confirmed and no code declares the topic."""
+    if bus.declared.get(name) is not None:
+        raise ConfigurationError(
+            f"Topic {name!r} is declared in code, which would make it again. Remove the declaration first."
+        )
+    if confirm != name:
+        given = f"{confirm!r} was given" if confirm else "none was given"
+        raise ConfigurationError(
+            f"Deleting topic {name!r} removes all its messages: confirm it with its name ({given})."
+        )
+
+
+# ---------------------------------------------------------------------- groups
+
+
+def create_group(
+    bus: Bus, topic: str, group: str, *, start: str = "earliest", ordering: Ordering = "key", actor: Actor
+) -> None:
+    """Create a group on a topic; see groups.create."""
+    detail = {"start": start, "ordering": ordering}
+    with _audited(bus, actor, "create group", topic, group, detail):
+        groups.create(bus, topic, group, start=start, ordering=ordering)
+
+
+def pause_group(bus: Bus, topic: str, group: str, *, actor: Actor) -> None:
+    """Stop giving messages to a group; see groups.pause."""
+    with _audited(bus, actor, "pause group", topic, group):
+        groups.pause(bus, topic, group)
+
+
+def resume_group(bus: Bus, topic: str, group: str, *, actor: Actor) -> None:
+    """Give messages to a paused group again; see groups.resume."""
+    with _audited(bus, actor, "resume group", topic, group):
+        groups.resume(bus, topic, group)
+
+
+def delete_group(bus: Bus, topic: str, group: str, *, actor: Actor) -> None:
+    """Delete a group with its position, pending list and dead letters; see groups.delete."""
+    with _audited(bus, actor, "delete group", topic, group):
+        groups.delete(bus, topic, group)
+
+
+# ---------------------------------------------------------------------- shared
+
+
+@contextmanager
+def _audited(
+    bus: Bus, actor: Actor, verb: str, topic: str = "", group: str = "", detail: dict[str, Any] | None = None
+) -> Iterator[AuditRecord]:
+    """Do a verb inside, and leave its record."""
+    record = AuditRecord(
+        who=actor.who,
+        source=actor.source,
+        verb=verb,
+        topic=topic[:100],
+        group=group[:100],
+        detail=detail or {},
+    )
+    try:
+        if bus.settings.read_only:
+            raise ReadOnly(f"BUS['READ_ONLY'] is set: {verb!r} is refused here.")
+        yield record
+    except (BusError, ValidationError) as error:
+        _save_failed(record, error)
+        raise
+    if record.pk is None:
+        record.save()
+
+
+def _after_commit(record: AuditRecord, work: Callable[[], object]) -> None:
+    """Do what Redis needs once the database has committed; a failure turns the record and is raised."""
+
+    def run() -> None:
+        try:
+            work()
+        except BusError as error:
+            _save_failed(record, error)
+            raise
+
+    transaction.on_commit(run)
+
+
+def _save_failed(record: AuditRecord, error: BusError | ValidationError) -> None:
+    text = " ".join(error.messages) if isinstance(error, ValidationError) else str(error)
+    if record.error != text:
+        record.fail(text)
+        record.save()
+
+
+def _check_projectable(bus: Bus, topic: Topic) -> None:
+    """Redis answers, and has no more partitions than the row. Better found out before the commit."""
+    known = bus.registry.specs().get(topic.name)
+    if known is not None and known.partitions > topic.partitions:
+        raise ConfigurationError(
+            f"Topic {topic.name!r} has {known.partitions} partitions in Redis and cannot shrink to "
+            f"{topic.partitions}. Give it at least as many, or use another name."
+        )
+
+
+def _change(topic: Topic) -> dict[str, Any]:
+    """What the audit keeps: of a new topic its settings, of a changed one [before, after] of what changed."""
+    after = _settings(topic)
+    before = Topic.objects.filter(pk=topic.pk).first() if topic.pk else None
+    if before is None:
+        return after
+    return {name: [old, after[name]] for name, old in _settings(before).items() if old != after[name]}
+
+
+def _settings(topic: Topic) -> dict[str, Any]:
+    retention = topic.retention.total_seconds() if topic.retention is not None else None
+    return {"partitions": topic.partitions, "retention": retention, "notes": topic.notes}

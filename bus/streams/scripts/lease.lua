@@ -1,0 +1,22 @@
+#!lua flags=allow-oom
+-- Compare-and-set of a lease.
+-- KEYS[1] lease   KEYS[2] stream   KEYS[3] state of the group
+-- ARGV[1] the value that must be there ("" = none)   ARGV[2] the new value ("" = remove)
+-- ARGV[3] group   ARGV[4] lane
+-- ARGV[5] "1" when the lease is taken without having been released: what is pending then may
+--         have killed its worker, so it is suspect up to the last id that was given out
+-- Reply   {1, new value} or {0, the value that is there}
+local current = redis.call('GET', KEYS[1]) or ''
+if current ~= ARGV[1] then return {0, current} end
+if ARGV[2] == '' then
+  redis.call('DEL', KEYS[1])
+else
+  redis.call('SET', KEYS[1], ARGV[2])
+end
+if ARGV[5] == '1' then
+  local pending = redis.pcall('XPENDING', KEYS[2], ARGV[3])
+  if not pending.err and pending[1] > 0 then
+    redis.call('HSET', KEYS[3], 'suspect:' .. ARGV[4], pending[3])
+  end
+end
+return {1, ARGV[2]}

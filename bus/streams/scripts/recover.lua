@@ -1,0 +1,44 @@
+#!lua flags=allow-oom
+-- Left-overs of a lane: what is pending there and neither waits for a retry nor is held back.
+-- KEYS    1 stream   2 lease   3 retry   4 held   5 state
+-- ARGV    1 lease value   2 group   3 lane   4 where to begin ("-" or "(id")   5 how many to look at
+--         6 ordering ("key", "partition" or "none")
+-- Reply   {0, lease value there}, or {1, entries, where to go on ("" = that was all), trimmed}
+--
+-- Pending ids whose entry is gone from the stream are acknowledged and counted as lost by trimming.
+local stream, lease, retry, held, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local group, lane, count, ordering = ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[6]
+
+local current = redis.call('GET', lease) or ''
+if current ~= ARGV[1] then return {0, current} end
+
+local function pad(id)
+  local ms, seq = id:match('^(%d+)%-(%d+)$')
+  return string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
+end
+
+local function hash_of(fields)
+  if ordering == 'partition' then return '*' end
+  for i = 1, #fields, 2 do
+    if fields[i] == 'k' then return redis.sha1hex(fields[i + 1]):sub(1, 16) end
+  end
+  return ''
+end
+
+local rows = redis.call('XPENDING', stream, group, ARGV[4], '+', count, lane)
+local entries, trimmed = {}, 0
+for _, row in ipairs(rows) do
+  local id = row[1]
+  if not redis.call('ZSCORE', retry, id) then
+    local entry = redis.call('XRANGE', stream, id, id)[1]
+    if not entry then
+      redis.call('XACK', stream, group, id)
+      redis.call('HDEL', state, id)
+      redis.call('HINCRBY', state, 'trimmed', 1)
+      trimmed = trimmed + 1
+    elseif ordering == 'none' or not redis.call('ZSCORE', held, hash_of(entry[2]) .. ':' .. pad(id)) then
+      entries[#entries + 1] = entry
+    end
+  end
+end
+return {1, entries, #rows == count and '(' .. rows[#rows][1] or '', trimmed}

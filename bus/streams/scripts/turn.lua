@@ -1,0 +1,107 @@
+#!lua flags=allow-oom
+-- Settle a turn that has outcomes other than "done", under the lease; fetch too if asked.
+-- KEYS    1 stream   2 lease   3 retry   4 held   5 state   6 dead     (all of one group)
+-- ARGV    1 lease value   2 group   3 lane   4 how many new messages to fetch (0 = none)
+--         5 dead letters kept at most   6 the outcomes as JSON:
+--           done    [id, …]
+--           retry   [[id, delay ms, state as JSON], …]
+--           noted   [[id, state as JSON], …]           an attempt recorded before the handler runs
+--           held    [[id, padded id, key hash], …]
+--           dead    [[id, reason, error, attempts, first failure ms], …]
+--           release [key hash, …]                      keys whose head has just been settled
+--           clear   [state field, …]                   such as suspect:<lane>, when recovery is over
+-- Reply   {0, lease value there}, or
+--         {1, new entries, [[id, key hash], …] released, retrying, held, next due ms or -1, now ms}
+--
+-- Everything is checked first and recorded before it is acknowledged; sending the same settle again
+-- (the reply was lost) changes nothing, because only what is still pending in this lane is touched.
+local stream, lease, retry, held, state, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local mine, group, lane = ARGV[1], ARGV[2], ARGV[3]
+local fetch, dead_limit, outcomes = tonumber(ARGV[4]), tonumber(ARGV[5]), cjson.decode(ARGV[6])
+local release_batch = 100
+
+local current = redis.call('GET', lease) or ''
+if current ~= mine then return {0, current} end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function is_pending(id)
+  return #redis.call('XPENDING', stream, group, id, id, 1, lane) == 1
+end
+
+local function forget(id)
+  redis.call('XACK', stream, group, id)
+  redis.call('ZREM', retry, id)
+  redis.call('HDEL', state, id)
+end
+
+for _, item in ipairs(outcomes.dead) do
+  local id, reason, err, attempts, first = item[1], item[2], item[3], item[4], item[5]
+  if is_pending(id) then
+    local fields = {'id', id, 'reason', reason, 'error', err, 'attempts', attempts, 'first', first, 'last', now}
+    local entry = redis.call('XRANGE', stream, id, id)[1]
+    if entry then
+      for _, part in ipairs(entry[2]) do fields[#fields + 1] = part end
+    end
+    redis.call('XADD', dead, '*', unpack(fields))
+    redis.call('HINCRBY', state, 'dead', 1)
+    local excess = redis.call('XTRIM', dead, 'MAXLEN', dead_limit)
+    if excess > 0 then redis.call('HINCRBY', state, 'dead_dropped', excess) end
+    forget(id)
+  end
+end
+
+for _, item in ipairs(outcomes.retry) do
+  if is_pending(item[1]) then
+    redis.call('HSET', state, item[1], item[3])
+    redis.call('ZADD', retry, now + item[2], item[1])
+  end
+end
+
+for _, item in ipairs(outcomes.noted) do
+  if is_pending(item[1]) then redis.call('HSET', state, item[1], item[2]) end
+end
+
+for _, item in ipairs(outcomes.held) do
+  if is_pending(item[1]) then
+    redis.call('ZREM', retry, item[1])
+    redis.call('ZADD', held, 0, item[3] .. ':' .. item[2])
+  end
+end
+
+for _, id in ipairs(outcomes.done) do forget(id) end
+for _, name in ipairs(outcomes.clear) do redis.call('HDEL', state, name) end
+
+-- A settled head lets the next of its key go, before anything newer of that key can be fetched.
+local function unpad(padded)
+  local ms, seq = padded:match('^0*(%d+)%-0*(%d+)$')
+  return ms .. '-' .. seq
+end
+
+local released = {}
+for _, hash in ipairs(outcomes.release) do
+  local members = redis.call('ZRANGEBYLEX', held, '[' .. hash .. ':', '(' .. hash .. ';', 'LIMIT', 0, release_batch)
+  for index, member in ipairs(members) do
+    local id = unpad(member:sub(#hash + 2))
+    redis.call('ZREM', held, member)
+    -- A thousandth of a millisecond apart, so that their order by due time is their order by id.
+    redis.call('ZADD', retry, string.format('%.3f', now + (index - 1) / 1000), id)
+    if redis.call('HEXISTS', state, id) == 0 then
+      redis.call('HSET', state, id, cjson.encode({k = hash, a = 0}))
+    end
+    released[#released + 1] = {id, hash}
+  end
+end
+
+local entries = {}
+if fetch > 0 then
+  local reply = redis.call('XREADGROUP', 'GROUP', group, lane, 'COUNT', fetch, 'STREAMS', stream, '>')
+  if reply then entries = reply[1][2] end
+end
+
+local next_due = redis.call('ZRANGE', retry, 0, 0, 'WITHSCORES')[2]
+return {
+  1, entries, released, redis.call('ZCARD', retry), redis.call('ZCARD', held),
+  next_due and math.floor(tonumber(next_due)) or -1, now,
+}

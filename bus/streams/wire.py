@@ -1,0 +1,129 @@
+"""One connection whose socket is ours: commands packed by hand, replies parsed by hiredis.
+
+redis-py makes the connection (authentication, TLS, database, timeouts); from then on its client
+code is out of the way. That is three times faster (a redis-py pipeline spends 4.6 of its 4.9 µs
+per XADD in Python), and it is the only way to be sure of two things that a lost message hangs on:
+nothing is ever sent twice by itself, and a WATCH never disappears by a silent reconnect.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import hiredis
+import redis.exceptions
+from redis.connection import AbstractConnection
+
+from bus.errors import BusUnavailable, ReplyLost, ServerError
+
+Argument = bytes | str | int | float
+Command = Sequence[Argument]
+
+#: Replies are read in pieces of this size: about a batch of 300 orders.
+_READ_SIZE = 1 << 16
+
+
+# hiredis declares a tuple of exactly one argument; it takes any number.
+_pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+
+
+def pack(command: Command) -> bytes:
+    """One command in RESP."""
+    return _pack(tuple(command))
+
+
+def pack_all(commands: Iterable[Command]) -> bytes:
+    """Commands in RESP, one after the other, to be sent with one write."""
+    return b"".join([_pack(tuple(command)) for command in commands])
+
+
+class Link:
+    """A connected socket. Not thread-safe. After any error it is closed and stays closed."""
+
+    __slots__ = ("_connection", "_reader", "_socket", "client_id", "pending")
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        """Connect. Raises BusUnavailable; nothing was written then."""
+        self._socket: socket.socket | None = None
+        self._connection = connection
+        self.client_id = 0
+        self.pending = 0
+        try:
+            connection.connect()
+        except (redis.exceptions.RedisError, OSError, UnicodeError) as error:
+            connection.disconnect()
+            raise BusUnavailable(f"Cannot connect to Redis: {error}") from error
+        self._socket = connection._sock
+        self._reader = hiredis.Reader(replyError=ServerError)
+
+    @property
+    def closed(self) -> bool:
+        return self._socket is None
+
+    def fileno(self) -> int:
+        """For select(); -1 when closed."""
+        return -1 if self._socket is None else self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket = None
+        self._connection.disconnect()
+
+    def stale(self) -> bool:
+        """True if the server has closed an idle connection (or sent something nobody asked for)."""
+        if self._socket is None:
+            return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | select.POLLHUP | select.POLLERR)
+        return bool(poll.poll(0))
+
+    def set_timeout(self, seconds: float | None) -> None:
+        if self._socket is not None:
+            self._socket.settimeout(seconds)
+
+    def send(self, packed: bytes, replies: int) -> None:
+        """Send packed commands for which `replies` replies will be read. Raises ReplyLost."""
+        if self._socket is None:
+            raise BusUnavailable("This connection is closed.")
+        try:
+            self._socket.sendall(packed)
+        except OSError as error:
+            self.close()
+            # A part may have arrived, so what was sent may have happened.
+            raise ReplyLost(f"The connection to Redis broke while sending: {error}") from error
+        self.pending += replies
+
+    def receive(self) -> Any:
+        """The next reply; an error of the server is returned as a ServerError value, not raised."""
+        if self._socket is None:
+            raise BusUnavailable("This connection is closed.")
+        reader = self._reader
+        reply = reader.gets()
+        try:
+            while reply is False:  # RESP2 has no booleans: False only means "not enough data yet"
+                data = self._socket.recv(_READ_SIZE)
+                if not data:
+                    raise ConnectionResetError("the server closed the connection")
+                reader.feed(data)
+                reply = reader.gets()
+        except OSError as error:
+            self.close()
+            kind = "Redis did not answer in time" if isinstance(error, TimeoutError) else "Lost Redis"
+            raise ReplyLost(f"{kind}: {error}") from error
+        except hiredis.ProtocolError as error:
+            self.close()
+            raise ReplyLost(f"Redis sent something that is not RESP: {error}") from error
+        self.pending -= 1
+        return reply
+
+    def pipe(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands in one write and read all their replies; errors are values among them."""
+        self.send(pack_all(commands), len(commands))
+        return [self.receive() for _ in commands]
+
+    def call(self, *command: Argument) -> Any:
+        """Send one command; return its reply, an error as a ServerError value."""
+        self.send(pack(command), 1)
+        return self.receive()

@@ -1,0 +1,98 @@
+"""Which function handles which topic for which group: `@subscribe` and the table behind it."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from bus.errors import ConfigurationError
+from bus.values import ORDERINGS, Ordering, Position, RetryPolicy, check_name
+
+Handler = Callable[[Any], Any]
+
+#: More messages than this in one batch would be settled too rarely (see workers.slice).
+MAX_BATCH = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscription:
+    """One handler for one group of one topic."""
+
+    topic: str
+    group: str
+    handler: Handler
+    ordering: Ordering = "key"
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    batch: int | None = None
+    """At most so many messages in one call of a batch handler; None: one message a call."""
+    atomic: str | None = None
+    """Alias of the database in whose transaction the handler runs; None: no transaction."""
+    start: str = "earliest"
+    time_limit: float | None = None
+    """Seconds after which the process that still runs the handler is killed."""
+    soft_time_limit: float | None = None
+    """Seconds after which SoftTimeLimitExceeded is raised inside the handler."""
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    dead_on: tuple[type[BaseException], ...] = ()
+
+    @property
+    def handler_name(self) -> str:
+        return f"{self.handler.__module__}.{getattr(self.handler, '__qualname__', repr(self.handler))}"
+
+
+class Subscriptions:
+    """The table of handlers of one process: at most one for a topic and group."""
+
+    def __init__(self) -> None:
+        self._table: dict[tuple[str, str], Subscription] = {}
+        self._lock = threading.Lock()
+
+    def add(self, subscription: Subscription) -> None:
+        """Check a subscription and enter it. Raises ConfigurationError."""
+        _check(subscription)
+        place = (subscription.topic, subscription.group)
+        with self._lock:
+            known = self._table.get(place)
+            if known is not None and known.handler_name != subscription.handler_name:
+                raise ConfigurationError(
+                    f"Group {subscription.group!r} of topic {subscription.topic!r} already has the handler "
+                    f"{known.handler_name}; {subscription.handler_name} needs a group of its own."
+                )
+            self._table[place] = subscription
+
+    def get(self, topic: str, group: str) -> Subscription | None:
+        return self._table.get((topic, group))
+
+    def __iter__(self) -> Iterator[Subscription]:
+        return iter(sorted(self._table.values(), key=lambda item: (item.topic, item.group)))
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def clear(self) -> None:
+        self._table.clear()
+
+
+def _check(subscription: Subscription) -> None:
+    where = f"subscribe({subscription.topic!r}, group={subscription.group!r})"
+    check_name("Topic", subscription.topic)
+    check_name("Group", subscription.group)
+    if subscription.ordering not in ORDERINGS:
+        raise ConfigurationError(
+            f"{where}: ordering must be one of {', '.join(ORDERINGS)}, not {subscription.ordering!r}."
+        )
+    batch = subscription.batch
+    if batch is not None and (isinstance(batch, bool) or not 1 <= batch <= MAX_BATCH):
+        raise ConfigurationError(f"{where}: batch must be from 1 to {MAX_BATCH:,}, not {batch!r}.")
+    for name in ("time_limit", "soft_time_limit"):
+        seconds = getattr(subscription, name)
+        if seconds is not None and seconds <= 0:
+            raise ConfigurationError(f"{where}: {name} must be more than 0 seconds, not {seconds!r}.")
+    if not callable(subscription.handler):
+        raise ConfigurationError(f"{where}: {subscription.handler!r} is not callable.")
+    if subscription.atomic and inspect.iscoroutinefunction(subscription.handler):
+        raise ConfigurationError(f"{where}: an async handler cannot run in a database transaction (atomic).")
+    Position.parse(subscription.start)

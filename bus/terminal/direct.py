@@ -1,0 +1,88 @@
+"""Operator verbs without Django: on Redis alone, with no database and no audit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from bus import groups
+from bus.errors import ConfigurationError, ReadOnly, UnknownTopic
+from bus.values import Ordering, TopicSpec
+
+if TYPE_CHECKING:
+    from bus.client import Bus
+    from bus.declarations import Drift, SyncReport
+
+
+class Direct:
+    """The hands of `jitney`."""
+
+    remark = (
+        "It is in Redis only: no database knows it, so `topic sync` cannot bring it back if Redis loses it. "
+        "Declare it in code, or use `manage.py bus topic`, to keep it."
+    )
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def create_topic(self, name: str, partitions: int, retention: timedelta | None, notes: str) -> None:
+        self._check_writable()
+        if notes:
+            _needs_database("--notes")
+        if name in self._bus.registry.specs():
+            raise ConfigurationError(f"There is a topic {name!r} already.")
+        self._bus.registry.project([TopicSpec(name=name, partitions=partitions, retention=retention)])
+
+    def change_topic(self, name: str, changes: dict[str, Any]) -> None:
+        self._check_writable()
+        if "notes" in changes:
+            _needs_database("--notes")
+        known = self._bus.registry.specs().get(name)
+        if known is None:
+            raise UnknownTopic(name)
+        self._bus.registry.project([replace(known, **changes)])
+
+    def delete_topic(self, name: str, confirm: str) -> None:
+        self._check_writable()
+        self.check_deletable(name, confirm)
+        self._bus.registry.delete(name)
+
+    def check_deletable(self, name: str, confirm: str) -> None:
+        if confirm != name:
+            raise ConfigurationError(f"The topic is named {name!r}, not {confirm!r}: nothing was deleted.")
+
+    def facts(self, _name: str, /) -> dict[str, str]:
+        return {}
+
+    def sync(self) -> SyncReport:
+        _needs_database("`topic sync`")
+
+    def drift(self) -> list[Drift]:
+        return []
+
+    def create_group(self, topic: str, group: str, start: str, ordering: Ordering) -> None:
+        self._check_writable()
+        groups.create(self._bus, topic, group, start=start, ordering=ordering)
+
+    def pause_group(self, topic: str, group: str) -> None:
+        self._check_writable()
+        groups.pause(self._bus, topic, group)
+
+    def resume_group(self, topic: str, group: str) -> None:
+        self._check_writable()
+        groups.resume(self._bus, topic, group)
+
+    def delete_group(self, topic: str, group: str) -> None:
+        self._check_writable()
+        groups.delete(self._bus, topic, group)
+
+    def _check_writable(self) -> None:
+        if self._bus.settings.read_only:
+            raise ReadOnly("BUS['READ_ONLY'] is set: operator verbs are refused here.")
+
+
+def _needs_database(what: str) -> NoReturn:
+    raise click.UsageError(f"{what} needs the project's database: use `manage.py bus` for it.")

@@ -1,0 +1,75 @@
+"""Kinds of commands and of arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from bus.errors import ConfigurationError
+from bus.terminal.session import Session
+from bus.values import MAX_PARTITIONS, Position, check_name, parse_duration
+
+
+class Leaf(click.Command):
+    """A command that knows --json."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--json"], is_flag=True, expose_value=False, callback=_use_json, help="Answer in JSON."
+            )
+        )
+
+
+class Branch(click.Group):
+    """A command with sub-commands."""
+
+    command_class = Leaf
+    group_class = type  # sub-groups are branches too
+
+
+def _use_json(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    session = context.find_object(Session)
+    if session is not None:
+        session.json = wanted
+
+
+def _checked(name: str, check: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A type of argument that one of the bus's own functions checks; what it refuses is wrong usage."""
+
+    def convert(text: str) -> Any:
+        try:
+            return check(text)
+        except ConfigurationError as error:
+            raise click.BadParameter(str(error)) from error
+
+    convert.__name__ = name  # what --help shows
+    return convert
+
+
+def _retention(text: str) -> timedelta | None:
+    return None if text == "forever" else parse_duration(text)
+
+
+def _start(text: str) -> str:
+    Position.parse(text)
+    return text
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ConfigurationError(f"{text!r} is not a header: write name=value.")
+    return name, value
+
+
+TOPIC = _checked("topic", lambda text: check_name("Topic", text))
+GROUP = _checked("group", lambda text: check_name("Group", text))
+RETENTION = _checked("duration", _retention)
+START = _checked("position", _start)
+HEADER = _checked("name=value", _header)
+PARTITIONS = click.IntRange(1, MAX_PARTITIONS)

@@ -1,0 +1,194 @@
+"""Frozen values that every other module speaks in. Standard library only."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from bus.errors import ConfigurationError
+
+Ordering = Literal["key", "partition", "none"]
+ORDERINGS: tuple[Ordering, ...] = ("key", "partition", "none")
+
+#: The Redis Cluster has 16,384 slots; 1,024 partitions keep every page and every
+#: worker's watch list bounded, and are far above what one Redis server can feed.
+MAX_PARTITIONS = 1024
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def check_name(kind: str, name: object) -> str:
+    """Return `name` if it can name a topic, group or prefix, else raise ConfigurationError."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{kind} {name!r} is not a valid name: use 1 to 100 letters, digits, '.', '_' or '-'."
+        )
+    return name
+
+
+def parse_duration(text: str | timedelta | float | None) -> timedelta | None:
+    """`"7d"`, `"12h"`, `"90s"`, a timedelta, or seconds → timedelta; None stays None (for ever)."""
+    if text is None or isinstance(text, timedelta):
+        duration = text
+    elif isinstance(text, int | float) and not isinstance(text, bool):
+        duration = timedelta(seconds=text)
+    else:
+        match = _DURATION.fullmatch(str(text).strip())
+        if match is None:
+            raise ConfigurationError(
+                f"{text!r} is not a duration: write a number and a unit, such as '90s', '12h' or '7d'."
+            )
+        duration = timedelta(seconds=float(match[1]) * _UNIT_SECONDS[match[2]])
+    if duration is not None and duration <= timedelta(0):
+        raise ConfigurationError(f"A duration must be longer than zero, not {text!r}.")
+    return duration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicSpec:
+    """What a topic is: its name, its partition count, and how long settled messages are kept."""
+
+    name: str
+    partitions: int = 1
+    retention: timedelta | None = None
+    """Messages older than this are trimmed once every group has settled them; None keeps them."""
+
+    def __post_init__(self) -> None:
+        check_name("Topic", self.name)
+        count = self.partitions
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_PARTITIONS:
+            raise ConfigurationError(
+                f"Topic {self.name!r}: partitions must be a whole number from 1 to "
+                f"{MAX_PARTITIONS}, not {count!r}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof that Redis stored a message. `duplicate` is True if the same `message_id` was there."""
+
+    topic: str
+    partition: int
+    id: str
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often and how late a failing message is tried again. Seconds throughout."""
+
+    attempts: int = 5
+    """Tries in all, the first one included; after the last the message becomes a dead letter."""
+    delay: float = 1.0
+    factor: float = 2.0
+    max_delay: float = 600.0
+    jitter: float = 0.1
+    """Each delay is drawn from `delay ± jitter·delay`, so that failures do not come back in step."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
+            raise ConfigurationError(f"RetryPolicy.attempts must be 1 or more, not {self.attempts!r}.")
+        if self.delay < 0 or self.max_delay < 0 or self.factor < 1 or not 0 <= self.jitter <= 1:
+            raise ConfigurationError(
+                "RetryPolicy needs delay ≥ 0, max_delay ≥ 0, factor ≥ 1 and 0 ≤ jitter ≤ 1."
+            )
+
+    def delay_after(self, attempt: int, draw: Callable[[], float] = random.random) -> float:
+        """Seconds to wait after failed attempt number `attempt` (from 1)."""
+        exponent = min(attempt - 1, 64)  # beyond it a float power only overflows
+        base: float = min(self.max_delay, self.delay * float(self.factor) ** exponent)
+        return max(0.0, base * (1 + self.jitter * (2 * draw() - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a partition: `earliest`, `latest`, an exact stream `id`, or a point in time."""
+
+    kind: Literal["earliest", "latest", "id", "time"]
+    value: str = ""
+
+    @classmethod
+    def parse(cls, text: str | datetime | Position) -> Position:
+        """`"earliest"`, `"latest"`, `"1700000000000-0"`, an aware datetime or its ISO form."""
+        if isinstance(text, Position):
+            return text
+        if isinstance(text, datetime):
+            if text.tzinfo is None:
+                raise ConfigurationError(f"{text!r} has no time zone; a position needs an aware datetime.")
+            return cls("time", str(int(text.timestamp() * 1000)))
+        if text in ("earliest", "latest"):
+            return cls(text)  # type: ignore[arg-type]  # narrowed by the line above
+        if re.fullmatch(r"\d+(-\d+)?", text):
+            return cls("id", text if "-" in text else f"{text}-0")
+        try:
+            return cls.parse(datetime.fromisoformat(text))
+        except ValueError:
+            raise ConfigurationError(
+                f"{text!r} is not a position: use 'earliest', 'latest', a message id or a time."
+            ) from None
+
+
+class Message:
+    """One message of a topic, as a handler gets it. The value is decoded when first read."""
+
+    __slots__ = ("_decode", "_fields", "_value", "attempt", "id", "partition", "topic")
+
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        id: str,
+        fields: list[bytes],
+        decode: Callable[[list[bytes]], tuple[Any, str | None, Mapping[str, str]]],
+        attempt: int = 1,
+    ) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.id = id
+        self.attempt = attempt
+        self._fields = fields
+        self._decode = decode
+        self._value: tuple[Any, str | None, Mapping[str, str]] | None = None
+
+    def _decoded(self) -> tuple[Any, str | None, Mapping[str, str]]:
+        if self._value is None:
+            self._value = self._decode(self._fields)
+        return self._value
+
+    @property
+    def value(self) -> Any:
+        """What was published. Raises Undecodable if the stream entry is not one of ours."""
+        return self._decoded()[0]
+
+    @property
+    def key(self) -> str | None:
+        return self._decoded()[1]
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._decoded()[2]
+
+    @property
+    def raw(self) -> dict[bytes, bytes]:
+        """The stream entry's fields exactly as Redis holds them."""
+        return dict(zip(self._fields[::2], self._fields[1::2], strict=False))
+
+    @property
+    def timestamp(self) -> datetime:
+        """When Redis stored the message, by the server's clock (from the id, to the millisecond)."""
+        return datetime.fromtimestamp(int(self.id.partition("-")[0]) / 1000, UTC)
+
+    def __repr__(self) -> str:
+        return f"<Message {self.topic}/{self.partition}/{self.id} attempt {self.attempt}>"
+
+
+def id_pair(message_id: str | bytes) -> tuple[int, int]:
+    """`"1700-3"` → (1700, 3): ids compare as pairs of integers, never as text."""
+    ms, _, seq = (message_id.decode() if isinstance(message_id, bytes) else message_id).partition("-")
+    return int(ms), int(seq or 0)

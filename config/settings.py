@@ -1,0 +1,124 @@
+"""Settings of the stand-alone project, all from the environment.
+
+JITNEY_DATA         directory for all that is written      default: .jitney beside manage.py
+BUS_URL             where Redis is                         default: embedded://$JITNEY_DATA/server
+BUS_PREFIX          prefix of all keys in Redis            default: bus
+BUS_READ_ONLY       1: operator verbs are refused          default: 0
+DEBUG               1: tracebacks in pages, and the first client starts the embedded server
+                                                           default: 1, for 127.0.0.1 only
+ALLOWED_HOSTS       host names to answer to, with commas   default: this machine only
+DJANGO_SECRET_KEY   signs sessions                         default: made once, kept in $JITNEY_DATA
+LOG_LEVEL           of all loggers                         default: INFO
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from config.secret import secret_key
+
+
+def _flag(name: str, default: str) -> bool:
+    return os.environ.get(name, default).strip().lower() in ("1", "true", "yes", "on")
+
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+DATA_DIR = Path(os.environ.get("JITNEY_DATA") or BASE_DIR / ".jitney").expanduser().absolute()
+DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+DEBUG = _flag("DEBUG", "1")
+SECRET_KEY = os.environ.get("DJANGO_SECRET_KEY") or secret_key(DATA_DIR / "secret-key")
+ALLOWED_HOSTS = [
+    host.strip() for host in os.environ.get("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]").split(",") if host
+]
+
+BUS = {
+    "URL": os.environ.get("BUS_URL") or f"embedded://{DATA_DIR / 'server'}",
+    "PREFIX": os.environ.get("BUS_PREFIX") or "bus",
+    "READ_ONLY": _flag("BUS_READ_ONLY", "0"),
+}
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "bus",
+    "workers",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "config.urls"
+WSGI_APPLICATION = "config.wsgi.application"
+ASGI_APPLICATION = "config.asgi.application"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+# Web, workers and commands write at the same time: a write takes the lock at the start of its
+# transaction and waits for it, instead of failing half-way with "database is locked".
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": DATA_DIR / "db.sqlite3",
+        "OPTIONS": {
+            "timeout": 20,
+            "transaction_mode": "IMMEDIATE",
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
+        },
+    },
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+]
+
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_I18N = True
+USE_TZ = True
+
+# Static files are served from where the apps keep them; there is no collectstatic step.
+STATIC_URL = "static/"
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = DEBUG
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": os.environ.get("LOG_LEVEL", "INFO").upper()},
+}
+
+# The broker is the bus's own server; workers/celery.py finds it.
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False

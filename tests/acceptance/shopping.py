@@ -1,0 +1,214 @@
+"""The shop under test: its bus, its real Celery workers, and the ledger of what its handlers did."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bus import observe
+from bus.client import Bus
+from bus.errors import UnknownGroup
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: topic → (group, partitions), as in shop/topics.py and shop/consumers.py.
+GROUPS = {"keyed": ("bykey", 8), "strict": ("inorder", 2), "loose": ("anyhow", 4), "batches": ("crates", 4)}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the ledger."""
+
+    what: str
+    topic: str
+    partition: int
+    id: str
+    key: str
+    n: int
+    attempt: int
+    pid: int
+    at: int
+
+
+class Worker:
+    """A real `celery -A workers worker`."""
+
+    def __init__(self, shop: Shop, name: str, options: Iterable[str]) -> None:
+        self.name = name
+        self.log = shop.directory / f"{name}.log"
+        command = [sys.executable, "-m", "celery", "-A", "workers", "worker", "-n", f"{name}@%h",
+                   "-l", "INFO", "--without-gossip", "--without-mingle", *options]  # fmt: skip
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=shop.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def says(self, text: str) -> bool:
+        return text in self.log.read_text(errors="replace")
+
+    def wait_ready(self) -> Worker:
+        wait_until(
+            lambda: self.says(" ready.") or self._process.poll() is not None, 40, f"{self.name} to be ready"
+        )
+        assert self._process.poll() is None, self.log.read_text(errors="replace")
+        return self
+
+    def children(self) -> list[int]:
+        """The pool processes."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, timeout: float = 30) -> int:
+        """Its exit code."""
+        return self._process.wait(timeout)
+
+    def stop(self) -> int:
+        """Stop it as an operator would, and wait for it."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL; its pool processes die with it."""
+        children = self.children()
+        self.signal(signal.SIGKILL)
+        self.wait()
+        wait_until(
+            lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 20, "the pool to be gone"
+        )
+
+    def end(self) -> None:
+        """At the end of a test, whatever its state."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self.wait()
+
+
+class Shop:
+    """One bus with its own prefix, and workers that consume from it."""
+
+    def __init__(self, url: str, prefix: str, directory: Path) -> None:
+        self.directory = directory
+        self.bus = Bus(url, prefix=prefix)
+        self.ledger = directory / "ledger"
+        self.ledger.touch()
+        self._workers: list[Worker] = []
+        self.environment = {
+            **os.environ,
+            "BUS_URL": url,
+            "BUS_PREFIX": prefix,
+            "JITNEY_DATA": str(directory / "data"),
+            "DJANGO_SETTINGS_MODULE": "tests.acceptance.settings",
+            "SHOP_LEDGER": str(self.ledger),
+            "CELERY_QUEUE_PREFIX": prefix,
+            "PYTHONWARNINGS": "ignore",
+        }
+        for topic, (_group, partitions) in GROUPS.items():
+            self.bus.topic(topic, partitions=partitions)
+        self.bus.registry.project(self.bus.declared.specs().values())
+
+    # ------------------------------------------------------------------ doing
+
+    def worker(self, name: str = "one", *options: str) -> Worker:
+        """Start a worker; `options` as for `celery worker`."""
+        worker = Worker(self, name, options or ("-c", "2"))
+        self._workers.append(worker)
+        return worker
+
+    def publish(self, topic: str, count: int, *, keys: int = 20, first: int = 0, **what: Any) -> list[str]:
+        """Publish numbered messages with keys in turn; their ids."""
+        values = ({"n": number, **what} for number in range(first, first + count))
+        receipts = self.bus.publish_iter(topic, values, key=lambda value: f"k{value['n'] % keys}")
+        return [f"{receipt.partition}/{receipt.id}" for receipt in receipts]
+
+    def end(self) -> None:
+        for worker in self._workers:
+            worker.end()
+        self.bus.close()
+
+    # ------------------------------------------------------------------ seeing
+
+    def lines(self, what: str = "end", topic: str | None = None) -> list[Line]:
+        found = []
+        for raw in self.ledger.read_text().splitlines():
+            parts = raw.split()
+            if parts[0] != what or len(parts) != 9:
+                continue
+            line = Line(parts[0], parts[1], int(parts[2]), parts[3], parts[4], int(parts[5]), int(parts[6]),
+                        int(parts[7]), int(parts[8]))  # fmt: skip
+            if topic is None or line.topic == topic:
+                found.append(line)
+        return found
+
+    def group(self, topic: str) -> observe.GroupSnapshot:
+        return observe.group(self.bus, topic, GROUPS[topic][0])[0]
+
+    def owners(self, topic: str) -> list[str | None]:
+        return [each.owner for each in observe.group(self.bus, topic, GROUPS[topic][0])[1]]
+
+    def idle(self, topic: str) -> bool:
+        """Everything that was published is settled."""
+        try:
+            group = self.group(topic)
+        except UnknownGroup:
+            return False  # no worker has declared it yet
+        return group.lag is not None and group.lag.count == 0 and group.pending == 0
+
+    def wait_idle(self, topic: str, timeout: float = 60) -> None:
+        wait_until(lambda: self.idle(topic), timeout, f"{topic} to be settled", 0.05)
+
+    def wait_owned(self, topic: str, timeout: float = 30) -> None:
+        """Until every partition has an owner."""
+        wait_until(lambda: all(self.owners(topic)), timeout, f"all partitions of {topic} to be owned")
+
+    def wait_lines(
+        self, count: int, what: str = "end", topic: str | None = None, timeout: float = 60
+    ) -> None:
+        def enough() -> bool:
+            return len(self.lines(what, topic)) >= count
+
+        wait_until(enough, timeout, f"{count} lines of {what}", 0.05)
+
+    # ------------------------------------------------------------------ judging
+
+    def assert_each_once(self, topic: str, count: int) -> None:
+        """Every number from 0 was handled to its end, none twice."""
+        seen = Counter(line.n for line in self.lines("end", topic))
+        assert sorted(seen) == list(range(count)), f"lost: {sorted(set(range(count)) - set(seen))[:20]}"
+        assert not {n: times for n, times in seen.items() if times > 1}
+
+    def assert_each(self, topic: str, count: int) -> int:
+        """Every number from 0 was handled to its end; how many were so more than once."""
+        seen = Counter(line.n for line in self.lines("end", topic))
+        assert sorted(seen) == list(range(count)), f"lost: {sorted(set(range(count)) - set(seen))[:20]}"
+        return sum(1 for times in seen.values() if times > 1)
+
+    def assert_order(self, topic: str, by: Callable[[Line], object]) -> None:
+        """First completions came in publish order within each `by`."""
+        last: dict[object, int] = defaultdict(lambda: -1)
+        seen: set[int] = set()
+        for line in sorted(self.lines("end", topic), key=lambda line: line.at):
+            if line.n in seen:
+                continue
+            seen.add(line.n)
+            assert line.n > last[by(line)], f"{line} came after {last[by(line)]}"
+            last[by(line)] = line.n

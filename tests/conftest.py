@@ -1,0 +1,67 @@
+"""Fixtures: a private server per test process, a prefix per test, a client."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bus.streams.connect import Client, Endpoint
+from bus.streams.embedded import EmbeddedServer
+from tests.servers import CHROMIUM_NAMES, program, redis7_server, valkey_server
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked `both_servers` run on each family of servers."""
+    if "server" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_servers"):
+        metafunc.parametrize("server", ["valkey", "redis7"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A Valkey of this test process. Tests that stop or freeze a server take `own_server`."""
+    with valkey_server(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis7(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A Redis 7.0 of this test process."""
+    with redis7_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> EmbeddedServer:
+    """Valkey; for tests marked `both_servers` Valkey, then Redis 7.0."""
+    chosen: EmbeddedServer = request.getfixturevalue(getattr(request, "param", "valkey"))
+    return chosen
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """A Valkey for this test alone, which may kill, freeze and restart it."""
+    with valkey_server(tmp_path / "server") as server:
+        yield server
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix of keys that no other test uses."""
+    return f"t{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture
+def client(server: EmbeddedServer) -> Iterator[Client]:
+    """A client of `server`."""
+    client = Client(Endpoint(server.url))
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of the distribution's Chromium."""
+    return program("Chromium", *CHROMIUM_NAMES)

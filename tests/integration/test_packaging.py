@@ -1,0 +1,67 @@
+"""What the wheel holds: the three packages with all their files, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("bus", "workers", "admin_ui")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
+    """The built wheel. It is built from a copy, so that no build directory is left in the tree."""
+    copy = tmp_path_factory.mktemp("tree")
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in (*PACKAGES, "config", "demo", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(copy / "dist")]
+    built = subprocess.run([*command, str(copy)], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = (copy / "dist").glob("*.whl")
+    return zipfile.Path(path)
+
+
+def members(wheel: zipfile.Path) -> set[str]:
+    return {name for name in wheel.root.namelist() if not name.endswith("/")}
+
+
+def files(pattern: str) -> set[str]:
+    """Files of the three packages in the tree, as the wheel names them."""
+    found = (path for package in PACKAGES for path in (ROOT / package).glob(pattern) if path.is_file())
+    return {path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts}
+
+
+def test_the_wheel_holds_the_three_packages_only(wheel: zipfile.Path) -> None:
+    tops = {name.partition("/")[0] for name in members(wheel)}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["**/*.py", "**/*.lua", "**/migrations/*.py", "**/templates/**/*", "**/static/**/*"],
+    ids=["modules", "scripts", "migrations", "templates", "static files"],
+)
+def test_the_wheel_holds_every_file_of_a_kind(wheel: zipfile.Path, pattern: str) -> None:
+    expected = files(pattern)
+    assert expected, f"the tree has no {pattern}: is the test looking in the right place?"
+    assert expected <= members(wheel)
+
+
+def test_the_wheel_names_its_licence_extras_and_command(wheel: zipfile.Path) -> None:
+    texts = {name.rpartition("/")[2]: name for name in members(wheel) if ".dist-info/" in name}
+    metadata = (wheel / texts["METADATA"]).read_text()
+    assert "License-Expression: MIT" in metadata
+    assert "Requires-Python: >=3.11" in metadata
+    for extra in ("embedded", "server", "cli"):
+        assert f"Provides-Extra: {extra}" in metadata
+    assert "LICENSE" in texts
+    assert "jitney = bus.cli:main" in (wheel / texts["entry_points.txt"]).read_text()

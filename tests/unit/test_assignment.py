@@ -1,0 +1,155 @@
+"""The properties of the assignment that workers rely on, for all tables."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus.lane import LaneId
+from workers.assignment import assign
+
+NAMES = [f"w{number}" for number in range(8)]
+PLACES = ["orders/inventory", "orders/revenue", "alerts/purchasing", "clicks/stats"]
+Serves = Mapping[str, set[str] | None]
+
+
+def lanes_of(places: Mapping[str, int]) -> list[LaneId]:
+    """`{"orders/inventory": 8}` → its eight lanes."""
+    split = [(*place.split("/"), count) for place, count in places.items()]
+    return [LaneId(topic, number, group) for topic, group, count in split for number in range(count)]
+
+
+places = st.dictionaries(st.sampled_from(PLACES), st.integers(0, 20))
+lanes = places.map(lanes_of)
+everybody = st.sets(st.sampled_from(NAMES)).map(lambda names: dict.fromkeys(names))
+serving = st.dictionaries(st.sampled_from(NAMES), st.none() | st.sets(st.sampled_from(PLACES)))
+owners_by_seed = st.integers(0, 2**16)
+
+
+def random_owners(lanes: list[LaneId], seed: int) -> dict[LaneId, str]:
+    """Any state of the leases: free ones, dead owners, owners of too much."""
+    draw = random.Random(seed)
+    return {lane: draw.choice([*NAMES, "dead-1", "free"]) for lane in lanes if draw.random() < 0.8}
+
+
+def eligible(workers: Serves, lane: LaneId) -> list[str]:
+    place = f"{lane.topic}/{lane.group}"
+    return [name for name, serves in workers.items() if serves is None or place in serves]
+
+
+@given(serving, lanes, owners_by_seed)
+def test_every_lane_that_somebody_serves_is_assigned_to_one_who_serves_it(workers, lanes, seed):
+    assigned = assign(workers, lanes, random_owners(lanes, seed))
+    assert set(assigned) == {lane for lane in lanes if eligible(workers, lane)}
+    assert all(worker in eligible(workers, lane) for lane, worker in assigned.items())
+
+
+@given(serving, lanes, owners_by_seed)
+def test_a_topic_and_group_is_even_to_one_lane(workers, lanes, seed):
+    assigned = assign(workers, lanes, random_owners(lanes, seed))
+    for place in {(lane.topic, lane.group) for lane in assigned}:
+        counts = Counter(worker for lane, worker in assigned.items() if (lane.topic, lane.group) == place)
+        shares = [counts[name] for name in eligible(workers, LaneId(place[0], 0, place[1]))]
+        assert max(shares) - min(shares) <= 1
+
+
+@given(serving, lanes, owners_by_seed)
+def test_the_order_of_the_tables_does_not_matter(workers, lanes, seed):
+    owners = random_owners(lanes, seed)
+    draw = random.Random(seed)
+    other_workers = dict(draw.sample(sorted(workers.items()), len(workers)))
+    other_lanes = draw.sample(lanes, len(lanes))
+    other_owners = dict(draw.sample(sorted(owners.items()), len(owners)))
+    assert assign(other_workers, other_lanes, other_owners) == assign(workers, lanes, owners)
+
+
+@given(serving, lanes, owners_by_seed)
+def test_an_assignment_that_is_carried_out_is_assigned_again(workers, lanes, seed):
+    assigned = assign(workers, lanes, random_owners(lanes, seed))
+    assert assign(workers, lanes, assigned) == assigned
+
+
+@given(everybody, st.integers(0, 40), st.lists(st.sampled_from(NAMES), max_size=8))
+def test_a_join_or_leave_moves_no_more_lanes_of_a_group_than_one_share(workers, count, changes):
+    for before, after, size in history(workers, lanes_of({PLACES[0]: count}), changes):
+        assert_few_moves(before, after, size)
+
+
+@given(everybody, lanes, st.lists(st.sampled_from(NAMES), max_size=8))
+def test_with_several_groups_one_lane_more_may_move_so_that_the_totals_stay_even(workers, lanes, changes):
+    for before, after, size in history(workers, lanes, changes):
+        assert_few_moves(before, after, size, spare=1)
+
+
+def history(workers, lanes, changes):
+    """(assignment before, after, number of workers with the one that came or went) of each change."""
+    now, assigned = dict(workers), assign(workers, lanes, {})
+    for name in changes:
+        size = len(now | {name: None})
+        if name in now:
+            del now[name]
+        else:
+            now[name] = None
+        before, assigned = assigned, assign(now, lanes, assigned)
+        yield before, assigned, size
+
+
+def assert_few_moves(before, after, workers: int, spare: int = 0) -> None:
+    moved = Counter((lane.topic, lane.group) for lane in after if lane in before and before[lane] != after[lane])
+    sizes = Counter((lane.topic, lane.group) for lane in before)
+    for place, count in moved.items():
+        assert count <= -(-sizes[place] // workers) + spare, f"{count} of {sizes[place]} lanes of {place} moved"
+
+
+@given(st.integers(1, 8), st.integers(1, 60), owners_by_seed)
+def test_many_small_groups_are_spread_over_all_workers(count, topics, seed):
+    # Given many topics of one partition, all owned by whoever was there first
+    workers = dict.fromkeys(NAMES[:count])
+    lanes = [LaneId(f"topic-{number}", 0, "group") for number in range(topics)]
+    for owners in ({}, dict.fromkeys(lanes, NAMES[0]), random_owners(lanes, seed)):
+        # When they are assigned
+        loads = Counter(assign(workers, lanes, owners).values())
+        # Then the totals are even
+        assert max(loads.values()) - min(loads[name] for name in workers) <= 1
+
+
+@given(everybody, lanes, owners_by_seed)
+def test_totals_are_even_where_everybody_serves_everything(workers, lanes, seed):
+    loads = Counter(assign(workers, lanes, random_owners(lanes, seed)).values())
+    if loads:
+        assert max(loads.values()) - min(loads[name] for name in workers) <= 1
+
+
+def test_nobody_loses_a_lane_that_fits_into_his_share():
+    lanes = lanes_of({"orders/inventory": 8})
+    owners = {lane: ("a", "b")[lane.partition % 2] for lane in lanes}
+    assert assign({"a": None, "b": None}, lanes, owners) == owners
+
+
+def test_an_extra_stays_with_whoever_has_it():
+    lanes = lanes_of({"orders/inventory": 3})
+    owners = {lanes[0]: "z", lanes[1]: "z", lanes[2]: "a"}
+    assert assign({"a": None, "z": None}, lanes, owners) == owners
+
+
+def test_taking_one_lane_changes_nothing_for_the_others():
+    # Given a worker that took some of the lanes that should be its own, but not all yet
+    lanes = lanes_of({"orders/inventory": 8})
+    workers = {"a": None, "b": None, "c": None}
+    wanted = assign(workers, lanes, {})
+    for lane in lanes:
+        assert assign(workers, lanes, {lane: wanted[lane]}) == wanted
+
+
+def test_lanes_of_one_partition_are_divided_too():
+    # Unordered groups have several lanes in a partition
+    lanes = [LaneId("clicks", 0, "stats", f"lane-{number}") for number in range(4)]
+    assert Counter(assign({"a": None, "b": None}, lanes, {}).values()) == {"a": 2, "b": 2}
+
+
+def test_without_workers_nothing_is_assigned():
+    assert assign({}, lanes_of({"orders/inventory": 3}), {}) == {}

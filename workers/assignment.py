@@ -1,0 +1,143 @@
+"""Who should own which lane: a pure function that every worker computes alike from the same table.
+
+The lanes of one topic and group are divided evenly: with P lanes and N workers everybody gets P // N, and
+P % N workers get one more, an *extra*. Which workers those are is the only freedom, and it is used twice:
+whoever has an extra keeps it, so that a join or a leave moves few lanes; and an extra moves to a worker
+whose total over all topics and groups is lower by two or more, so that a hundred topics of one
+partition do not all stay with the worker that was there first.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from operator import attrgetter
+
+from bus.lane import LaneId
+
+#: A difference in lanes that is worth moving an extra for; with 1 it would go to and fro.
+_UNEVEN = 2
+
+_in_order = attrgetter("partition", "lane")
+
+
+def assign(
+    workers: Mapping[str, Collection[str] | None],
+    lanes: Collection[LaneId],
+    owners: Mapping[LaneId, str],
+) -> dict[LaneId, str]:
+    """Lane → the worker that should own it.
+
+    `workers`: live worker → what it serves as `topic/group`, None for everything. `owners`: who holds each
+    lane now; it may name workers that are dead. A lane that nobody serves is left out.
+
+    Independent of the order of its arguments; complete; even to ±1 within a topic and group; and with its
+    own result as `owners` it returns the same result.
+    """
+    shares = _shares(workers, lanes, owners)
+    loads = dict.fromkeys(workers, 0)
+    for share in shares:
+        share.count_base(loads)
+    for share in shares:
+        share.keep_extras(loads)
+    for share in shares:
+        share.give_extras(loads)
+    _even_out(shares, loads)
+    return {lane: worker for share in shares for lane, worker in share.divide().items()}
+
+
+def _even_out(shares: list[_Share], loads: dict[str, int]) -> None:
+    # Every move lowers the sum of the squares of the loads, so this ends.
+    for may_give in (_Share.free_extras, _Share.all_extras):
+        moved = True
+        while moved:
+            moved = False
+            for share in shares:
+                moved = share.even_out(loads, may_give) or moved
+
+
+def _shares(
+    workers: Mapping[str, Collection[str] | None], lanes: Collection[LaneId], owners: Mapping[LaneId, str]
+) -> list[_Share]:
+    by_group: defaultdict[tuple[str, str], list[LaneId]] = defaultdict(list)
+    for lane in lanes:
+        by_group[lane.topic, lane.group].append(lane)
+    shares = []
+    for (topic, group), members in sorted(by_group.items()):
+        eligible = sorted(
+            name for name, serves in workers.items() if serves is None or f"{topic}/{group}" in serves
+        )
+        if eligible:
+            shares.append(_Share(members, eligible, owners))
+    return shares
+
+
+class _Share:
+    """How the lanes of one topic and group are divided among the workers that serve the group."""
+
+    __slots__ = ("base", "extra_count", "extras", "free", "held")
+
+    def __init__(self, lanes: list[LaneId], eligible: list[str], owners: Mapping[LaneId, str]) -> None:
+        self.base, self.extra_count = divmod(len(lanes), len(eligible))
+        self.held: dict[str, list[LaneId]] = {worker: [] for worker in eligible}
+        self.free: list[LaneId] = []
+        for lane in sorted(lanes, key=_in_order):
+            self.held.get(owners.get(lane, ""), self.free).append(lane)
+        self.extras: set[str] = set()
+
+    def count_base(self, loads: dict[str, int]) -> None:
+        for worker in self.held:
+            loads[worker] += self.base
+
+    def keep_extras(self, loads: dict[str, int]) -> None:
+        """Whoever holds more than the base has an extra and keeps it, as far as there are extras."""
+        over = [worker for worker, lanes in self.held.items() if len(lanes) > self.base]
+        self._add_extras(over, loads)
+
+    def give_extras(self, loads: dict[str, int]) -> None:
+        """Extras that are left go to the workers with the fewest lanes in all."""
+        self._add_extras([worker for worker in self.held if worker not in self.extras], loads)
+
+    def _add_extras(self, candidates: list[str], loads: dict[str, int]) -> None:
+        candidates.sort(key=lambda worker: (loads[worker], worker))
+        for worker in candidates[: self.extra_count - len(self.extras)]:
+            self.extras.add(worker)
+            loads[worker] += 1
+
+    def even_out(self, loads: dict[str, int], may_give: Callable[[_Share], set[str]]) -> bool:
+        """Move extras from workers with many lanes in all to those with few; True if one moved."""
+        moved = False
+        while givers := may_give(self):
+            rich = max(givers, key=lambda worker: (loads[worker], worker))
+            poor = min(self.held.keys() - self.extras, key=lambda worker: (loads[worker], worker))
+            if loads[rich] - loads[poor] < _UNEVEN:
+                break
+            self.extras.remove(rich)
+            self.extras.add(poor)
+            loads[rich] -= 1
+            loads[poor] += 1
+            moved = True
+        return moved
+
+    def free_extras(self) -> set[str]:
+        """Extras whose worker does not hold the lane yet: another may get it without a move."""
+        return {worker for worker in self.extras if len(self.held[worker]) <= self.base}
+
+    def all_extras(self) -> set[str]:
+        return self.extras
+
+    def divide(self) -> dict[LaneId, str]:
+        """Everybody keeps what fits into his share; the rest fills up the others, both in their order.
+
+        In order, so that a worker that takes one of its lanes changes nothing for the other lanes.
+        """
+        owned: dict[LaneId, str] = {}
+        rest, wanting = list(self.free), []
+        for worker, lanes in self.held.items():
+            size = self.base + (worker in self.extras)
+            owned.update(dict.fromkeys(lanes[:size], worker))
+            rest += lanes[size:]
+            wanting += [worker] * (size - len(lanes))
+        rest.sort(key=_in_order)
+        owned.update(zip(rest, wanting, strict=True))
+        return owned

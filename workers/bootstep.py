@@ -1,0 +1,267 @@
+"""Ties the consumer to the life of a Celery worker. With `celery.py` and `slice.py` all that knows Celery."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import uuid
+from collections import deque
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from celery import bootsteps, signals
+from celery.exceptions import ImproperlyConfigured
+from celery.worker import state as worker_state
+from vine import promise
+
+from bus import default
+from workers.consumer import Consumer, Host
+from workers.order import SliceOrder
+from workers.runtime import Runtime
+
+logger = logging.getLogger("jitney.workers")
+
+#: How often what no event announces is looked for. Seconds.
+TICK_SECONDS = 0.1
+#: Without it billiard notices some dead pool processes only after 5 s. Seconds.
+MAINTAIN_SECONDS = 0.5
+
+
+class BusWorkerStep(bootsteps.Step):  # type: ignore[misc]  # Celery has no types
+    """Before the pool forks: makes what its children inherit."""
+
+    # Made after the pool's settings are known; the pool itself forks later, when it is started.
+    requires = ("celery.worker.components:Pool",)
+    label = "Bus"
+    runtime: ClassVar[Runtime | None] = None
+
+    def __init__(self, worker: Any, groups: str | None = None, no_bus: bool = False, **_: Any) -> None:
+        worker.bus_consumer = None
+        if no_bus:
+            return
+        wanted = [part.strip() for part in groups.split(",") if part.strip()] if groups else None
+        worker.bus_consumer = make_consumer(worker, wanted)
+        if worker.bus_consumer is not None:
+            type(self).runtime = worker.bus_consumer.runtime
+
+
+def make_consumer(worker: Any, groups: list[str] | None) -> Consumer | None:
+    """The consumer of this worker, or None if nothing is subscribed. Raises ImproperlyConfigured."""
+    from django.utils.module_loading import autodiscover_modules
+
+    autodiscover_modules("topics")
+    autodiscover_modules("consumers")
+    bus = default.get()
+    serving = groups or bus.settings.groups
+    known = list(default.subscriptions)
+    unknown = set(serving or ()) - {each.group for each in known}
+    if unknown:
+        raise ImproperlyConfigured(
+            f"No handler is subscribed for the group(s) {', '.join(sorted(unknown))}. "
+            f"Known groups: {', '.join(sorted({each.group for each in known})) or 'none'}."
+        )
+    mine = [each for each in known if serving is None or each.group in serving]
+    if not mine:
+        logger.warning("No handler is subscribed (is there a consumers.py?): this worker consumes no topics.")
+        return None
+    _check_pool(worker)
+    return Consumer(bus, mine, slots=slots_of(worker, bus.settings.slots))
+
+
+def _check_pool(worker: Any) -> None:
+    name = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
+    if not any(kind in name for kind in ("prefork", "thread")):
+        raise ImproperlyConfigured(
+            f"The bus consumes in the prefork and threads pools, not in {name!r}. Start this worker with "
+            "`--pool prefork` or `--pool threads`, or with `--no-bus`."
+        )
+
+
+def slots_of(worker: Any, configured: int | None) -> int:
+    """How many slices may run at once: as configured, else all processes, less one for ordinary tasks."""
+    processes = int(worker.max_concurrency or worker.concurrency or 1)
+    if configured is not None:
+        return min(configured, processes)
+    ordinary = [name for name in worker.app.tasks if not name.startswith(("celery.", "jitney."))]
+    return max(1, processes - 1) if ordinary else processes
+
+
+class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
+    """Runs the consumer beside Celery's own, over broker reconnects, until the worker stops."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+    label = "Bus"
+
+    def __init__(self, consumer: Any, **_: Any) -> None:
+        self._consumer: Consumer | None = getattr(consumer.controller, "bus_consumer", None)
+        self._slices: _Slices | None = None
+        self._started = False
+
+    def include_if(self, _consumer: Any) -> bool:
+        return self._consumer is not None
+
+    def start(self, c: Any) -> None:
+        """The broker is connected, for the first time or again."""
+        assert self._consumer is not None
+        self._slices = _Slices(c, self._consumer)
+        host = self._slices.host()
+        if self._started:
+            self._consumer.rehost(host)
+        else:
+            self._started = True
+            signals.worker_shutting_down.connect(self._shutting_down, weak=False)
+            self._consumer.start(host, processes=c.pool.num_processes)
+        self._slices.keep_time()
+
+    def stop(self, c: Any) -> None:
+        """The broker connection was lost, or the worker stops."""
+        if self._slices is not None:
+            self._slices.settle_flushed()
+        if c.blueprint.state != bootsteps.RUN and self._consumer is not None:
+            self._consumer.drain()
+
+    def shutdown(self, _c: Any) -> None:
+        """The pool has ended."""
+        if self._consumer is not None:
+            self._consumer.stop()
+
+    def _shutting_down(self, **_: Any) -> None:
+        """Sent in the signal handler, before anything else of the shutdown: stop fetching at once."""
+        if self._consumer is not None:
+            self._consumer.drain()
+
+
+class _Slices:
+    """Starts slices as real Celery requests, in the main loop, and hears of their end.
+
+    A request (not a bare pool job) brings events, inspect, revoke, autoscale, max-tasks-per-child and
+    Django's connection care.
+    """
+
+    def __init__(self, c: Any, consumer: Consumer) -> None:
+        self._c = c
+        self._hub = c.hub
+        self._consumer = consumer
+        self._requests: dict[int, Any] = {}
+        self._mail: deque[Callable[[], None]] = deque()
+        self._pump = promise(self._on_pump)
+
+    def host(self) -> Host:
+        return Host(wake=self.wake, start=self.start, free=self.free, kill=self.kill)
+
+    def keep_time(self) -> None:
+        if self._hub is None:
+            raise ImproperlyConfigured(
+                "The bus needs a broker transport with an event loop (Redis, AMQP, SQS): this one has none."
+            )
+        self._hub.call_repeatedly(TICK_SECONDS, self._tick)
+        if hasattr(self._c.pool, "maintain_pool"):
+            self._hub.call_repeatedly(MAINTAIN_SECONDS, self._c.pool.maintain_pool)
+        self.wake()
+
+    def wake(self) -> None:
+        """From any thread. `call_soon` keeps a set, so many wakes before the next turn are one."""
+        self._hub.call_soon(self._pump)
+
+    def free(self) -> int:
+        running = len(self._requests)
+        processes = int(self._c.pool.num_processes)
+        return max(0, min(self._consumer.slots, processes) - running)
+
+    def start(self, order: SliceOrder) -> None:
+        from workers.celery import SLICE_TASK
+
+        message = _SliceMessage(SLICE_TASK, order, self._c.hostname)
+        slot = order.slot
+        self._requests[slot] = None
+        self._c.strategies[SLICE_TASK](
+            message,
+            None,
+            lambda *_: self._over(slot),
+            lambda *_args, **_kwargs: self._over(slot, failed=True),
+            [lambda request: self._requests.__setitem__(slot, request)],
+        )
+
+    def kill(self, pid: int) -> None:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def settle_flushed(self) -> None:
+        """Celery has dropped, without a word, the requests that no process had accepted yet."""
+        for slot, request in list(self._requests.items()):
+            if (
+                request is not None
+                and request.time_start is None
+                and request not in worker_state.active_requests
+            ):
+                del self._requests[slot]
+                self._consumer.never_began(slot)
+
+    def _over(self, slot: int, *, failed: bool = False) -> None:
+        """Acknowledged or rejected, in the main loop or (threads pool) in a pool thread."""
+        self._mail.append(lambda: self._ended(slot, failed))
+        self.wake()
+
+    def _ended(self, slot: int, failed: bool) -> None:
+        request = self._requests.pop(slot, None)
+        if request is None:
+            return
+        died = None
+        if failed and self._process_is_gone(slot):
+            died = "worker lost"
+        self._consumer.ended(slot, died=died)
+
+    def _process_is_gone(self, slot: int) -> bool:
+        """A slice that ends by itself says so in its slot; one whose process died cannot."""
+        return not self._consumer.progress.read(slot).reports
+
+    def _on_pump(self) -> None:
+        while self._mail:
+            self._mail.popleft()()
+        pool = self._c.pool
+        if pool is not None and getattr(pool, "active", True):
+            self._consumer.pump()
+
+    def _tick(self) -> None:
+        self._consumer.tick()
+        reason = self._consumer.stalled()
+        if reason:
+            logger.critical("This worker cannot consume any more (%s) and exits, to be restarted.", reason)
+            from celery.exceptions import WorkerShutdown
+
+            raise WorkerShutdown(1)
+
+
+class _SliceMessage:
+    """What Celery's strategy takes for a message of the broker."""
+
+    delivery_info: ClassVar[dict[str, Any]] = {
+        "exchange": "",
+        "routing_key": "",
+        "priority": 0,
+        "redelivered": False,
+    }
+    content_type = "application/x-jitney"
+    content_encoding = "binary"
+    body = b""
+
+    def __init__(self, task: str, order: SliceOrder, hostname: str) -> None:
+        first = order.lanes[0].id
+        # The id changes with every slice: Celery remembers revoked ones for hours.
+        task_id = f"slice-{uuid.uuid4()}"
+        shown = f"({first.topic}/{first.partition} for {first.group}, {len(order.lanes)} lane(s))"
+        self.headers = {
+            "lang": "py",
+            "task": task,
+            "id": task_id,
+            "root_id": task_id,
+            "argsrepr": shown,
+            "kwargsrepr": "{}",
+            "origin": hostname,
+            "timelimit": (None, None),
+        }
+        self.payload = {"args": (order,), "kwargs": {}, "id": task_id, "task": task}
+        self.properties = {"correlation_id": task_id, "reply_to": ""}

@@ -1,0 +1,103 @@
+"""The Celery app of this project, and `install`, which puts the consumer into a user's own.
+
+celery -A workers worker -c 4 --groups inventory,ledger
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import click
+from celery import Celery, signals
+
+from bus import conf
+from bus.streams import embedded
+from bus.streams.connect import Endpoint
+from workers.bootstep import BusConsumerStep, BusWorkerStep
+from workers.order import SliceOrder
+
+#: The name of the one Celery task of the bus.
+SLICE_TASK = "jitney.slice"
+
+
+def install(app: Celery) -> None:
+    """Put the bus's consumer into a Celery app: its workers then consume.
+
+    Broker and settings stay as they are.
+    """
+    app.steps["worker"].add(BusWorkerStep)
+    app.steps["consumer"].add(BusConsumerStep)
+    app.user_options["worker"].add(
+        click.Option(["--groups"], help="Consumer groups of the bus to serve, by comma. Default: all.")
+    )
+    app.user_options["worker"].add(
+        click.Option(["--no-bus"], is_flag=True, help="Do not consume from the bus in this worker.")
+    )
+    app.task(
+        _run_slice,
+        name=SLICE_TASK,
+        ignore_result=True,
+        acks_late=True,
+        reject_on_worker_lost=True,
+        acks_on_failure_or_timeout=False,
+    )
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).addFilter(_quiet_slices)
+
+
+def _run_slice(order: SliceOrder) -> None:
+    """The task in the pool process. Refuses an order that was not made in this process tree."""
+    runtime = BusWorkerStep.runtime
+    if runtime is None or not isinstance(order, SliceOrder) or order.nonce != runtime.nonce:
+        raise PermissionError("A slice of the bus can only be started by its own worker.")
+    from workers.slice import Slice
+
+    Slice(runtime, order).run()
+
+
+def _quiet_slices(record: logging.LogRecord) -> bool:
+    """Slices come once a second and more: Celery's lines about each would bury the others."""
+    data: Any = getattr(record, "data", None)
+    return record.levelno > logging.INFO or not isinstance(data, dict) or data.get("name") != SLICE_TASK
+
+
+def broker_url(url: str) -> str:
+    """The URL under which Celery finds the bus's own server."""
+    endpoint = Endpoint(url)
+    if endpoint.directory is not None:
+        return f"redis+socket://{embedded.socket_path(endpoint.directory)}"
+    if url.startswith("unix://"):
+        return "redis+socket://" + url.removeprefix("unix://")
+    if url.startswith("redis+sentinel://"):
+        hosts, _, name = url.removeprefix("redis+sentinel://").partition("/")
+        return ";".join(f"sentinel://{host}" for host in hosts.split(",")) + f"/{name}"
+    return url
+
+
+def _make() -> Celery:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+    made = Celery("jitney")
+    made.config_from_object("django.conf:settings", namespace="CELERY")
+    from django.conf import settings
+
+    if not getattr(settings, "CELERY_BROKER_URL", None):
+        made.conf.broker_url = broker_url(conf.from_django().url)
+    made.conf.broker_connection_retry_on_startup = True
+    made.autodiscover_tasks()
+    install(made)
+    return made
+
+
+@signals.celeryd_init.connect  # type: ignore[untyped-decorator]  # Celery has no types
+def _start_embedded_server(**_: Any) -> None:
+    """The broker of the stand-alone worker is the bus's server: it must run before Celery connects."""
+    from bus import default
+
+    endpoint = default.get().endpoint
+    if endpoint.directory is not None:
+        default.get().client.call("PING")
+
+
+app = _make()

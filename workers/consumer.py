@@ -1,0 +1,186 @@
+"""The bus's consumer in one Celery worker: membership, watcher and scheduler, tied together. No Celery here.
+
+What only Celery can do (start a slice in the pool, wake the main loop, end a pool process) comes in as
+functions, so the whole of it runs in tests without Celery.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from bus.client import Bus
+from bus.lane import LaneId
+from bus.signals import lease_lost
+from bus.subscriptions import Subscription, Subscriptions
+from workers.identity import this_process
+from workers.membership import Membership
+from workers.order import SliceOrder
+from workers.owned import Ended
+from workers.progress import Progress
+from workers.runtime import Runtime
+from workers.scheduler import Scheduler
+from workers.upkeep import Upkeep
+from workers.watcher import Watcher
+
+logger = logging.getLogger("jitney.workers")
+
+#: A worker whose threads made no progress for so long, with Redis reachable, cannot work any more. Seconds.
+STALLED_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the consumer needs of the Celery worker that it runs in."""
+
+    wake: Callable[[], None]
+    """Have `Consumer.pump` called soon in the main loop; from any thread."""
+    start: Callable[[SliceOrder], None]
+    """Start a slice in the pool; its end is reported to `Consumer.ended`."""
+    free: Callable[[], int]
+    """How many more slices the pool could run now."""
+    kill: Callable[[int], None]
+    """End the pool process with this pid, which runs a message beyond its hard time limit."""
+
+
+class Consumer:
+    """Consumes for the subscriptions of this worker, from `start` to `stop`."""
+
+    def __init__(self, bus: Bus, subscriptions: Iterable[Subscription], *, slots: int) -> None:
+        """Made in the main process before the pool forks: its children inherit `runtime`."""
+        self.bus = bus
+        self.slots = slots
+        self.subscriptions = Subscriptions()
+        for each in subscriptions:
+            self.subscriptions.add(each)
+        self.identity = this_process()
+        self.progress = Progress(slots)
+        self.runtime = Runtime(bus, self.subscriptions, self.progress, secrets.token_hex(16))
+        self.scheduler = Scheduler(self.progress, slots, self.runtime.nonce)
+        self._host: Host | None = None
+        self._membership: Membership | None = None
+        self._watcher: Watcher | None = None
+        self._upkeep: Upkeep | None = None
+
+    # ------------------------------------------------------------------ life
+
+    def start(self, host: Host, *, processes: int) -> None:
+        """Begin: the threads start, lanes come in. Raises nothing when Redis is away; it goes on trying."""
+        self._host = host
+        self._watcher = Watcher(self.bus, self.scheduler, on_work=host.wake, on_hint=self._hint)
+        self._membership = Membership(
+            self.bus,
+            self.identity,
+            self.subscriptions,
+            self.scheduler,
+            slots=self.slots,
+            processes=processes,
+            on_change=self._changed,
+        )
+        self._upkeep = Upkeep(self.bus, is_leader=self._is_leader)
+        for thread in (self._membership, self._watcher, self._upkeep):
+            thread.start()
+        names = ", ".join(f"{each.topic} for {each.group}" for each in self.subscriptions)
+        logger.info(
+            "Consuming %s as %s, at most %s slices at once.", names, self.identity.incarnation, self.slots
+        )
+
+    def rehost(self, host: Host) -> None:
+        """The worker's main loop was made anew (its broker was away): go on under it."""
+        self._host = host
+        host.wake()
+
+    def drain(self) -> None:
+        """No new slices; those that run finish the message in hand and settle. Safe in a signal handler."""
+        self.scheduler.stopped = True
+        self.progress.set_drain()
+
+    def stop(self) -> None:
+        """The pool has ended: give the lanes back and end the threads."""
+        self.drain()
+        threads = (self._watcher, self._upkeep, self._membership)
+        for thread in threads:
+            if thread is not None:
+                thread.stop()
+        for thread in threads:
+            if thread is not None:
+                thread.join(timeout=self.bus.settings.timeout + 1)
+        if self._membership is not None:
+            self._membership.leave()
+        self.bus.close()
+
+    # ------------------------------------------------------------------ in the main loop
+
+    def pump(self) -> None:
+        """Start as many slices as there are lanes with work and free processes."""
+        host = self._host
+        if host is None or self.scheduler.stopped:
+            return
+        for order in self.scheduler.plan(host.free()):
+            host.start(order)
+        clients = self.scheduler.lingering()
+        if clients and self._membership is not None:
+            self._membership.unblock(clients)
+
+    def ended(self, slot: int, *, died: str | None = None) -> None:
+        """A slice has ended; `died`: why, if its process was lost with it."""
+        self._follow(self.scheduler.ended(slot, died=died))
+        self._changed()
+
+    def never_began(self, slot: int) -> None:
+        """The pool dropped a slice before a process took it."""
+        self.scheduler.never_began(slot)
+        self._changed()
+
+    def tick(self) -> None:
+        """Every 0.1 s: what no event announces. Stuck slices, hard time limits."""
+        assert self._membership is not None
+        for lane, _fallen in self.scheduler.stuck():
+            self._membership.renew(lane)
+        for slot in self.scheduler.overdue(self._hard_limit):
+            pid = self.progress.read(slot).pid
+            logger.error("A message runs beyond its time_limit; its process %s is ended.", pid)
+            if pid and self._host is not None:
+                self._host.kill(pid)
+
+    def stalled(self) -> str:
+        """Why this worker can do no more work, or ""."""
+        now = time.monotonic()
+        for thread in (self._membership, self._watcher):
+            if thread is not None and not thread.is_alive() and not self.scheduler.stopped:
+                return f"the thread {thread.name} has ended"
+            if thread is not None and now - thread.heard_at > STALLED_SECONDS:
+                return f"the thread {thread.name} has done nothing for {STALLED_SECONDS:.0f} s"
+        return ""
+
+    # ------------------------------------------------------------------ inner
+
+    def _follow(self, ended: Ended) -> None:
+        assert self._membership is not None
+        self._membership.release(ended.free)
+        for lane in ended.lost:
+            lease_lost.send(type(self), lane=lane.id)
+        if ended.gone:
+            self._membership.repair()
+        elif ended.lost:
+            self._membership.look()
+
+    def _changed(self) -> None:
+        if self._watcher is not None:
+            self._watcher.poke()
+        if self._host is not None:
+            self._host.wake()
+
+    def _hint(self) -> None:
+        if self._membership is not None:
+            self._membership.look()
+
+    def _is_leader(self) -> bool:
+        return self._membership is not None and self._membership.leads
+
+    def _hard_limit(self, lane: LaneId) -> float | None:
+        subscription = self.subscriptions.get(lane.topic, lane.group)
+        return subscription.time_limit if subscription else None

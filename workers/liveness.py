@@ -1,0 +1,94 @@
+"""Which workers are dead, as one observer can know it: by its own clock, from beat counters that stand still.
+
+There are no expiry times in Redis, so a frozen server or a full memory kills nobody. And the observer
+counts only time in which it did read the table: an error, a new connection, or a pause of its own
+(SIGSTOP, a suspended machine) starts the observation anew, for everybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: How often each worker raises its counter and reads the others'. Seconds.
+BEAT_SECONDS = 5.0
+
+#: How long a counter must stand still, under observation, until its worker counts as dead. Seconds.
+DEAD_SECONDS = 15.0
+
+#: How long the record of a dead worker stays for the others to observe it themselves. Seconds.
+FORGET_SECONDS = 60.0
+
+#: Two readings further apart than this are no observation: what happened in between was not seen. Seconds.
+#: Two beats: one may be late by the client's timeout. With three, a pause alone could use up DEAD_SECONDS.
+MAX_GAP = 2 * BEAT_SECONDS
+
+#: A reading just before the end of DEAD_SECONDS would be for nothing. Seconds.
+_MARGIN = 0.01
+
+
+class Liveness:
+    """One observer's view of the table of workers. Not thread-safe; times are `time.monotonic()`."""
+
+    def __init__(self, me: str) -> None:
+        """`me`: the observer's own incarnation, which is never dead."""
+        self._me = me
+        self._began: float | None = None
+        self._last = 0.0
+        self._counters: dict[str, int | None] = {}
+        """What was read last; None for a worker that has left the table."""
+        self._since: dict[str, float] = {}
+        """When the present counter of each worker was read first."""
+
+    def observe(self, table: Mapping[str, int], now: float) -> None:
+        """Take in a reading without error: incarnation → beat counter. `now`: when the reply came."""
+        if self._began is None or not 0 <= now - self._last <= MAX_GAP:
+            self._start(now)
+        for incarnation in self._counters.keys() | table.keys():
+            counter = table.get(incarnation)
+            if incarnation not in self._since or self._counters[incarnation] != counter:
+                self._counters[incarnation] = counter
+                self._since[incarnation] = now
+        self._last = now
+        self._forget_the_gone()
+
+    def failed(self, now: float) -> None:
+        """A reading failed, or the connection is a new one: all that was seen before counts no more."""
+        self._last = now
+        self._began = None
+        self._counters.clear()
+        self._since.clear()
+
+    def dead(self) -> set[str]:
+        """The workers in the table that were dead at the last reading."""
+        present = [name for name, counter in self._counters.items() if counter is not None]
+        return {name for name in present if self.is_dead(name)}
+
+    def is_dead(self, incarnation: str) -> bool:
+        """Whether a worker was dead at the last reading; also for one that is not in the table.
+
+        A worker that is missing there counts as one whose counter stands still: after the table was
+        lost, everybody has time to write himself into it again.
+        """
+        if self._began is None or incarnation == self._me:
+            return False
+        return self._last - self._since.get(incarnation, self._began) >= DEAD_SECONDS
+
+    def long_dead(self) -> set[str]:
+        """The workers in the table that have been dead for FORGET_SECONDS: nobody needs their record."""
+        return {name for name in self.dead() if self._last - self._since[name] >= FORGET_SECONDS}
+
+    def next_look(self, now: float) -> float:
+        """Seconds until the next reading is due: a beat, or less if somebody may turn out dead before."""
+        ends = [since + DEAD_SECONDS + _MARGIN - now for since in self._since.values()]
+        return min([BEAT_SECONDS, *(seconds for seconds in ends if seconds > 0)])
+
+    def _start(self, now: float) -> None:
+        self._began = now
+        self._counters.clear()
+        self._since.clear()
+
+    def _forget_the_gone(self) -> None:
+        # Once it has been missing for long enough, is_dead says the same without an entry.
+        for incarnation in [name for name, counter in self._counters.items() if counter is None]:
+            if self._last - self._since[incarnation] >= DEAD_SECONDS:
+                del self._counters[incarnation], self._since[incarnation]

@@ -1,0 +1,39 @@
+"""Which message is being handled, for log records: topic, partition, group and id, never the payload."""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from typing import Any
+
+from bus.subscriptions import Handler, Subscription
+from bus.values import Message
+
+_current: ContextVar[tuple[str, Any] | None] = ContextVar("jitney_delivery", default=None)
+
+
+def log_context(subscription: Subscription, handler: Handler) -> Handler:
+    """Remember what is being handled while the handler runs."""
+    group = subscription.group
+
+    def call(delivery: Any) -> Any:
+        token = _current.set((group, delivery))
+        try:
+            return handler(delivery)
+        finally:
+            _current.reset(token)
+
+    return call
+
+
+class DeliveryFilter(logging.Filter):
+    """Adds `bus_delivery` to log records: `orders/3/1700000000000-0 for inventory`, or ""."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        current = _current.get()
+        record.bus_delivery = ""
+        if current is not None:
+            group, delivery = current
+            message = delivery if isinstance(delivery, Message) else delivery[0]
+            record.bus_delivery = f"{message.topic}/{message.partition}/{message.id} for {group}"
+        return True

@@ -1,0 +1,40 @@
+"""Soft time limit: SoftTimeLimitExceeded is raised inside a handler that runs too long.
+
+Only in the main thread of a process, where signals arrive: in the prefork pool. The hard limit is
+kept by the worker's main process, which ends the pool process.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+from bus.subscriptions import Handler, Subscription
+
+
+class SoftTimeLimitExceeded(Exception):
+    """A handler ran longer than its soft_time_limit."""
+
+
+def time_limit(subscription: Subscription, handler: Handler) -> Handler:
+    """Arm a timer around the handler if its subscription has a soft limit."""
+    seconds = subscription.soft_time_limit
+    if seconds is None:
+        return handler
+
+    def expired(*_: Any) -> None:
+        raise SoftTimeLimitExceeded(f"the handler ran longer than its soft_time_limit of {seconds} s")
+
+    def call(delivery: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            return handler(delivery)
+        before = signal.signal(signal.SIGALRM, expired)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            return handler(delivery)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    return call

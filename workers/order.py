@@ -1,0 +1,72 @@
+"""What the main process asks of a pool process: slices over lanes. Small, picklable, without message data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+from bus.lane import LaneId
+
+#: Seconds after which a slice ends, so that other lanes and ordinary tasks get their turn.
+SLICE_SECONDS = 1.0
+
+#: Lanes in one slice at most (the shared-memory slot has room for so many reports).
+MAX_LANES = 64
+
+
+class Report(IntFlag):
+    """What a slice says of a lane at its end, through shared memory."""
+
+    NONE = 0
+    MORE = 1
+    """There is or may be more to do at once."""
+    RECOVER = 2
+    """There are, or may be, left-overs in the pending list."""
+    BLOCKED = 4
+    """Nothing new may be fetched: held limit, or a failing partition. Only due retries count."""
+    LOST = 8
+    """The lease belongs to somebody else."""
+    GONE = 16
+    """The stream or the group has vanished."""
+    TROUBLE = 32
+    """Redis could not be reached, or the slice broke: back off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fallen:
+    """What is known of the slice before, whose process died or that had to give the lane back."""
+
+    finished: tuple[str, ...] = ()
+    """Messages that were handled but not settled."""
+    running: str | None = None
+    """The message in hand when the process died."""
+    batch: bool = False
+    """The message in hand was the last of a whole batch."""
+    reason: str = "worker lost"
+
+
+@dataclass(frozen=True, slots=True)
+class LaneOrder:
+    """One lane to work on."""
+
+    id: LaneId
+    lease: str
+    last_id: str | None
+    serial: int
+    """Counts the slices under this lease: a child that ran the one before may go on with its state."""
+    recover: bool = False
+    fallen: Fallen | None = None
+    drain_only: bool = False
+    """An orphaned lane of an unordered group: settle what is pending, fetch nothing new."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceOrder:
+    """One slice: lanes of one group of one topic set, to be worked on for about a second."""
+
+    nonce: str
+    """Known only in this process tree; a task message from anywhere else is refused."""
+    slot: int
+    lanes: tuple[LaneOrder, ...]
+    handler_seconds: float | None
+    """Mean time of the handler so far; None: not known yet."""

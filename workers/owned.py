@@ -1,0 +1,58 @@
+"""What the main process knows of the lanes that it owns, and of the slices that run on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bus.lane import LaneId
+from bus.values import Ordering
+from workers.order import Fallen, SliceOrder
+
+State = Literal["watched", "ready", "running", "backing off"]
+
+
+@dataclass(slots=True)
+class OwnedLane:
+    """A lane whose lease this worker holds."""
+
+    id: LaneId
+    lease: str
+    ordering: Ordering
+    state: State = "ready"
+    last_id: str | None = None
+    serial: int = 0
+    recover: bool = True
+    blocked: bool = False
+    fallen: Fallen | None = None
+    due: float | None = None
+    """When the next retry is due, by the monotonic clock."""
+    since: float = 0.0
+    """When it entered its state."""
+    troubles: int = 0
+    leaving: bool = False
+    drain_only: bool = False
+    news: bool = False
+    """Something arrived while it was running."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A slice that was sent to the pool."""
+
+    order: SliceOrder
+    lanes: list[OwnedLane]
+    began: float
+    revoked: bool = False
+    stuck_in: tuple[int, int, int] | None = None
+
+
+@dataclass(slots=True)
+class Ended:
+    """What follows from the end of a slice, for those who can talk to Redis."""
+
+    free: list[OwnedLane] = field(default_factory=list)
+    """Lanes that can be given back now."""
+    lost: list[OwnedLane] = field(default_factory=list)
+    gone: bool = False
+    """A stream or group has vanished and must be made again."""

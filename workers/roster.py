@@ -1,0 +1,97 @@
+"""The table of workers in Redis: this worker's beat in it, and who of the others is alive or gone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import orjson
+
+from bus.client import Bus
+from bus.streams import commands
+from bus.subscriptions import Subscription
+from workers.identity import Identity, is_proven_gone
+from workers.liveness import Liveness
+
+
+class Roster:
+    """One worker's view of the table. Not thread-safe. Raises BusUnavailable."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        identity: Identity,
+        subscriptions: Iterable[Subscription],
+        processes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bus = bus
+        self._identity = identity
+        self._processes = processes
+        self._clock = clock
+        self._liveness = Liveness(identity.incarnation)
+        self._beat = 0
+        self._groups = sorted({each.group for each in subscriptions})
+        self._serves = sorted({f"{each.topic}/{each.group}" for each in subscriptions})
+        self._table: dict[str, dict[str, Any]] = {}
+        self.gone: frozenset[str] = frozenset()
+        """Workers in the table that are dead, or provably gone from this host."""
+        self.peers: frozenset[str] = frozenset()
+        """Live workers, this one included."""
+
+    @property
+    def leader(self) -> str:
+        """The first live incarnation in sort order: it does the upkeep."""
+        return min(self.peers, default="")
+
+    def beat(self) -> None:
+        """Raise our counter, read everybody's, and judge."""
+        self._beat += 1
+        record = {
+            **self._identity.to_record(),
+            "groups": self._groups,
+            "serves": self._serves,
+            "processes": self._processes,
+            "beat": self._beat,
+        }
+        me, key = self._identity.incarnation, self._bus.keys.workers
+        reply = commands.run(self._bus.client, "beat", [key], [me, orjson.dumps(record)])
+        self._table = {name: orjson.loads(raw) for name, raw in commands.fields_of(reply).items()}
+        self._liveness.observe({name: known["beat"] for name, known in self._table.items()}, self._clock())
+        proven = {name for name, known in self._table.items() if name != me and is_proven_gone(known)}
+        self.gone = frozenset(self._liveness.dead() | proven)
+        self.peers = frozenset(self._table.keys() - self.gone)
+        if self._beat == 1:
+            self._bus.registry.hint("join")
+
+    def serving(self) -> dict[str, set[str]]:
+        """Live worker → what it serves, as `topic/group`."""
+        return {name: set(self._table[name].get("serves", ())) for name in self.peers}
+
+    def is_gone(self, incarnation: str) -> bool:
+        """Whether the owner of a lease is dead; also for one that is not in the table."""
+        return incarnation not in self.peers and self._liveness.is_dead(incarnation)
+
+    def strike_off(self) -> None:
+        """Remove the records of workers that nobody needs to observe any more: we serve all that they
+        served (and have freed their lanes), or they have been dead for long."""
+        ours = {
+            name for name in self.gone if set(self._serves).issuperset(self._table[name].get("serves", ()))
+        }
+        forgotten = sorted((ours | self._liveness.long_dead()) & self.gone)
+        if forgotten:
+            self._bus.client.call("HDEL", self._bus.keys.workers, *forgotten)
+
+    def leave(self) -> None:
+        """This worker stops."""
+        self._bus.client.call("HDEL", self._bus.keys.workers, self._identity.incarnation)
+        self._bus.registry.hint("leave")
+
+    def failed(self) -> None:
+        """A reading failed: the observation starts anew."""
+        self._liveness.failed(self._clock())
+
+    def next_look(self) -> float:
+        """Seconds until the next beat is due."""
+        return self._liveness.next_look(self._clock())

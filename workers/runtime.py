@@ -1,0 +1,49 @@
+"""What slices share: made in the main process before the pool forks, inherited by its children."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+
+from bus.client import Bus
+from bus.errors import BusError
+from bus.lane import Lane, LaneId
+from bus.streams.wire import Link
+from bus.subscriptions import Subscriptions
+from workers.dispatch import Dispatcher
+from workers.middleware import default_middleware
+from workers.progress import Progress
+
+
+@dataclass
+class Runtime:
+    """The handlers, the shared memory, and what one slice leaves for the next in the same process."""
+
+    bus: Bus
+    subscriptions: Subscriptions
+    progress: Progress
+    nonce: str
+    dispatchers: dict[tuple[str, str], Dispatcher] = field(default_factory=dict)
+    lanes: dict[LaneId, tuple[int, Lane]] = field(default_factory=dict)
+    """Lanes as the last slice here left them, with its serial: the next one need not ask Redis again."""
+    local: threading.local = field(default_factory=threading.local)
+
+    def dispatcher(self, topic: str, group: str) -> Dispatcher:
+        found = self.dispatchers.get((topic, group))
+        if found is None:
+            subscription = self.subscriptions.get(topic, group)
+            if subscription is None:
+                raise BusError(f"This process has no handler for group {group!r} of topic {topic!r}.")
+            found = self.dispatchers[topic, group] = Dispatcher(subscription, default_middleware)
+        return found
+
+    def take_link(self) -> Link | None:
+        """The link that the last slice of this process (and thread) left, if any."""
+        link: Link | None = getattr(self.local, "link", None)
+        owner = getattr(self.local, "pid", None)
+        self.local.link = None
+        return link if owner == os.getpid() else None
+
+    def leave_link(self, link: Link | None) -> None:
+        self.local.link, self.local.pid = link, os.getpid()

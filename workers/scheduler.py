@@ -1,0 +1,379 @@
+"""Which lanes have work, in what fair order, and which slices that makes. No I/O, no Celery.
+
+    watched ──news, due retry──▶ ready ──a slot is free──▶ running ──the slice ends──▶ watched | ready | gone
+
+Lanes that are ready wait in a queue, first come, first served. While a group's handler takes under a
+millisecond a slice takes the free slot's share of all its lanes, which spares a turn for each; when it
+is slower one slice takes one lane, so that no lane waits behind another's message. If a slice over
+several lanes sticks in one message its other lanes are taken back.
+
+Called from several threads (keeper, watcher, the main loop), so every public method takes the lock.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from bus.lane import LaneId
+from bus.values import Ordering
+from workers.order import MAX_LANES, Fallen, LaneOrder, Report, SliceOrder
+from workers.owned import Ended, OwnedLane, Running
+from workers.progress import Progress, SlotView
+
+#: A group is fast, and its slices take several lanes, while its mean handler time is below this. Seconds.
+FAST_SECONDS = 0.001
+#: A slice over several lanes that is this long in one message must give the others back. Seconds.
+STUCK_SECONDS = 0.1
+#: A lane with work that finds no slot for so long is given to somebody else. Seconds.
+STARVED_SECONDS = 10.0
+#: Back-off of a lane whose slice had trouble, doubling from the first to the second. Seconds.
+BACKOFF_SECONDS = (0.1, 5.0)
+
+
+class Scheduler:
+    """The lanes of one worker and its slices."""
+
+    def __init__(
+        self, progress: Progress, slots: int, nonce: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._progress = progress
+        self._nonce = nonce
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._lanes: dict[LaneId, OwnedLane] = {}
+        self._queue: deque[LaneId] = deque()
+        self._running: dict[int, Running] = {}
+        self._slots = list(range(slots))
+        self._mean: dict[tuple[str, str], float] = {}
+        self._paused: frozenset[tuple[str, str]] = frozenset()
+        self.stopped = False
+
+    # ------------------------------------------------------------------ lanes come and go
+
+    def add(self, id: LaneId, lease: str, ordering: Ordering, *, drain_only: bool = False) -> None:
+        """A lane was acquired: it is ready at once, to look for left-overs."""
+        with self._lock:
+            lane = OwnedLane(id, lease, ordering, drain_only=drain_only, since=self._clock())
+            self._lanes[id] = lane
+            self._queue.append(id)
+
+    def leave(self, id: LaneId) -> OwnedLane | None:
+        """Give a lane up: returned if that is possible now, else it is reported when its slice ends."""
+        with self._lock:
+            lane = self._lanes.get(id)
+            if lane is None:
+                return None
+            if lane.state == "running":
+                lane.leaving = True
+                return None
+            return self._remove(lane)
+
+    def stay(self, id: LaneId) -> None:
+        """Do not give this lane up after all."""
+        with self._lock:
+            if id in self._lanes:
+                self._lanes[id].leaving = False
+
+    def lost(self, id: LaneId) -> OwnedLane | None:
+        """Another worker has this lane now. What still runs there is fenced off by Redis."""
+        with self._lock:
+            lane = self._lanes.get(id)
+            return self._remove(lane) if lane is not None else None
+
+    def renew(self, id: LaneId, old: str, new: str) -> None:
+        """A lane that was taken back from a stuck slice has a new lease: it may be worked on again."""
+        with self._lock:
+            lane = self._lanes.get(id)
+            if lane is not None and lane.lease == old:
+                lane.lease, lane.serial, lane.recover = new, 0, True
+                self._make_ready(lane)
+
+    def owned(self) -> dict[LaneId, str]:
+        """Lanes and the lease values under which they are held."""
+        with self._lock:
+            return {id: lane.lease for id, lane in self._lanes.items()}
+
+    def pause(self, groups: Iterable[tuple[str, str]]) -> None:
+        """Lanes of these (topic, group) get no new slices."""
+        with self._lock:
+            self._paused = frozenset(groups)
+
+    # ------------------------------------------------------------------ work is found
+
+    def watched(self) -> dict[LaneId, str]:
+        """Idle lanes, each with the id after which a message would be news."""
+        with self._lock:
+            return {
+                id: lane.last_id
+                for id, lane in self._lanes.items()
+                if lane.state == "watched" and not lane.blocked and lane.last_id is not None
+            }
+
+    def wake(self, ids: Iterable[LaneId]) -> bool:
+        """There is news on these lanes; True if any became ready."""
+        with self._lock:
+            woken = False
+            for id in ids:
+                lane = self._lanes.get(id)
+                if lane is None:
+                    continue
+                if lane.state == "running":
+                    lane.news = True
+                elif lane.state == "watched":
+                    self._make_ready(lane)
+                    woken = True
+            return woken
+
+    def wake_due(self) -> bool:
+        """Make lanes ready whose retry is due or whose back-off is over; True if there were any."""
+        with self._lock:
+            now, woken = self._clock(), False
+            for lane in self._lanes.values():
+                if lane.state in ("watched", "backing off") and lane.due is not None and lane.due <= now:
+                    self._make_ready(lane)
+                    woken = True
+            return woken
+
+    def next_due(self) -> float | None:
+        """When wake_due will next find something, by the monotonic clock."""
+        with self._lock:
+            dues = [
+                lane.due
+                for lane in self._lanes.values()
+                if lane.due is not None and lane.state in ("watched", "backing off")
+            ]
+            return min(dues, default=None)
+
+    def starved(self) -> list[LaneId]:
+        """Lanes with work that found no slot for STARVED_SECONDS."""
+        with self._lock:
+            limit = self._clock() - STARVED_SECONDS
+            return [
+                lane.id
+                for lane in self._lanes.values()
+                if lane.state == "ready" and lane.since < limit and not self._is_paused(lane)
+            ]
+
+    # ------------------------------------------------------------------ slices
+
+    def plan(self, free: int) -> list[SliceOrder]:
+        """Slices for so many free processes. Each must be started, or reported by `ended`."""
+        with self._lock:
+            orders: list[SliceOrder] = []
+            while not self.stopped and len(orders) < free and self._slots:
+                lanes = self._next_lanes(free - len(orders))
+                if not lanes:
+                    break
+                orders.append(self._start(lanes))
+            waiting = any(not self._is_paused(self._lanes[id]) for id in self._queue if id in self._lanes)
+            for slot in self._running if waiting else ():
+                self._progress.want(slot)
+            return orders
+
+    def _next_lanes(self, free: int) -> list[OwnedLane]:
+        first = self._pop_ready()
+        if first is None:
+            return []
+        group = (first.id.topic, first.id.group)
+        mean = self._mean.get(group)
+        if mean is None or mean >= FAST_SECONDS or first.ordering == "none":
+            return [first]
+        others = [
+            lane
+            for lane in self._lanes.values()
+            if (lane.id.topic, lane.id.group) == group
+            and lane is not first
+            and lane.state in ("ready", "watched")
+            and not lane.leaving
+        ]
+        others.sort(key=lambda lane: (lane.state != "ready", lane.since))
+        share = -(-(len(others) + 1) // max(1, free))
+        return [first, *others[: min(share, MAX_LANES) - 1]]
+
+    def _pop_ready(self) -> OwnedLane | None:
+        for _ in range(len(self._queue)):
+            lane = self._lanes.get(self._queue.popleft())
+            if lane is None or lane.state != "ready":
+                continue
+            if self._is_paused(lane):
+                self._queue.append(lane.id)
+                continue
+            return lane
+        return None
+
+    def _start(self, lanes: list[OwnedLane]) -> SliceOrder:
+        slot, now = self._slots.pop(), self._clock()
+        self._progress.clear(slot)
+        orders = []
+        for lane in lanes:
+            lane.serial += 1
+            orders.append(
+                LaneOrder(
+                    lane.id, lane.lease, lane.last_id, lane.serial, lane.recover, lane.fallen, lane.drain_only
+                )
+            )
+            lane.state, lane.since, lane.news = "running", now, False
+        mean = self._mean.get((lanes[0].id.topic, lanes[0].id.group))
+        order = SliceOrder(self._nonce, slot, tuple(orders), mean)
+        self._running[slot] = Running(order, lanes, now)
+        return order
+
+    def never_began(self, slot: int) -> None:
+        """The pool dropped the slice before a process took it: its lanes are ready again."""
+        with self._lock:
+            running = self._running.pop(slot)
+            self._slots.append(slot)
+            for lane in self._still_ours(running):
+                self._make_ready(lane)
+
+    def ended(self, slot: int, *, died: str | None = None) -> Ended:
+        """A slice has ended; `died`: why, if its process was lost with it."""
+        with self._lock:
+            running = self._running.pop(slot)
+            view = self._progress.read(slot)
+            self._slots.append(slot)
+            group = (running.order.lanes[0].id.topic, running.order.lanes[0].id.group)
+            if view.handler_ns:
+                self._mean[group] = view.handler_ns / 1e9
+            ended = Ended()
+            ours = {id(lane) for lane in self._still_ours(running)}
+            for index, lane in enumerate(running.lanes):
+                if id(lane) not in ours:
+                    continue
+                if died is not None:
+                    self._died(lane, self._fallen(view, index, died))
+                else:
+                    self._reported(lane, view, index, ended)
+                if lane.leaving and lane.id in self._lanes:
+                    ended.free.append(self._remove(lane))
+            return ended
+
+    def _still_ours(self, running: Running) -> list[OwnedLane]:
+        """Lanes that were not lost or taken back while the slice ran."""
+        return [
+            lane
+            for lane, order in zip(running.lanes, running.order.lanes, strict=True)
+            if self._lanes.get(lane.id) is lane and lane.lease == order.lease and lane.state == "running"
+        ]
+
+    def _died(self, lane: OwnedLane, fallen: Fallen) -> None:
+        lane.fallen, lane.recover, lane.serial = fallen, True, 0
+        self._make_ready(lane, first=True)
+
+    @staticmethod
+    def _fallen(view: SlotView, index: int, reason: str) -> Fallen:
+        finished = tuple(f"{ms}-{seq}" for number, ms, seq in view.finished if number == index)
+        running = view.running
+        if running is None or running.lane_index != index:
+            return Fallen(finished)
+        if view.batch_end is not None:
+            return Fallen(finished, "{}-{}".format(*view.batch_end), True, reason)
+        return Fallen(finished, f"{running.ms}-{running.seq}", False, reason)
+
+    def _reported(self, lane: OwnedLane, view: SlotView, index: int, ended: Ended) -> None:
+        report = next((each for each in view.reports if each.lane_index == index), None)
+        # Without a report the slice broke before it could say anything.
+        flags = Report.TROUBLE | Report.RECOVER if report is None else Report(report.flags)
+        if flags & Report.LOST:
+            ended.lost.append(self._remove(lane))
+            return
+        lane.fallen = lane.fallen if flags & Report.TROUBLE else None
+        lane.recover = bool(flags & Report.RECOVER)
+        lane.blocked = bool(flags & Report.BLOCKED)
+        lane.due = report.next_due_ms / 1000 if report is not None and report.next_due_ms >= 0 else None
+        if report is None or flags & (Report.TROUBLE | Report.GONE):
+            lane.last_id = None
+            ended.gone = ended.gone or bool(flags & Report.GONE)
+            self._back_off(lane)
+            return
+        lane.troubles = 0
+        lane.last_id = f"{report.last_ms}-{report.last_seq}"
+        if lane.drain_only and not lane.recover:
+            lane.leaving = True
+        elif flags & Report.MORE or lane.news:
+            self._make_ready(lane)
+        else:
+            lane.state, lane.since = "watched", self._clock()
+
+    # ------------------------------------------------------------------ stuck slices
+
+    def stuck(self) -> list[tuple[OwnedLane, Fallen]]:
+        """Lanes to take back from slices over several lanes that stick in one message.
+
+        At the first look the slot is revoked; if a later look finds it in the same message still, the
+        child will see that before its next one, so its other lanes are taken from it: each needs a new
+        lease, then `renew`.
+        """
+        with self._lock:
+            taken: list[tuple[OwnedLane, Fallen]] = []
+            for slot, running in self._running.items():
+                if len(running.lanes) == 1:
+                    continue
+                view = self._progress.read(slot)
+                if view.running is None or self._clock() - view.running[3] < STUCK_SECONDS:
+                    continue
+                place = view.running[:3]
+                if not running.revoked:
+                    self._progress.revoke(slot)
+                    running.revoked, running.stuck_in = True, place
+                elif running.stuck_in == place:
+                    taken += self._take_back(running, view, place[0])
+                    running.stuck_in = None
+            return taken
+
+    def _take_back(self, running: Running, view: SlotView, stuck: int) -> list[tuple[OwnedLane, Fallen]]:
+        ours = {id(lane) for lane in self._still_ours(running)}
+        taken = []
+        for index, lane in enumerate(running.lanes):
+            if index != stuck and id(lane) in ours and not lane.leaving:
+                lane.fallen = self._fallen(view, index, "")
+                lane.state, lane.since, lane.due = "backing off", self._clock(), None
+                taken.append((lane, lane.fallen))
+        return taken
+
+    def lingering(self) -> list[int]:
+        """Connection ids of slices that wait for more while another lane wants their slot."""
+        with self._lock:
+            if not any(not self._is_paused(self._lanes[id]) for id in self._queue if id in self._lanes):
+                return []
+            clients = [self._progress.read(slot).client_id for slot in self._running]
+            return [client for client in clients if client]
+
+    def overdue(self, limit_of: Callable[[LaneId], float | None]) -> list[int]:
+        """Slots in which one message runs longer than the hard time limit of its subscription."""
+        with self._lock:
+            slots = []
+            for slot, running in self._running.items():
+                view = self._progress.read(slot)
+                if view.running is None:
+                    continue
+                limit = limit_of(running.lanes[view.running[0]].id)
+                if limit is not None and self._clock() - view.running[3] > limit:
+                    slots.append(slot)
+            return slots
+
+    # ------------------------------------------------------------------ inner
+
+    def _is_paused(self, lane: OwnedLane) -> bool:
+        return (lane.id.topic, lane.id.group) in self._paused
+
+    def _make_ready(self, lane: OwnedLane, *, first: bool = False) -> None:
+        lane.state, lane.since, lane.due = "ready", self._clock(), None
+        if first:
+            self._queue.appendleft(lane.id)
+        else:
+            self._queue.append(lane.id)
+
+    def _back_off(self, lane: OwnedLane) -> None:
+        least, most = BACKOFF_SECONDS
+        delay = min(most, least * 2**lane.troubles) * random.uniform(0.5, 1.5)
+        lane.troubles += 1
+        lane.state, lane.since, lane.due = "backing off", self._clock(), self._clock() + delay
+
+    def _remove(self, lane: OwnedLane) -> OwnedLane:
+        self._lanes.pop(lane.id, None)
+        return lane

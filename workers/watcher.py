@@ -1,0 +1,153 @@
+"""Blocks on the idle lanes and the control stream, and tells the scheduler what has news.
+
+One connection over everything that is idle: XREAD BLOCK from the last id that the group was given. When
+the list of idle lanes changes, the block is ended by CLIENT UNBLOCK over a second connection, not by
+polling.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import select
+import threading
+import time
+from collections.abc import Callable
+
+from bus.client import Bus
+from bus.errors import BusError, BusUnavailable, ServerError
+from bus.lane import LaneId
+from bus.streams.connect import check
+from bus.streams.wire import Link, pack
+from bus.values import id_pair
+from workers.scheduler import Scheduler
+
+logger = logging.getLogger("jitney.workers")
+
+#: Longest block: well below any sensible socket timeout, so that a server that hangs is noticed. Seconds.
+BLOCK_SECONDS = 4.0
+
+
+class Watcher(threading.Thread):
+    """The waiting thread of one worker."""
+
+    def __init__(
+        self, bus: Bus, scheduler: Scheduler, *, on_work: Callable[[], None], on_hint: Callable[[], None]
+    ) -> None:
+        """`on_work`: lanes became ready. `on_hint`: something happened that membership should look at."""
+        super().__init__(name="jitney-watcher", daemon=True)
+        self._bus = bus
+        self._scheduler = scheduler
+        self._on_work = on_work
+        self._on_hint = on_hint
+        self._stopping = threading.Event()
+        self._hear, self._say = os.pipe()
+        os.set_blocking(self._say, False)
+        os.set_blocking(self._hear, False)
+        self._link: Link | None = None
+        self._control_id = "$"
+        self.heard_at = time.monotonic()
+        """When a block last ended as it should, by the monotonic clock."""
+
+    def poke(self) -> None:
+        """The list of idle lanes, or a due time, has changed. From any thread; never blocks."""
+        try:
+            os.write(self._say, b".")
+        except BlockingIOError:
+            return  # the pipe is full of pokes: one is enough
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.poke()
+
+    def run(self) -> None:
+        delay = 0.1
+        while not self._stopping.is_set():
+            try:
+                self._watch_once()
+                delay = 0.1
+                self.heard_at = time.monotonic()
+            except BusError as error:
+                logger.debug("The watcher lost Redis and connects again: %s", error)
+                self._drop_link()
+                self._control_id = "$"
+                self._stopping.wait(delay * random.uniform(0.5, 1.5))
+                delay = min(2.0, delay * 2)
+                self._on_hint()
+        self._drop_link()
+
+    def _watch_once(self) -> None:
+        link = self._connected()
+        self._drain_pokes()
+        if self._control_id == "$":
+            # Everything before this moment is covered by the look that follows a new connection.
+            self._control_id = self._last_control_id(link)
+        if self._scheduler.wake_due():
+            self._on_work()
+        timeout = self._timeout()
+        watched = self._scheduler.watched()
+        positions = {self._bus.keys.control: self._control_id, **self._positions(watched)}
+        milliseconds = max(1, int(timeout * 1000))
+        link.send(
+            pack(("XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS", *positions, *positions.values())), 1
+        )
+        self._wait_for_reply(link)
+        self._take_in(check(link.receive()), watched)
+
+    def _positions(self, watched: dict[LaneId, str]) -> dict[str, str]:
+        """Stream → the greatest id that any of its lanes knows the group to be at."""
+        positions: dict[str, str] = {}
+        for lane, last_id in watched.items():
+            stream = self._stream(lane)
+            positions[stream] = max(positions.get(stream, "0-0"), last_id, key=id_pair)
+        return positions
+
+    def _take_in(self, reply: object, watched: dict[LaneId, str]) -> None:
+        news = {raw.decode(): entries for raw, entries in reply} if isinstance(reply, list) else {}
+        control = news.pop(self._bus.keys.control, None)
+        if control:
+            self._control_id = control[-1][0].decode()
+            self._on_hint()
+        if self._scheduler.wake(lane for lane in watched if self._stream(lane) in news):
+            self._on_work()
+
+    def _wait_for_reply(self, link: Link) -> None:
+        """Wait for the reply or a poke; a poke ends the block on the server."""
+        sources = [link.fileno(), self._hear]
+        readable, _, _ = select.select(sources, [], [], BLOCK_SECONDS + self._bus.settings.timeout)
+        if readable == [self._hear]:
+            self._bus.client.call("CLIENT", "UNBLOCK", link.client_id)
+
+    def _timeout(self) -> float:
+        due = self._scheduler.next_due()
+        block = min(BLOCK_SECONDS, self._bus.settings.timeout * 0.8)
+        return block if due is None else max(0.0, min(block, due - time.monotonic()))
+
+    def _stream(self, lane: LaneId) -> str:
+        return self._bus.keys.partition(lane.topic, lane.partition).stream
+
+    def _last_control_id(self, link: Link) -> str:
+        newest = check(link.call("XREVRANGE", self._bus.keys.control, "+", "-", "COUNT", 1))
+        self._on_hint()
+        return newest[0][0].decode() if newest else "0-0"
+
+    def _connected(self) -> Link:
+        if self._link is None or self._link.closed:
+            self._link = self._bus.endpoint.connect(timeout=BLOCK_SECONDS + self._bus.settings.timeout)
+            client_id = self._link.call("CLIENT", "ID")
+            if isinstance(client_id, ServerError):
+                raise BusUnavailable(str(client_id))
+            self._link.client_id = int(client_id)
+        return self._link
+
+    def _drain_pokes(self) -> None:
+        try:
+            os.read(self._hear, 65536)
+        except BlockingIOError:
+            return
+
+    def _drop_link(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
