@@ -48,6 +48,8 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "bus",
     "workers",
+    "admin_ui",
+    "demo",
 ]
 
 MIDDLEWARE = [

@@ -1,0 +1,25 @@
+"""Who may see and do what. Checked in every view and verb; pages hide what is not allowed, and say why."""
+
+from __future__ import annotations
+
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest
+
+APP = "jitney"
+
+VIEW = (f"{APP}.view_topic", f"{APP}.change_topic")
+PEEK = (f"{APP}.peek_messages",)
+MANAGE_GROUPS = (f"{APP}.manage_groups",)
+AUDIT = (f"{APP}.view_auditrecord",)
+
+
+def may(request: HttpRequest, any_of: tuple[str, ...]) -> bool:
+    """True if the user is active staff and has one of the permissions."""
+    user = request.user
+    return bool(user.is_active and user.is_staff and any(user.has_perm(one) for one in any_of))
+
+
+def require(request: HttpRequest, any_of: tuple[str, ...]) -> None:
+    """Raise PermissionDenied unless the user has one of the permissions."""
+    if not may(request, any_of):
+        raise PermissionDenied

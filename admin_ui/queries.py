@@ -1,0 +1,215 @@
+"""Rows for pages: bounded, sorted and paged. Knows no request and no HTML.
+
+Each function makes the round trips of the bus.observe functions that it calls, and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from admin_ui.messages import MessageRow, message_row
+from admin_ui.paging import Page
+from admin_ui.pulse import pulse
+from admin_ui.rows import (
+    GroupPartitionRow,
+    GroupRow,
+    GroupRows,
+    OverviewRows,
+    TopicRow,
+    TopicRows,
+    TopicsRows,
+    Totals,
+    WorkerRow,
+)
+from admin_ui.verdicts import urgency, verdict
+from bus import observe
+from bus.client import Bus
+from bus.observe import (
+    GroupPartitionSnapshot,
+    GroupSnapshot,
+    Lag,
+    TopicSnapshot,
+    WorkerSnapshot,
+)
+
+#: Rows on one page.
+TOPICS = 50
+PARTITIONS = 64
+GROUPS = 100
+OVERVIEW_GROUPS = 15
+MESSAGES = 25
+WORKERS = 100
+DRIFTS = 20
+
+#: Groups named in one row of the list of topics; the others are counted.
+GROUPS_IN_ROW = 3
+
+
+def total(values: Iterable[int | Lag | None]) -> Lag | None:
+    """The sum. Where some are unknown it is "at least"; where all are, None. No values: 0."""
+    known, unknown = [], 0
+    for value in values:
+        if value is None:
+            unknown += 1
+        else:
+            known.append(value if isinstance(value, Lag) else Lag(value))
+    if unknown and not known:
+        return None
+    return Lag(sum(lag.count for lag in known), exact=not unknown and all(lag.exact for lag in known))
+
+
+def overview(bus: Bus) -> OverviewRows:
+    """Counters, the server, and the groups that need attention first."""
+    seen = observe.overview(bus)
+    workers = worker_rows(seen.workers)
+    groups = [group for topic in seen.topics for group in topic.groups]
+    rows = group_rows(groups, workers)
+    return OverviewRows(
+        server=seen.server,
+        totals=_totals(groups, (topic.messages for topic in seen.topics)),
+        published=_sum_or_none(topic.published for topic in seen.topics),
+        topics=len(seen.topics),
+        workers=sum(row.silent is None for row in workers),
+        silent=sum(row.silent is not None for row in workers),
+        missing_partitions=sum(topic.missing_partitions for topic in seen.topics),
+        groups=rows[:OVERVIEW_GROUPS],
+        more_groups=max(0, len(rows) - OVERVIEW_GROUPS),
+        problems=sum(row.verdict.problem for row in rows),
+    )
+
+
+def topics(bus: Bus, *, search: str = "", order: str = "name", page: str | int | None = 1) -> TopicsRows:
+    """Topics whose name contains `search`, sorted by `order` (one of ORDERS, "-" before it reverses)."""
+    seen = observe.overview(bus)
+    workers = worker_rows(seen.workers)
+    wanted = search.strip().casefold()
+    found = sorted((one for one in seen.topics if wanted in one.name.casefold()), key=ORDERS["name"])
+    by = order.removeprefix("-")
+    by, order = (by, order) if by in ORDERS else ("name", "name")
+    found.sort(key=ORDERS[by], reverse=order.startswith("-"))
+    part = Page.of(found, page, TOPICS)
+    rows = Page(
+        [_topic_row(one, workers) for one in part.rows], part.number, part.pages, part.total, part.first
+    )
+    return TopicsRows(page=rows, known=len(seen.topics), search=search.strip(), order=order)
+
+
+def topic(bus: Bus, name: str, *, page: str | int | None = 1, groups: str | int | None = 1) -> TopicRows:
+    """One topic with its groups and partitions. Raises UnknownTopic."""
+    seen = observe.topic(bus, name)
+    rows = group_rows(seen.groups, worker_rows(observe.workers(bus, name)))
+    return TopicRows(
+        topic=seen,
+        totals=_totals(seen.groups, [seen.messages]),
+        groups=Page.of(rows, groups, GROUPS),
+        partitions=Page.of(observe.partitions(bus, name), page, PARTITIONS),
+    )
+
+
+def messages(bus: Bus, name: str, *, count: int = MESSAGES) -> list[MessageRow]:
+    """The latest messages of a topic, newest first. Raises UnknownTopic."""
+    return [message_row(message) for message in observe.latest(bus, name, count)]
+
+
+def group(bus: Bus, name: str, group_name: str, *, page: str | int | None = 1) -> GroupRows:
+    """One group with its partitions and workers. Raises UnknownTopic or UnknownGroup."""
+    seen, partitions = observe.group(bus, name, group_name)
+    workers = [row for row in worker_rows(observe.workers(bus, name, group_name)) if serves(row, group_name)]
+    silent = frozenset(row.worker.incarnation for row in workers if row.silent is not None)
+    rows = [
+        GroupPartitionRow(partition=one, percent=percent_given(one), owner_silent=one.owner in silent)
+        for one in partitions
+    ]
+    return GroupRows(
+        row=group_rows([seen], workers)[0],
+        given=_sum_or_none(one.offset for one in partitions),
+        partitions=Page.of(rows, page, PARTITIONS),
+        workers=workers[:WORKERS],
+        more_workers=max(0, len(workers) - WORKERS),
+    )
+
+
+def workers(bus: Bus, *, page: str | int | None = 1) -> Page[WorkerRow]:
+    """The workers, those that started last first."""
+    found = worker_rows(observe.workers(bus))
+    return Page.of(sorted(found, key=lambda row: row.worker.started, reverse=True), page, WORKERS)
+
+
+def worker_rows(workers: Iterable[WorkerSnapshot]) -> list[WorkerRow]:
+    """Workers with how long they have been silent, as far as this process has watched them."""
+    known = list(workers)
+    silent = pulse.look(known)
+    return [
+        WorkerRow(one, timedelta(seconds=silent[one.incarnation]) if one.incarnation in silent else None)
+        for one in known
+    ]
+
+
+def serves(row: WorkerRow, group: str) -> bool:
+    """True if the worker serves groups of this name."""
+    return row.worker.groups is None or group in row.worker.groups
+
+
+def group_rows(groups: Iterable[GroupSnapshot], workers: Sequence[WorkerRow]) -> list[GroupRow]:
+    """Groups with their verdicts, the most urgent first."""
+    rows = []
+    for one in groups:
+        silent = sum(row.silent is not None and serves(row, one.group) for row in workers)
+        living = max(0, one.workers - silent)
+        rows.append(GroupRow(one, living, verdict(one, living)))
+    return sorted(rows, key=lambda row: urgency(row.group, row.verdict))
+
+
+def percent_given(partition: GroupPartitionSnapshot) -> int | None:
+    """How much of the messages that lie between the start and the end the group has been given, in %."""
+    if partition.offset is None or partition.end is None:
+        return None
+    if partition.end <= 0:
+        return 100
+    return max(0, min(100, partition.offset * 100 // partition.end))
+
+
+def _by_lag(seen: TopicSnapshot) -> int:
+    found = total(one.lag for one in seen.groups)
+    return found.count if found else -1
+
+
+#: What the list of topics can be sorted by.
+ORDERS: dict[str, Callable[[TopicSnapshot], Any]] = {
+    "name": lambda seen: seen.name,
+    "partitions": lambda seen: seen.partitions,
+    "messages": lambda seen: -1 if seen.messages is None else seen.messages,
+    "lag": _by_lag,
+    "published": lambda seen: seen.last_published.timestamp() if seen.last_published else 0.0,
+}
+
+
+def _topic_row(seen: TopicSnapshot, workers: Sequence[WorkerRow]) -> TopicRow:
+    groups = group_rows(seen.groups, workers)
+    return TopicRow(
+        topic=seen,
+        lag=total(one.lag for one in seen.groups) if groups else None,
+        groups=groups[:GROUPS_IN_ROW],
+        more_groups=max(0, len(groups) - GROUPS_IN_ROW),
+    )
+
+
+def _totals(groups: Iterable[GroupSnapshot], messages: Iterable[int | None]) -> Totals:
+    known = list(groups)
+    return Totals(
+        messages=total(messages),
+        lag=total(one.lag for one in known),
+        pending=total(one.pending for one in known),
+        retrying=total(one.retrying for one in known),
+        held=total(one.held for one in known),
+        dead=total(one.dead for one in known),
+        groups=len(known),
+    )
+
+
+def _sum_or_none(values: Iterable[int | None]) -> int | None:
+    """The sum, or None if any is unknown: a rate from it would be wrong."""
+    found = list(values)
+    return None if None in found else sum(value for value in found if value is not None)

@@ -1,0 +1,123 @@
+"""What the pages show, as frozen values. None always means unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from admin_ui.paging import Page
+from admin_ui.verdicts import Verdict
+from bus.observe import (
+    GroupPartitionSnapshot,
+    GroupSnapshot,
+    Lag,
+    PartitionSnapshot,
+    ServerSnapshot,
+    TopicSnapshot,
+    WorkerSnapshot,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """A group with its verdict."""
+
+    group: GroupSnapshot
+    workers: int
+    """Workers that serve it and are not silent."""
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A worker; `silent`: how long it has not given a sign of life, None if it has."""
+
+    worker: WorkerSnapshot
+    silent: timedelta | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Counters over groups and topics."""
+
+    messages: Lag | None
+    lag: Lag | None
+    pending: Lag | None
+    retrying: Lag | None
+    held: Lag | None
+    dead: Lag | None
+    groups: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverviewRows:
+    """The first page."""
+
+    server: ServerSnapshot
+    totals: Totals
+    published: int | None
+    """Messages ever published, over all topics; from two of these the page shows a rate."""
+    topics: int
+    workers: int
+    silent: int
+    """Workers in the table that give no sign of life."""
+    missing_partitions: int
+    groups: Sequence[GroupRow]
+    """The most urgent ones."""
+    more_groups: int
+    problems: int
+    """Groups whose verdict is a problem."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicRow:
+    """One line of the list of topics."""
+
+    topic: TopicSnapshot
+    lag: Lag | None
+    groups: Sequence[GroupRow]
+    more_groups: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicsRows:
+    """The list of topics."""
+
+    page: Page[TopicRow]
+    known: int
+    """Topics before the search."""
+    search: str
+    order: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicRows:
+    """One topic."""
+
+    topic: TopicSnapshot
+    totals: Totals
+    groups: Page[GroupRow]
+    partitions: Page[PartitionSnapshot]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPartitionRow:
+    """One partition of a group, with how far the group has come in it."""
+
+    partition: GroupPartitionSnapshot
+    percent: int | None
+    """Share of the kept messages that the group has been given; None if unknown."""
+    owner_silent: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRows:
+    """One group of one topic."""
+
+    row: GroupRow
+    given: int | None
+    """Sum of the offsets: messages given so far. From two of these the page shows a rate."""
+    partitions: Page[GroupPartitionRow]
+    workers: Sequence[WorkerRow]
+    more_workers: int

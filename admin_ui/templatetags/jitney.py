@@ -1,0 +1,104 @@
+"""How numbers, durations and times are written. Unknown (None) is always a dash, never 0."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from django import template
+from django.utils import formats, timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import gettext as _
+
+from admin_ui import durations
+from bus.observe import Lag
+
+register = template.Library()
+
+#: Nothing is worth less ink than something.
+ZERO = mark_safe('<span class="jt-zero">0</span>')
+
+_SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def unknown() -> SafeString:
+    """A dash that says what it means to pointers and to screen readers."""
+    return format_html(
+        '<span class="jt-unknown" title="{0}"><span aria-hidden="true">—</span>'
+        '<span class="jt-hidden">{0}</span></span>',
+        _("unknown"),
+    )
+
+
+@register.filter
+def amount(value: int | Lag | None) -> str:
+    """1,204 · ≥ 1,204 where counting was cut short · — where it is unknown."""
+    if value is None:
+        return unknown()
+    lag = value if isinstance(value, Lag) else Lag(value)
+    if lag.exact:
+        return _grouped(lag.count) if lag.count else ZERO
+    title = _("at least %(count)s: it could not be counted to the end") % {"count": _grouped(lag.count)}
+    return format_html('<span title="{}">≥&nbsp;{}</span>', title, _grouped(lag.count))
+
+
+@register.filter
+def some(value: int | Lag | None) -> bool:
+    """True if there is at least one, or if it is unknown: then it is worth a look."""
+    return value is None or bool(value.count if isinstance(value, Lag) else value)
+
+
+@register.filter
+def duration(value: timedelta | None) -> str:
+    """3m 12s, with the seconds as its title."""
+    if value is None:
+        return unknown()
+    exact = f"{value.total_seconds():.3f} s"
+    return format_html('<span title="{}">{}</span>', exact, durations.words(value))
+
+
+@register.filter
+def size(value: int | None) -> str:
+    """Bytes in binary units, with the exact number as the title."""
+    if value is None:
+        return unknown()
+    number, unit = float(value), 0
+    while number >= 1024 and unit < len(_SIZES) - 1:
+        number, unit = number / 1024, unit + 1
+    text = f"{number:.1f}" if unit and number < 100 else f"{number:.0f}"
+    return format_html(
+        '<span title="{} {}">{}&nbsp;{}</span>', _grouped(value), _("bytes"), text, _SIZES[unit]
+    )
+
+
+@register.filter
+def when(value: datetime | None) -> str:
+    """A point in time in the zone of the request, to the second; milliseconds and zone in the title."""
+    if value is None:
+        return unknown()
+    local = timezone.localtime(value)
+    title = f"{local:%Y-%m-%d %H:%M:%S}.{local.microsecond // 1000:03d} {local:%Z}"
+    return format_html(
+        '<time datetime="{}" title="{}">{}</time>', local.isoformat(), title, f"{local:%Y-%m-%d %H:%M:%S}"
+    )
+
+
+@register.inclusion_tag("admin_ui/_sort.html", takes_context=True)
+def sort_header(context: dict[str, Any], key: str, text: str, kind: str = "") -> dict[str, Any]:
+    """A column head that sorts by `key`; a second click turns the order."""
+    order = context["order"]
+    direction = "descending" if order == f"-{key}" else "ascending" if order == key else ""
+    first = key if key == "name" else f"-{key}"
+    turned = {"ascending": f"-{key}", "descending": key}.get(direction, first)
+    return {
+        "request": context["request"],
+        "text": text,
+        "kind": kind,
+        "direction": direction,
+        "turned": turned,
+    }
+
+
+def _grouped(value: int) -> str:
+    return str(formats.number_format(value, force_grouping=True))

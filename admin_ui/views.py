@@ -1,0 +1,167 @@
+"""The pages, GET only. Each checks a permission, describes its frame and names what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.contrib.admin import AdminSite
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_safe
+
+from admin_ui import permissions, queries
+from admin_ui.live import Frame, Link, respond
+from bus import declarations
+from bus.client import Bus
+from bus.models import Topic
+
+
+@require_safe
+def overview(request: HttpRequest, site: AdminSite) -> HttpResponse:
+    """Counters, the server, groups with problems first, drift of declarations."""
+    permissions.require(request, permissions.VIEW)
+    frame = Frame(
+        title=_("Overview"),
+        fragment="admin_ui/_overview.html",
+        crumbs=[Link(_("Overview"))],
+        tabs=sections(request, site, "overview"),
+    )
+
+    def read(bus: Bus) -> Mapping[str, Any]:
+        return {"rows": queries.overview(bus), "drift": declarations.drift(bus)[: queries.DRIFTS]}
+
+    return respond(request, site, frame, read)
+
+
+@require_safe
+def topics(request: HttpRequest, site: AdminSite) -> HttpResponse:
+    """All topics: searched, sorted, paged."""
+    permissions.require(request, permissions.VIEW)
+    frame = Frame(
+        title=_("Topics"),
+        fragment="admin_ui/_topics.html",
+        crumbs=[Link(_("Topics"))],
+        tabs=sections(request, site, "topics"),
+        tools="admin_ui/_search.html",
+    )
+    chosen = request.GET
+    search, order = chosen.get("q", ""), chosen.get("o", "name")
+
+    def read(bus: Bus) -> Mapping[str, Any]:
+        return {"rows": queries.topics(bus, search=search, order=order, page=chosen.get("p"))}
+
+    may_add = request.user.has_perm("jitney.add_topic")
+    return respond(request, site, frame, read, search=search, order=order, may_add=may_add)
+
+
+@require_safe
+def topic(request: HttpRequest, site: AdminSite, name: str) -> HttpResponse:
+    """One topic: its groups and partitions."""
+    permissions.require(request, permissions.VIEW)
+    frame = Frame(
+        title=name,
+        fragment="admin_ui/_topic.html",
+        crumbs=[topics_link(site), Link(name)],
+        tabs=topic_tabs(request, site, name, "topic"),
+    )
+    chosen = request.GET
+
+    def read(bus: Bus) -> Mapping[str, Any]:
+        return {"rows": queries.topic(bus, name, page=chosen.get("p"), groups=chosen.get("g"))}
+
+    return respond(request, site, frame, read)
+
+
+@require_safe
+def messages(request: HttpRequest, site: AdminSite, name: str) -> HttpResponse:
+    """The latest messages of a topic; needs the permission to read them."""
+    permissions.require(request, permissions.VIEW)
+    permissions.require(request, permissions.PEEK)
+    frame = Frame(
+        title=name,
+        fragment="admin_ui/_messages.html",
+        crumbs=[topics_link(site), topic_link(site, name), Link(_("Messages"))],
+        tabs=topic_tabs(request, site, name, "messages"),
+    )
+    return respond(request, site, frame, lambda bus: {"rows": queries.messages(bus, name)})
+
+
+@require_safe
+def group(request: HttpRequest, site: AdminSite, name: str, group_name: str) -> HttpResponse:
+    """One group of a topic: how far it is in every partition, and who serves it."""
+    permissions.require(request, permissions.VIEW)
+    frame = Frame(
+        title=group_name,
+        subtitle=_("Group of the topic"),
+        fragment="admin_ui/_group.html",
+        crumbs=[topics_link(site), topic_link(site, name), Link(group_name)],
+        tabs=topic_tabs(request, site, name, ""),
+        tools="admin_ui/_verbs.html",
+    )
+
+    def read(bus: Bus) -> Mapping[str, Any]:
+        rows = queries.group(bus, name, group_name, page=request.GET.get("p"))
+        return {"rows": rows, "forbidden": _why_not(request, bus)}
+
+    return respond(request, site, frame, read, topic_name=name, group_name=group_name)
+
+
+@require_safe
+def workers(request: HttpRequest, site: AdminSite) -> HttpResponse:
+    """The workers that are alive."""
+    permissions.require(request, permissions.VIEW)
+    frame = Frame(
+        title=_("Workers"),
+        fragment="admin_ui/_workers.html",
+        crumbs=[Link(_("Workers"))],
+        tabs=sections(request, site, "workers"),
+    )
+    return respond(
+        request, site, frame, lambda bus: {"page": queries.workers(bus, page=request.GET.get("p"))}
+    )
+
+
+def sections(request: HttpRequest, site: AdminSite, current: str) -> list[Link]:
+    """The tabs of the pages that belong to no topic."""
+    tabs = [
+        Link(_("Overview"), _url(site, "overview_changelist"), current == "overview"),
+        Link(_("Topics"), _url(site, "topic_changelist"), current == "topics"),
+        Link(_("Workers"), _url(site, "worker_changelist"), current == "workers"),
+    ]
+    if permissions.may(request, permissions.AUDIT):
+        tabs.append(Link(_("Audit"), _url(site, "auditrecord_changelist")))
+    return tabs
+
+
+def topic_tabs(request: HttpRequest, site: AdminSite, name: str, current: str) -> list[Link]:
+    """The tabs of one topic; those that the user may not open, or that do not exist, are left out."""
+    tabs = [Link(_("Groups and partitions"), _url(site, "topic_page", name), current == "topic")]
+    if permissions.may(request, permissions.PEEK):
+        tabs.append(Link(_("Messages"), _url(site, "topic_messages", name), current == "messages"))
+    row = Topic.objects.filter(name=name).only("pk").first()
+    if row is not None:
+        tabs.append(Link(_("Settings"), _url(site, "topic_change", str(row.pk)), current == "settings"))
+    return tabs
+
+
+def topics_link(site: AdminSite) -> Link:
+    return Link(_("Topics"), _url(site, "topic_changelist"))
+
+
+def topic_link(site: AdminSite, name: str) -> Link:
+    return Link(name, _url(site, "topic_page", name))
+
+
+def _url(site: AdminSite, page: str, *args: str) -> str:
+    return reverse(f"admin:{permissions.APP}_{page}", args=args, current_app=site.name)
+
+
+def _why_not(request: HttpRequest, bus: Bus) -> str:
+    """Why the user cannot pause or resume a group; empty if nothing forbids it."""
+    if bus.settings.read_only:
+        return _("This project is read-only (BUS['READ_ONLY']).")
+    if not permissions.may(request, permissions.MANAGE_GROUPS):
+        return _("You lack the permission to manage groups.")
+    return ""
