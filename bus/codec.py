@@ -11,16 +11,20 @@ infinities are refused here (JSON has none), as are integers beyond 64 bits and 
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from enum import Enum
 from typing import Any
 
 import orjson
 
 from bus.errors import InvalidMessage, Undecodable
 
-_NO_HEADERS: Mapping[str, str] = {}
 _RAW = b"raw"
+
+#: orjson gives up at 254 levels.
+_TOO_DEEP = 250
 
 
 def encode(
@@ -51,28 +55,37 @@ def encode(
 
 def decode(fields: list[bytes]) -> tuple[Any, str | None, Mapping[str, str]]:
     """(value, key, headers) of a stream entry, or Undecodable."""
-    if len(fields) == 2 and fields[0] == b"v":
-        return _load("value", fields[1]), None, _NO_HEADERS
+    count = len(fields)
+    if (count == 2 or (count == 4 and fields[2] == b"k")) and fields[0] == b"v":
+        # What nearly every message is: a JSON value, perhaps with a key. What is wrong is said further down.
+        try:
+            return orjson.loads(fields[1]), fields[3].decode() if count == 4 else None, {}
+        except ValueError:
+            pass
     named = dict(zip(fields[::2], fields[1::2], strict=False))
     if b"v" not in named:
         names = ", ".join(sorted(name.decode("utf-8", "replace") for name in named)) or "none"
         raise Undecodable(f"The entry has no field 'v' (fields: {names}).")
-    value = named[b"v"] if named.get(b"e") == _RAW else _load("value", named[b"v"])
+    value = named[b"v"] if named.get(b"e") == _RAW else _load("The value is", named[b"v"])
     try:
         key = named[b"k"].decode() if b"k" in named else None
     except UnicodeDecodeError as error:
         raise Undecodable(f"The key is not UTF-8: {error}.") from error
-    headers = _load("headers", named[b"h"]) if b"h" in named else _NO_HEADERS
-    if not isinstance(headers, dict) and headers is not _NO_HEADERS:
-        raise Undecodable("The headers are not a JSON object.")
-    return value, key, headers
+    return value, key, _load_headers(named[b"h"]) if b"h" in named else {}
+
+
+def _load_headers(raw: bytes) -> Mapping[str, str]:
+    headers = _load("The headers are", raw)
+    if not isinstance(headers, dict) or not all(isinstance(text, str) for text in headers.values()):
+        raise Undecodable("The headers are not a JSON object of strings.")
+    return headers
 
 
 def _load(part: str, raw: bytes) -> Any:
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise Undecodable(f"The {part} is not JSON: {error}.") from error
+        raise Undecodable(f"{part} not JSON: {error}.") from error
 
 
 def _json(topic: str, value: Any) -> bytes:
@@ -87,22 +100,30 @@ def _json(topic: str, value: Any) -> bytes:
     return packed
 
 
-def _offender(value: Any, path: str, depth: int = 0) -> str:
+def _offender(value: Any, path: str, above: tuple[int, ...] = ()) -> str:
     """The path to the first part that JSON cannot hold, with the reason; "" if none is found."""
-    if depth > 200:
-        return f"{path} is nested too deeply (is it a cycle?)"
+    if id(value) in above:
+        return f"{path} is a cycle: it is the same object as one that holds it"
+    if len(above) > _TOO_DEEP:
+        return f"{path[:100]}… is nested too deeply"
+    inside = (*above, id(value))
     if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                return f"{path} has the key {key!r}, which is not a string"
-            if found := _offender(item, f"{path}[{key!r}]", depth + 1):
-                return found
-        return ""
-    if isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            if found := _offender(item, f"{path}[{index}]", depth + 1):
-                return found
-        return ""
+        for key in value:
+            if reason := _bad_key(key):
+                return f"{path} has the key {key!r}, which {reason}"
+    if not isinstance(value, dict | list | tuple) and not _is_record(value):
+        return _bad_leaf(value, path)
+    found = (_offender(item, f"{path}[{name!r}]", inside) for name, item in _items(value))
+    return next(filter(None, found), "")
+
+
+def _bad_key(key: object) -> str:
+    if type(key) is not str:
+        return f"is not a str but {type(key).__name__}"
+    return "is not valid Unicode" if _bad_leaf(key, "") else ""
+
+
+def _bad_leaf(value: Any, path: str) -> str:
     try:
         orjson.dumps(value)
     except orjson.JSONEncodeError as error:
@@ -111,17 +132,29 @@ def _offender(value: Any, path: str, depth: int = 0) -> str:
 
 
 def _not_finite(value: Any, path: str) -> str:
+    """The path to the first NaN or infinity; "" if there is none."""
+    if isinstance(value, Enum):
+        value = value.value
     if isinstance(value, float) and not math.isfinite(value):
         return f"{path} is {value}, which JSON does not have"
-    items: Any = ()
+    found = (_not_finite(item, f"{path}[{name!r}]") for name, item in _items(value))
+    return next(filter(None, found), "")
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """What a value holds, with keys or indexes, as orjson goes through it."""
     if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list | tuple):
-        items = enumerate(value)
-    for name, item in items:
-        if found := _not_finite(item, f"{path}[{name!r}]"):
-            return found
-    return ""
+        return value.items()
+    if isinstance(value, list | tuple):
+        return enumerate(value)
+    if _is_record(value):
+        names = (field.name for field in dataclasses.fields(value))
+        return ((name, getattr(value, name)) for name in names if not name.startswith("_"))
+    return ()
+
+
+def _is_record(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _text(topic: str, part: str, text: object) -> bytes:
@@ -144,4 +177,5 @@ def _headers(topic: str, headers: object) -> bytes:
     for name, text in headers.items():
         _text(topic, "name of a header", name)
         _text(topic, f"header {name!r}", text)
-    return orjson.dumps(dict(headers))
+    # orjson wants keys that are exactly str, not a subclass such as Django's SafeString.
+    return orjson.dumps({str.__str__(name): str.__str__(text) for name, text in headers.items()})

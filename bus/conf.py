@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -36,16 +37,23 @@ class Settings:
     """Dead letters kept of a group in one partition; the excess is counted."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.url, str):
+            raise ConfigurationError(f"BUS['URL'] must be a str, not {self.url!r}.")
         check_name("BUS['PREFIX']", self.prefix)
         for name, least in (("timeout", 0.05), ("max_message_bytes", 1), ("dedupe_window", 1),
                             ("history_bytes", 0), ("held_limit", 1), ("dead_limit", 1)):  # fmt: skip
             number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, int | float) or number < least:
+            if (
+                isinstance(number, bool)
+                or not isinstance(number, int | float)
+                or not least <= number < math.inf
+            ):
                 raise ConfigurationError(
                     f"BUS[{name.upper()!r}] must be a number, {least} or more, not {number!r}."
                 )
-        if self.slots is not None and (not isinstance(self.slots, int) or self.slots < 1):
-            raise ConfigurationError(f"BUS['SLOTS'] must be 1 or more, not {self.slots!r}.")
+        slots = self.slots
+        if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
+            raise ConfigurationError(f"BUS['SLOTS'] must be a whole number, 1 or more, not {slots!r}.")
         for group in self.groups or ():
             check_name("Group", group)
 
@@ -64,11 +72,20 @@ def from_mapping(mapping: Mapping[str, Any]) -> Settings:
         raise ConfigurationError(
             "BUS['URL'] is missing: say where Redis is, such as 'redis://localhost:6379/0'."
         )
-    groups = values.get("groups")
-    if groups is not None:
-        parts = groups.split(",") if isinstance(groups, str) else groups
-        values["groups"] = tuple(part.strip() for part in parts if part.strip())
+    if values.get("groups") is not None:
+        values["groups"] = _groups(values["groups"])
     return Settings(**values)
+
+
+def _groups(groups: object) -> tuple[str, ...]:
+    parts = groups.split(",") if isinstance(groups, str) else groups
+    if not isinstance(parts, list | tuple | set | frozenset) or not all(
+        isinstance(part, str) for part in parts
+    ):
+        raise ConfigurationError(
+            f"BUS['GROUPS'] must be a list of names, or names with commas in between, not {groups!r}."
+        )
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> Settings:

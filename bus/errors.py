@@ -8,7 +8,7 @@ BusError
 │   └── Undecodable         this stream entry cannot be read back
 ├── BusUnavailable          Redis cannot be reached or cannot write now; nothing was written
 │   └── ReplyLost           the connection broke after the command was sent (reads, operator verbs)
-├── PublishUncertain        the reply to a publish was lost; publish again with the same message_id
+├── PublishUncertain        the reply to a publish was lost: the message may or may not be stored
 ├── BusFull                 Redis is out of memory; nothing was written
 ├── StaleLease              another worker took the lane over; nothing was settled
 ├── ReadOnly                BUS["READ_ONLY"] forbids operator verbs
@@ -61,7 +61,7 @@ class ReplyLost(BusUnavailable):
 
 
 class PublishUncertain(BusError, ConnectionError):
-    """The message may or may not be stored. Publish again with the same `message_id` to be sure."""
+    """The message may or may not be stored: publishing it again may store it twice."""
 
 
 class BusFull(BusError, MemoryError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -85,14 +84,20 @@ def _check(subscription: Subscription) -> None:
             f"{where}: ordering must be one of {', '.join(ORDERINGS)}, not {subscription.ordering!r}."
         )
     batch = subscription.batch
-    if batch is not None and (isinstance(batch, bool) or not 1 <= batch <= MAX_BATCH):
+    whole = isinstance(batch, int) and not isinstance(batch, bool)
+    if batch is not None and not (whole and 1 <= batch <= MAX_BATCH):
         raise ConfigurationError(f"{where}: batch must be from 1 to {MAX_BATCH:,}, not {batch!r}.")
+    if not isinstance(subscription.retry, RetryPolicy):
+        raise ConfigurationError(f"{where}: retry must be a bus.RetryPolicy, not {subscription.retry!r}.")
     for name in ("time_limit", "soft_time_limit"):
         seconds = getattr(subscription, name)
-        if seconds is not None and seconds <= 0:
+        if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
             raise ConfigurationError(f"{where}: {name} must be more than 0 seconds, not {seconds!r}.")
+    if subscription.atomic:
+        raise ConfigurationError(
+            f"{where}: atomic is not available in this version. Make the handler idempotent instead: "
+            "write a row that is unique by topic, partition and id in the same transaction as its effect."
+        )
     if not callable(subscription.handler):
         raise ConfigurationError(f"{where}: {subscription.handler!r} is not callable.")
-    if subscription.atomic and inspect.iscoroutinefunction(subscription.handler):
-        raise ConfigurationError(f"{where}: an async handler cannot run in a database transaction (atomic).")
     Position.parse(subscription.start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Callable, Mapping
@@ -36,18 +37,25 @@ def parse_duration(text: str | timedelta | float | None) -> timedelta | None:
     """`"7d"`, `"12h"`, `"90s"`, a timedelta, or seconds → timedelta; None stays None (for ever)."""
     if text is None or isinstance(text, timedelta):
         duration = text
-    elif isinstance(text, int | float) and not isinstance(text, bool):
-        duration = timedelta(seconds=text)
     else:
-        match = _DURATION.fullmatch(str(text).strip())
-        if match is None:
+        try:
+            duration = timedelta(seconds=_seconds(text))
+        except (ValueError, OverflowError):
             raise ConfigurationError(
                 f"{text!r} is not a duration: write a number and a unit, such as '90s', '12h' or '7d'."
-            )
-        duration = timedelta(seconds=float(match[1]) * _UNIT_SECONDS[match[2]])
+            ) from None
     if duration is not None and duration <= timedelta(0):
         raise ConfigurationError(f"A duration must be longer than zero, not {text!r}.")
     return duration
+
+
+def _seconds(text: object) -> float:
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        return text
+    match = _DURATION.fullmatch(str(text).strip())
+    if match is None:
+        raise ValueError(text)
+    return float(match[1]) * _UNIT_SECONDS[match[2]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,15 +102,20 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
             raise ConfigurationError(f"RetryPolicy.attempts must be 1 or more, not {self.attempts!r}.")
-        if self.delay < 0 or self.max_delay < 0 or self.factor < 1 or not 0 <= self.jitter <= 1:
+        numbers = (self.delay, self.factor, self.max_delay, self.jitter)
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers) or (
+            self.delay < 0 or self.max_delay < 0 or self.factor < 1 or not 0 <= self.jitter <= 1
+        ):
             raise ConfigurationError(
                 "RetryPolicy needs delay ≥ 0, max_delay ≥ 0, factor ≥ 1 and 0 ≤ jitter ≤ 1."
             )
 
     def delay_after(self, attempt: int, draw: Callable[[], float] = random.random) -> float:
         """Seconds to wait after failed attempt number `attempt` (from 1)."""
-        exponent = min(attempt - 1, 64)  # beyond it a float power only overflows
-        base: float = min(self.max_delay, self.delay * float(self.factor) ** exponent)
+        try:
+            base: float = min(self.max_delay, self.delay * float(self.factor) ** (attempt - 1))
+        except OverflowError:
+            base = self.max_delay if self.delay else 0.0
         return max(0.0, base * (1 + self.jitter * (2 * draw() - 1)))
 
 
@@ -119,19 +132,27 @@ class Position:
         if isinstance(text, Position):
             return text
         if isinstance(text, datetime):
-            if text.tzinfo is None:
-                raise ConfigurationError(f"{text!r} has no time zone; a position needs an aware datetime.")
-            return cls("time", str(int(text.timestamp() * 1000)))
+            return cls._at(text)
         if text in ("earliest", "latest"):
             return cls(text)  # type: ignore[arg-type]  # narrowed by the line above
-        if re.fullmatch(r"\d+(-\d+)?", text):
-            return cls("id", text if "-" in text else f"{text}-0")
+        if isinstance(text, str) and re.fullmatch(r"\d{1,20}(-\d{1,20})?", text, re.ASCII):
+            return cls("id", _checked_id(text))
         try:
-            return cls.parse(datetime.fromisoformat(text))
-        except ValueError:
+            moment = datetime.fromisoformat(text)
+        except (TypeError, ValueError):
             raise ConfigurationError(
                 f"{text!r} is not a position: use 'earliest', 'latest', a message id or a time."
             ) from None
+        return cls._at(moment)
+
+    @classmethod
+    def _at(cls, moment: datetime) -> Position:
+        if moment.tzinfo is None:
+            raise ConfigurationError(
+                f"{moment.isoformat()!r} has no time zone; a position needs one: '2030-01-31T12:00+01:00'."
+            )
+        ms = int(moment.timestamp() * 1000)
+        return cls("time", str(ms)) if ms > 0 else cls("earliest")
 
 
 class Message:
@@ -156,15 +177,17 @@ class Message:
         self._decode = decode
         self._value: tuple[Any, str | None, Mapping[str, str]] | None = None
 
+    @property
+    def value(self) -> Any:
+        """What was published. Raises Undecodable if the stream entry is not one of ours."""
+        if self._value is None:
+            self._value = self._decode(self._fields)
+        return self._value[0]
+
     def _decoded(self) -> tuple[Any, str | None, Mapping[str, str]]:
         if self._value is None:
             self._value = self._decode(self._fields)
         return self._value
-
-    @property
-    def value(self) -> Any:
-        """What was published. Raises Undecodable if the stream entry is not one of ours."""
-        return self._decoded()[0]
 
     @property
     def key(self) -> str | None:
@@ -186,6 +209,13 @@ class Message:
 
     def __repr__(self) -> str:
         return f"<Message {self.topic}/{self.partition}/{self.id} attempt {self.attempt}>"
+
+
+def _checked_id(text: str) -> str:
+    ms, seq = id_pair(text)
+    if max(ms, seq) >= 2**64:
+        raise ConfigurationError(f"{text!r} is not a message id: its parts are numbers of 64 bits.")
+    return f"{ms}-{seq}"
 
 
 def id_pair(message_id: str | bytes) -> tuple[int, int]:

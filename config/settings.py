@@ -2,6 +2,7 @@
 
 JITNEY_DATA         directory for all that is written      default: .jitney beside manage.py
 BUS_URL             where Redis is                         default: embedded://$JITNEY_DATA/server
+CELERY_BROKER_URL   broker of ordinary Celery tasks            default: the bus's own server
 BUS_PREFIX          prefix of all keys in Redis            default: bus
 BUS_READ_ONLY       1: operator verbs are refused          default: 0
 DEBUG               1: tracebacks in pages, and the first client starts the embedded server
@@ -122,5 +123,6 @@ LOGGING = {
 }
 
 # The broker is the bus's own server; workers/celery.py finds it.
+CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL")
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False

@@ -16,12 +16,15 @@ from celery.worker import state as worker_state
 from vine import promise
 
 from bus import default
+from workers.broker import PatientConsumer
 from workers.consumer import Consumer, Host
 from workers.order import SliceOrder
 from workers.runtime import Runtime
 
 logger = logging.getLogger("jitney.workers")
 
+#: Celery's default for the setting worker_consumer; a project's own choice is left alone.
+CELERY_CONSUMER = "celery.worker.consumer:Consumer"
 #: How often what no event announces is looked for. Seconds.
 TICK_SECONDS = 0.1
 #: Without it billiard notices some dead pool processes only after 5 s. Seconds.
@@ -44,6 +47,8 @@ class BusWorkerStep(bootsteps.Step):  # type: ignore[misc]  # Celery has no type
         worker.bus_consumer = make_consumer(worker, wanted)
         if worker.bus_consumer is not None:
             type(self).runtime = worker.bus_consumer.runtime
+            if worker.consumer_cls == CELERY_CONSUMER:
+                worker.consumer_cls = PatientConsumer
 
 
 def make_consumer(worker: Any, groups: list[str] | None) -> Consumer | None:
@@ -96,7 +101,6 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
     def __init__(self, consumer: Any, **_: Any) -> None:
         self._consumer: Consumer | None = getattr(consumer.controller, "bus_consumer", None)
         self._slices: _Slices | None = None
-        self._started = False
 
     def include_if(self, _consumer: Any) -> bool:
         return self._consumer is not None
@@ -104,12 +108,9 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
     def start(self, c: Any) -> None:
         """The broker is connected, for the first time or again."""
         assert self._consumer is not None
-        self._slices = _Slices(c, self._consumer)
-        host = self._slices.host()
-        if self._started:
-            self._consumer.rehost(host)
-        else:
-            self._started = True
+        if self._slices is None:
+            self._slices = _Slices(c, self._consumer)
+            host = self._slices.host()
             signals.worker_shutting_down.connect(self._shutting_down, weak=False)
             self._consumer.start(host, processes=c.pool.num_processes)
         self._slices.keep_time()
@@ -145,6 +146,7 @@ class _Slices:
         self._consumer = consumer
         self._requests: dict[int, Any] = {}
         self._mail: deque[Callable[[], None]] = deque()
+        self._timers: list[Any] = []
         self._pump = promise(self._on_pump)
 
     def host(self) -> Host:
@@ -155,9 +157,11 @@ class _Slices:
             raise ImproperlyConfigured(
                 "The bus needs a broker transport with an event loop (Redis, AMQP, SQS): this one has none."
             )
-        self._hub.call_repeatedly(TICK_SECONDS, self._tick)
+        for timer in self._timers:
+            timer.cancel()  # of the connection before
+        self._timers = [self._hub.call_repeatedly(TICK_SECONDS, self._tick)]
         if hasattr(self._c.pool, "maintain_pool"):
-            self._hub.call_repeatedly(MAINTAIN_SECONDS, self._c.pool.maintain_pool)
+            self._timers.append(self._hub.call_repeatedly(MAINTAIN_SECONDS, self._c.pool.maintain_pool))
         self.wake()
 
     def wake(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import cache
 from typing import Any
 
 import click
@@ -76,6 +77,7 @@ def broker_url(url: str) -> str:
     return url
 
 
+@cache
 def _make() -> Celery:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     made = Celery("jitney")
@@ -85,6 +87,8 @@ def _make() -> Celery:
     if not getattr(settings, "CELERY_BROKER_URL", None):
         made.conf.broker_url = broker_url(conf.from_django().url)
     made.conf.broker_connection_retry_on_startup = True
+    # Slices are acknowledged by the bus; a broker that goes away is no reason to end them.
+    made.conf.worker_cancel_long_running_tasks_on_connection_loss = False
     made.autodiscover_tasks()
     install(made)
     return made
@@ -100,4 +104,8 @@ def _start_embedded_server(**_: Any) -> None:
         default.get().client.call("PING")
 
 
-app = _make()
+def __getattr__(name: str) -> Any:
+    # Made when first asked for: a project that only wants `install` must not get a second Celery app.
+    if name == "app":
+        return _make()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

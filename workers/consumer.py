@@ -28,7 +28,7 @@ from workers.watcher import Watcher
 
 logger = logging.getLogger("jitney.workers")
 
-#: A worker whose threads made no progress for so long, with Redis reachable, cannot work any more. Seconds.
+#: A thread that did not go round its loop for so long hangs: every wait in it is shorter. Seconds.
 STALLED_SECONDS = 120.0
 
 
@@ -87,11 +87,6 @@ class Consumer:
         logger.info(
             "Consuming %s as %s, at most %s slices at once.", names, self.identity.incarnation, self.slots
         )
-
-    def rehost(self, host: Host) -> None:
-        """The worker's main loop was made anew (its broker was away): go on under it."""
-        self._host = host
-        host.wake()
 
     def drain(self) -> None:
         """No new slices; those that run finish the message in hand and settle. Safe in a signal handler."""

@@ -107,11 +107,13 @@ class Dispatcher:
     def _outcome(self, message: Message, error: Exception) -> Failed:
         subscription = self.subscription
         policy = subscription.retry
-        reason = f"{type(error).__name__}: {error}"
+        reason = _clean(f"{type(error).__name__}: {error}")
         if isinstance(error, Reject):
-            return Failed("dead", error.reason, error.reason, exception=error)
+            text = _clean(error.reason)
+            return Failed("dead", text, text, exception=error)
         if isinstance(error, Undecodable):
-            return Failed("dead", f"undecodable: {error}", str(error), exception=error)
+            text = _clean(f"undecodable: {error}")
+            return Failed("dead", text, text, exception=error)
         text = _trace(error)
         final = isinstance(error, subscription.dead_on) or not isinstance(
             error, (*subscription.retry_on, Retry)
@@ -129,5 +131,9 @@ class Dispatcher:
 
 def _trace(error: BaseException) -> str:
     """The traceback, its last MAX_ERROR characters: the end says where it broke."""
-    lines = "".join(traceback.format_exception(error)).encode("utf-8", "replace").decode()
-    return lines[-MAX_ERROR:]
+    return _clean("".join(traceback.format_exception(error)))[-MAX_ERROR:]
+
+
+def _clean(text: object) -> str:
+    """The text as UTF-8 can hold it: an error must never be the reason why a message cannot be settled."""
+    return str(text).encode("utf-8", "replace").decode()

@@ -44,7 +44,7 @@ class Running:
     lanes: list[OwnedLane]
     began: float
     revoked: bool = False
-    stuck_in: tuple[int, int, int] | None = None
+    stuck_in: tuple[int, str] | None = None
 
 
 @dataclass(slots=True)

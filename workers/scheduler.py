@@ -182,16 +182,15 @@ class Scheduler:
         mean = self._mean.get(group)
         if mean is None or mean >= FAST_SECONDS or first.ordering == "none":
             return [first]
+        mates = [lane for lane in self._lanes.values() if (lane.id.topic, lane.id.group) == group]
         others = [
             lane
-            for lane in self._lanes.values()
-            if (lane.id.topic, lane.id.group) == group
-            and lane is not first
-            and lane.state in ("ready", "watched")
-            and not lane.leaving
+            for lane in mates
+            if lane is not first and lane.state in ("ready", "watched") and not lane.leaving
         ]
         others.sort(key=lambda lane: (lane.state != "ready", lane.since))
-        share = -(-(len(others) + 1) // max(1, free))
+        # Its share of all lanes of the group, also of those that other slots work on: they come back.
+        share = -(-len(mates) // max(1, free + len(self._running)))
         return [first, *others[: min(share, MAX_LANES) - 1]]
 
     def _pop_ready(self) -> OwnedLane | None:
@@ -266,13 +265,13 @@ class Scheduler:
 
     @staticmethod
     def _fallen(view: SlotView, index: int, reason: str) -> Fallen:
-        finished = tuple(f"{ms}-{seq}" for number, ms, seq in view.finished if number == index)
+        finished = tuple(message_id for number, message_id in view.finished if number == index)
         running = view.running
         if running is None or running.lane_index != index:
             return Fallen(finished)
         if view.batch_end is not None:
-            return Fallen(finished, "{}-{}".format(*view.batch_end), True, reason)
-        return Fallen(finished, f"{running.ms}-{running.seq}", False, reason)
+            return Fallen(finished, view.batch_end, True, reason)
+        return Fallen(finished, running.id, False, reason)
 
     def _reported(self, lane: OwnedLane, view: SlotView, index: int, ended: Ended) -> None:
         report = next((each for each in view.reports if each.lane_index == index), None)
@@ -314,9 +313,9 @@ class Scheduler:
                 if len(running.lanes) == 1:
                     continue
                 view = self._progress.read(slot)
-                if view.running is None or self._clock() - view.running[3] < STUCK_SECONDS:
+                if view.running is None or self._clock() - view.running.since < STUCK_SECONDS:
                     continue
-                place = view.running[:3]
+                place = (view.running.lane_index, view.running.id)
                 if not running.revoked:
                     self._progress.revoke(slot)
                     running.revoked, running.stuck_in = True, place
@@ -351,8 +350,8 @@ class Scheduler:
                 view = self._progress.read(slot)
                 if view.running is None:
                     continue
-                limit = limit_of(running.lanes[view.running[0]].id)
-                if limit is not None and self._clock() - view.running[3] > limit:
+                limit = limit_of(running.lanes[view.running.lane_index].id)
+                if limit is not None and self._clock() - view.running.since > limit:
                     slots.append(slot)
             return slots
 

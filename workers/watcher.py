@@ -48,7 +48,7 @@ class Watcher(threading.Thread):
         self._link: Link | None = None
         self._control_id = "$"
         self.heard_at = time.monotonic()
-        """When a block last ended as it should, by the monotonic clock."""
+        """When this thread last went round its loop, by the monotonic clock."""
 
     def poke(self) -> None:
         """The list of idle lanes, or a due time, has changed. From any thread; never blocks."""
@@ -64,10 +64,10 @@ class Watcher(threading.Thread):
     def run(self) -> None:
         delay = 0.1
         while not self._stopping.is_set():
+            self.heard_at = time.monotonic()
             try:
                 self._watch_once()
                 delay = 0.1
-                self.heard_at = time.monotonic()
             except BusError as error:
                 logger.debug("The watcher lost Redis and connects again: %s", error)
                 self._drop_link()

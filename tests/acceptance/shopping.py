@@ -15,12 +15,19 @@ from typing import Any
 from bus import observe
 from bus.client import Bus
 from bus.errors import UnknownGroup
+from bus.streams.commands import fields_of
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
 #: topic → (group, partitions), as in shop/topics.py and shop/consumers.py.
-GROUPS = {"keyed": ("bykey", 8), "strict": ("inorder", 2), "loose": ("anyhow", 4), "batches": ("crates", 4)}
+GROUPS = {
+    "keyed": ("bykey", 8),
+    "strict": ("inorder", 2),
+    "loose": ("anyhow", 4),
+    "batches": ("crates", 4),
+    "limited": ("limits", 2),
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Worker:
     def __init__(self, shop: Shop, name: str, options: Iterable[str]) -> None:
         self.name = name
         self.log = shop.directory / f"{name}.log"
+        self.log.touch()
         command = [sys.executable, "-m", "celery", "-A", "workers", "worker", "-n", f"{name}@%h",
                    "-l", "INFO", "--without-gossip", "--without-mingle", *options]  # fmt: skip
         with self.log.open("ab") as output:
@@ -86,6 +94,17 @@ class Worker:
         """Stop it as an operator would, and wait for it."""
         self.signal(signal.SIGTERM)
         return self.wait()
+
+    def freeze(self) -> None:
+        """SIGSTOP for the whole of it, pool and all."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
 
     def kill(self) -> None:
         """SIGKILL; its pool processes die with it."""
@@ -151,7 +170,7 @@ class Shop:
         found = []
         for raw in self.ledger.read_text().splitlines():
             parts = raw.split()
-            if parts[0] != what or len(parts) != 9:
+            if not parts or parts[0] != what or len(parts) != 9:
                 continue
             line = Line(parts[0], parts[1], int(parts[2]), parts[3], parts[4], int(parts[5]), int(parts[6]),
                         int(parts[7]), int(parts[8]))  # fmt: skip
@@ -179,6 +198,23 @@ class Shop:
     def wait_owned(self, topic: str, timeout: float = 30) -> None:
         """Until every partition has an owner."""
         wait_until(lambda: all(self.owners(topic)), timeout, f"all partitions of {topic} to be owned")
+
+    def wait_owners(self, topic: str, *workers: Worker, timeout: float = 40) -> None:
+        """Until exactly these workers own the lanes of a topic."""
+        mine = {worker.pid for worker in workers}
+
+        def settled() -> bool:
+            owners = self.owners(topic)
+            return all(owners) and {_pid_of(owner) for owner in owners if owner} == mine
+
+        wait_until(settled, timeout, f"{topic} to be owned by {', '.join(worker.name for worker in workers)}")
+
+    def dead_letters(self, topic: str) -> list[dict[str, bytes]]:
+        group, partitions = GROUPS[topic]
+        keys = [self.bus.keys.partition(topic, number).dead(group) for number in range(partitions)]
+        return [
+            fields_of(entry[1]) for key in keys for entry in self.bus.client.call("XRANGE", key, "-", "+")
+        ]
 
     def wait_lines(
         self, count: int, what: str = "end", topic: str | None = None, timeout: float = 60
@@ -212,3 +248,8 @@ class Shop:
             seen.add(line.n)
             assert line.n > last[by(line)], f"{line} came after {last[by(line)]}"
             last[by(line)] = line.n
+
+
+def _pid_of(incarnation: str) -> int:
+    """Incarnations are `host-pid-start-token`."""
+    return int(incarnation.rsplit("-", 3)[1])

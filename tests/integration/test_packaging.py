@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("bus", "workers", "admin_ui")
+from tests.wheel import PACKAGES, ROOT, build
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
-    """The built wheel. It is built from a copy, so that no build directory is left in the tree."""
-    copy = tmp_path_factory.mktemp("tree")
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in (*PACKAGES, "config", "demo", "tests"):
-        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(copy / "dist")]
-    built = subprocess.run([*command, str(copy)], capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
-    (path,) = (copy / "dist").glob("*.whl")
-    return zipfile.Path(path)
+    """The built wheel."""
+    return zipfile.Path(build(tmp_path_factory.mktemp("wheel")))
 
 
 def members(wheel: zipfile.Path) -> set[str]:

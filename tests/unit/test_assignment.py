@@ -25,7 +25,7 @@ def lanes_of(places: Mapping[str, int]) -> list[LaneId]:
 
 places = st.dictionaries(st.sampled_from(PLACES), st.integers(0, 20))
 lanes = places.map(lanes_of)
-everybody = st.sets(st.sampled_from(NAMES)).map(lambda names: dict.fromkeys(names))
+everybody = st.sets(st.sampled_from(NAMES)).map(dict.fromkeys)
 serving = st.dictionaries(st.sampled_from(NAMES), st.none() | st.sets(st.sampled_from(PLACES)))
 owners_by_seed = st.integers(0, 2**16)
 
@@ -99,10 +99,14 @@ def history(workers, lanes, changes):
 
 
 def assert_few_moves(before, after, workers: int, spare: int = 0) -> None:
-    moved = Counter((lane.topic, lane.group) for lane in after if lane in before and before[lane] != after[lane])
+    moved = Counter(
+        (lane.topic, lane.group) for lane in after if lane in before and before[lane] != after[lane]
+    )
     sizes = Counter((lane.topic, lane.group) for lane in before)
     for place, count in moved.items():
-        assert count <= -(-sizes[place] // workers) + spare, f"{count} of {sizes[place]} lanes of {place} moved"
+        assert count <= -(-sizes[place] // workers) + spare, (
+            f"{count} of {sizes[place]} lanes of {place} moved"
+        )
 
 
 @given(st.integers(1, 8), st.integers(1, 60), owners_by_seed)

@@ -1,7 +1,14 @@
 """Handlers that do what the message tells them, and write down what they did.
 
-A message's value: {"n": number, "sleep": seconds, "fail": how many attempts fail, "reject": reason,
-"die": how many attempts kill their process}.
+A message's value is {"n": number} and any of these. Where it says "attempts", all up to that one do so.
+    sleep, slow     sleep so many seconds (at so many attempts, else at every one)
+    stubborn        attempts that never end, whatever is raised inside them
+    die, exit       attempts that kill their process by SIGKILL, or end it by os._exit
+    fail            attempts that raise
+    postpone        seconds after which the first attempt asks to be tried again
+    reject          reason for a dead letter
+    grow            MiB that stay allocated
+    database        "use" it, "close" its connection underneath and raise, or leave it "unfit" and raise
 """
 
 from __future__ import annotations
@@ -11,9 +18,13 @@ import signal
 import time
 from typing import Any
 
+from django.db import connection, transaction
+
 import bus
 from tests.acceptance.shop import ledger
-from tests.acceptance.shop.topics import batches, keyed, loose, strict
+from tests.acceptance.shop.topics import batches, keyed, limited, loose, strict
+
+_kept: list[bytearray] = []
 
 SOON = bus.RetryPolicy(attempts=3, delay=0.05, factor=1.0, jitter=0.0)
 
@@ -33,15 +44,48 @@ def act(message: bus.Message) -> None:
     """Do what the message says."""
     what = message.value
     ledger.write("start", *_place(message))
-    if what.get("sleep"):
+    if what.get("sleep") and message.attempt <= what.get("slow", message.attempt):
         time.sleep(what["sleep"])
-    if message.attempt <= what.get("die", 0):
-        os.kill(os.getpid(), signal.SIGKILL)
+    if message.attempt <= what.get("stubborn", 0):
+        _stay()
+    _fall(message)
+    if what.get("grow"):
+        _kept.append(bytearray(os.urandom(1024) * 1024 * what["grow"]))
+    if what.get("database"):
+        _query(what["database"])
+    if what.get("postpone") and message.attempt == 1:
+        raise bus.Retry("told to wait", delay=what["postpone"])
     if message.attempt <= what.get("fail", 0):
         raise RuntimeError(f"told to fail at attempt {message.attempt}")
     if what.get("reject"):
         raise bus.Reject(what["reject"])
     ledger.write("end", *_place(message))
+
+
+def _stay() -> None:
+    while True:
+        try:
+            time.sleep(60)
+        except Exception as error:
+            ledger.write("unmoved", type(error).__name__)
+
+
+def _fall(message: bus.Message) -> None:
+    if message.attempt <= message.value.get("die", 0):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if message.attempt <= message.value.get("exit", 0):
+        os._exit(7)
+
+
+def _query(what: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    if what == "close":
+        connection.connection.close()
+        connection.cursor().execute("SELECT 1")
+    if what == "unfit":
+        transaction.set_autocommit(False)
+        raise RuntimeError("told to leave a transaction behind")
 
 
 @bus.subscribe(keyed, group="bykey", ordering="key", retry=SOON)
@@ -59,10 +103,16 @@ def anyhow(message: bus.Message) -> None:
     act(message)
 
 
+@bus.subscribe(limited, group="limits", retry=SOON, soft_time_limit=1.0, time_limit=3.0)
+def within_limits(message: bus.Message) -> None:
+    act(message)
+
+
 @bus.subscribe(batches, group="crates", batch=50, retry=SOON)
 def crate(batch: Any) -> None:
     """The first message that is told to fail breaks the whole call, as a real bug would."""
     for message in batch:
+        _fall(message)
         if message.value.get("reject"):
             batch.reject(message, message.value["reject"])
         elif message.attempt <= message.value.get("fail", 0):

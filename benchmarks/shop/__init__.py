@@ -1,0 +1,1 @@
+"""The app whose handler the consuming benchmark runs."""

@@ -1,0 +1,420 @@
+"""Turns: one round trip settles and fetches, and whoever has lost the lease can do neither."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from bus.client import Bus
+from bus.errors import BusUnavailable, ReplyLost, StaleLease
+from bus.keys import Keys
+from bus.lane import Lane, LaneId
+from bus.registry import GroupSpec
+from bus.streams import commands
+from bus.streams.connect import Endpoint
+from bus.streams.wire import Link
+from bus.turn import GroupLost, Turns
+from bus.values import TopicSpec
+
+pytestmark = pytest.mark.both_servers
+TOPIC, GROUP = "orders", "stock"
+
+
+class CountingEndpoint(Endpoint):
+    """Counts writes and the commands in them; breaks the connection when told to."""
+
+    def __init__(self, url):
+        super().__init__(url)
+        endpoint = self
+        self.writes: list[int] = []
+        self.cut = ""
+
+        class Counting(Link):
+            __slots__ = ()
+
+            def send(self, packed, replies):
+                how, endpoint.cut = endpoint.cut, ""
+                endpoint.writes.append(replies)
+                if how == "before":
+                    self.close()
+                    raise ReplyLost("cut")
+                super().send(packed, replies)
+                if how == "after":
+                    while self.pending:
+                        self.receive()
+                    self.close()
+                    raise ReplyLost("cut")
+
+        self._counting = Counting
+
+    def connect(self, *, timeout=None):
+        link = super().connect(timeout=timeout)
+        link.__class__ = self._counting
+        return link
+
+
+class World:
+    """A topic with one group, and turns on its lanes as one slice would make them."""
+
+    def __init__(self, server, partitions=1, ordering="key"):
+        self.bus = Bus(server.url, prefix=f"t{uuid.uuid4().hex[:10]}")
+        self.bus.registry.project([TopicSpec(name=TOPIC, partitions=partitions)])
+        self.bus.registry.declare_groups([GroupSpec(topic=TOPIC, name=GROUP, ordering=ordering)])
+        self.endpoint = CountingEndpoint(server.url)
+        self.ordering = ordering
+        self.lanes = [self.lane(partition) for partition in range(partitions)]
+        self.turns = self.open(self.lanes)
+
+    def keys(self, partition=0):
+        return Keys(self.bus.settings.prefix).partition(TOPIC, partition)
+
+    def lease(self, value, partition=0):
+        self.bus.client.call("SET", self.keys(partition).lease(GROUP, "0"), value)
+
+    def lane(self, partition, lease="me:1"):
+        self.lease(lease, partition)
+        return Lane(LaneId(TOPIC, partition, GROUP), self.keys(partition), lease, self.ordering)
+
+    def open(self, lanes, held_limit=100):
+        turns = Turns(self.endpoint, lanes, held_limit=held_limit, dead_limit=100)
+        turns.open()
+        return turns
+
+    def publish(self, count, key=None):
+        return [self.bus.publish(TOPIC, number, key=key).id for number in range(count)]
+
+    def take(self, count=1000):
+        """(lane, message) of the next turn that has any, or nothing."""
+        for _ in range(3):
+            batch = [(lane, message) for lane, messages in self.turns.take(count) for message in messages]
+            if batch:
+                return batch
+        return []
+
+    def pending(self, partition=0):
+        return self.bus.client.call("XPENDING", self.keys(partition).stream, GROUP)[0]
+
+    def commands_run(self):
+        """Commands that the server has executed, scripts' own included."""
+        stats = self.bus.client.call("INFO", "commandstats").decode()
+        lines = [line for line in stats.splitlines() if line.startswith("cmdstat_")]
+        return {
+            line.split(":")[0].removeprefix("cmdstat_"): int(line.split("calls=")[1].split(",")[0])
+            for line in lines
+        }
+
+    def close(self):
+        if link := self.turns.close():
+            link.close()
+        self.bus.close()
+
+
+@pytest.fixture
+def world(server):
+    world = World(server)
+    yield world
+    world.close()
+
+
+# ---------------------------------------------------------------------- what a turn costs
+
+
+@pytest.mark.parametrize("size", [1, 10, 400])
+def test_a_batch_of_done_messages_costs_one_round_trip_and_at_most_8_commands(world, size):
+    # Given a batch in hand, whose messages are all done
+    world.publish(size * 2)
+    for lane, message in world.take(size):
+        lane.done(message)
+    before, world.endpoint.writes = world.commands_run(), []
+    # When the turn settles it and fetches the next
+    batch = world.turns.take(size)
+    after = world.commands_run()
+    assert sum(len(messages) for _, messages in batch) == size
+    # Then that was one write and at most 8 commands, by our count and by the server's
+    assert len(world.endpoint.writes) == 1
+    assert world.endpoint.writes[0] <= 8
+    run = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+    assert sum(run.values()) - run.get("info", 0) <= 8
+    assert run["xack"] == run["xreadgroup"] == 1
+
+
+def test_a_turn_over_several_lanes_is_one_round_trip_too(server):
+    world = World(server, partitions=8)
+    for number in range(64):
+        world.bus.publish(TOPIC, number, key=f"k{number}")
+    for lane, message in world.take():
+        lane.done(message)
+    world.endpoint.writes = []
+    world.turns.take(100)
+    assert len(world.endpoint.writes) == 1
+    world.turns.settle()
+    assert sum(world.pending(partition) for partition in range(8)) == 0
+    world.close()
+
+
+# ---------------------------------------------------------------------- the fence
+
+
+def test_who_has_lost_the_lease_can_neither_settle_nor_fetch(world):
+    world.publish(2)
+    ((lane, message),) = world.take(1)
+    lane.done(message)
+    world.lease("you:1")
+    with pytest.raises(StaleLease):
+        world.turns.take(1)
+    assert world.pending() == 1
+    (group,) = [
+        commands.fields_of(raw) for raw in world.bus.client.call("XINFO", "GROUPS", world.keys().stream)
+    ]
+    assert group["last-delivered-id"].decode() == message.id
+
+
+@pytest.mark.parametrize("outcome", ["retry", "dead", "note"])
+def test_who_has_lost_the_lease_cannot_record_a_failure_either(world, outcome):
+    world.publish(1)
+    ((lane, message),) = world.take()
+    if outcome == "retry":
+        lane.retry(message, 0, "no", 1)
+    elif outcome == "dead":
+        lane.dead(message, "no", "no", 1)
+    else:
+        lane.note(message, "no", 1)
+    world.lease("you:1")
+    with pytest.raises(StaleLease):
+        world.turns.take(1)
+    keys = world.keys()
+    assert world.pending() == 1
+    assert world.bus.client.call("EXISTS", keys.retry(GROUP), keys.state(GROUP), keys.dead(GROUP)) == 0
+
+
+def test_a_lease_that_vanished_is_a_lost_one(world):
+    world.bus.client.call("DEL", world.keys().lease(GROUP, "0"))
+    with pytest.raises(StaleLease):
+        world.turns.take(1)
+
+
+def test_a_stale_slice_learns_it_at_its_opening_before_it_fetches(world):
+    world.publish(1)
+    stale = Lane(LaneId(TOPIC, 0, GROUP), world.keys(), "me:0", "key")
+    with pytest.raises(StaleLease):
+        world.open([stale])
+    assert world.pending() == 0
+
+
+def test_a_lost_lane_does_not_hold_up_the_others_of_its_slice(server):
+    world = World(server, partitions=2)
+    for number in range(20):
+        world.bus.publish(TOPIC, number, key=f"k{number}")
+    batch = world.take()
+    for lane, message in batch:
+        lane.done(message)
+    world.lease("you:1", 0)
+    world.turns.settle()
+    assert world.turns.lanes == [world.lanes[1]]
+    assert world.lanes[0].lost
+    assert world.pending(0) > 0
+    assert world.pending(1) == 0
+    world.close()
+
+
+def test_a_lease_that_was_written_with_the_same_value_refuses_one_turn_and_loses_nothing(world):
+    world.publish(2)
+    ((lane, message),) = world.take(1)
+    lane.done(message)
+    world.lease("me:1")
+    assert len(world.take(10)) == 1
+    assert world.pending() == 1
+
+
+def test_a_vanished_group_is_told_apart(world):
+    world.publish(1)
+    world.take()
+    world.bus.client.call("XGROUP", "DESTROY", world.keys().stream, GROUP)
+    with pytest.raises(GroupLost):
+        world.turns.take(1)
+    with pytest.raises(GroupLost):
+        world.open([Lane(LaneId(TOPIC, 0, GROUP), world.keys(), "me:1", "key")])
+
+
+# ---------------------------------------------------------------------- lost replies
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_after_a_lost_reply_what_was_done_is_settled_and_the_rest_is_handed_out_once(world, cut):
+    ids = world.publish(10)
+    seen = []
+    for lane, message in world.take(5):
+        seen.append(message.id)
+        lane.done(message)
+    world.endpoint.cut = cut
+    with pytest.raises(BusUnavailable):
+        world.turns.take(5)
+    world.turns.reopen()
+    while batch := world.take(5):
+        for lane, message in batch:
+            seen.append(message.id)
+            lane.done(message)
+    world.turns.settle()
+    assert seen == ids
+    assert world.pending() == 0
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_after_a_lost_reply_a_dead_letter_is_there_once(world, cut):
+    world.publish(1)
+    ((lane, message),) = world.take()
+    lane.dead(message, "no", "no", 1)
+    world.endpoint.cut = cut
+    with pytest.raises(BusUnavailable):
+        world.turns.take(1)
+    world.turns.reopen()
+    assert world.bus.client.call("XLEN", world.keys().dead(GROUP)) == 1
+    assert world.pending() == 0
+
+
+def test_a_lease_that_was_lost_while_the_connection_was_is_found_out(world):
+    world.publish(1)
+    ((lane, message),) = world.take()
+    lane.done(message)
+    world.endpoint.cut = "before"
+    with pytest.raises(BusUnavailable):
+        world.turns.take(1)
+    world.lease("you:1")
+    with pytest.raises(StaleLease):
+        world.turns.reopen()
+    assert world.pending() == 1
+
+
+# ---------------------------------------------------------------------- left-overs
+
+
+def test_left_overs_come_before_anything_new_and_in_order(world):
+    ids = world.publish(3)
+    world.take(2)
+    world.turns.lanes[0].recovering = True
+    world.turns.lanes[0].position = "-"
+    seen = []
+    while batch := world.take(10):
+        for lane, message in batch:
+            seen.append(message.id)
+            lane.done(message)
+    assert seen == ids
+
+
+def test_suspects_are_handed_out_one_by_one_and_then_no_more_suspected(world):
+    ids = world.publish(3)
+    world.take()
+    world.bus.client.call("HSET", world.keys().state(GROUP), "suspect:0", ids[-1])
+    world.lease("me:2")
+    world.lanes = [Lane(LaneId(TOPIC, 0, GROUP), world.keys(), "me:2", "key")]
+    world.turns = world.open(world.lanes)
+    seen = []
+    while batch := world.take():
+        assert len(batch) == 1
+        for lane, message in batch:
+            assert lane.is_suspect(message)
+            seen.append(message.id)
+            lane.done(message)
+    assert seen == ids
+    assert world.bus.client.call("HGETALL", world.keys().state(GROUP)) == []
+
+
+def test_pending_messages_that_were_trimmed_are_counted_and_do_not_hold_anything_up(world):
+    ids = world.publish(4)
+    world.take(3)
+    world.bus.client.call("XTRIM", world.keys().stream, "MINID", ids[2])
+    lane = world.turns.lanes[0]
+    lane.recovering, lane.position = True, "-"
+    seen = []
+    while batch := world.take():
+        for each, message in batch:
+            seen.append(message.id)
+            each.done(message)
+    world.turns.settle()
+    assert seen == ids[2:]
+    assert world.pending() == 0
+    assert world.bus.client.call("HGET", world.keys().state(GROUP), "trimmed") == b"2"
+
+
+# ---------------------------------------------------------------------- retries
+
+
+def test_messages_behind_a_failing_one_wait_and_come_in_order_after_it(world):
+    ids = world.publish(4, key="A")
+    batch = world.take()
+    lane, head = batch[0]
+    lane.retry(head, 0, "no", 1)
+    for _, message in batch[1:]:
+        assert lane.must_wait(message)
+        lane.hold(message)
+    seen = []
+    while batch := world.take():
+        for _, message in batch:
+            assert not lane.must_wait(message)
+            seen.append((message.id, message.attempt))
+            lane.done(message)
+    assert seen == [(ids[0], 2), *((id, 1) for id in ids[1:])]
+    world.turns.settle()
+    assert world.pending() == 0
+    assert world.bus.client.call("HGETALL", world.keys().state(GROUP)) == []
+
+
+def test_what_fails_again_after_its_release_keeps_all_later_ones_of_its_key_behind_it(world):
+    # Given messages that were released after their head, of which only the first two are in hand
+    ids = world.publish(5, key="A")
+    (lane, head), *others = world.take()
+    lane.retry(head, 0, "no", 1)
+    for _, message in others:
+        lane.hold(message)
+    ((_, head),) = world.take()
+    lane.done(head)
+    released = world.take()
+    # When the first fails again, the second is held, and the slice ends there
+    lane.retry(released[0][1], 0, "no", 1)
+    lane.hold(released[1][1])
+    seen = []
+    while batch := world.take():
+        for _, message in batch:
+            if lane.must_wait(message):
+                lane.hold(message)
+            else:
+                seen.append(message.id)
+                lane.done(message)
+    # Then none of the others overtakes it
+    assert seen == ids[1:]
+
+
+def test_at_the_held_limit_nothing_new_is_fetched(world):
+    world.publish(3, key="A")
+    world.turns.held_limit = 2
+    (lane, head), *others = world.take()
+    lane.retry(head, 60, "no", 1)
+    for _, message in others:
+        lane.hold(message)
+    world.turns.settle()
+    world.publish(1, key="B")
+    assert world.take() == []
+    assert not lane.may_fetch(2)
+
+
+def test_memory_that_is_full_stops_no_settling_fetching_retrying_or_dead_lettering(server, world):
+    world.publish(4, key="A")
+    batch = world.take(3)
+    memory = world.bus.client.call("CONFIG", "GET", "maxmemory")[1]
+    world.bus.client.call("CONFIG", "SET", "maxmemory", 1)
+    try:
+        lane, first = batch[0]
+        lane.done(first)
+        lane.dead(batch[1][1], "no", "no", 1)
+        lane.retry(batch[2][1], 60, "no", 1)
+        ((_, last),) = world.take()
+        lane.hold(last)
+        world.turns.settle()
+    finally:
+        world.bus.client.call("CONFIG", "SET", "maxmemory", memory)
+    keys = world.keys()
+    assert world.pending() == 2
+    assert world.bus.client.call("XLEN", keys.dead(GROUP)) == 1
+    assert world.bus.client.call("ZCARD", keys.retry(GROUP)) == 1
+    assert world.bus.client.call("ZCARD", keys.held(GROUP)) == 1

@@ -1,0 +1,196 @@
+"""Exceptions become outcomes here and nowhere else, and none of them gets past."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from bus import codec
+from bus.errors import Reject, Retry
+from bus.lane import MAX_ERROR
+from bus.subscriptions import Subscription
+from bus.values import Message, RetryPolicy
+from workers.dispatch import Dispatcher
+
+GOOD = [b"v", b"1"]
+POLICY = RetryPolicy(attempts=3, delay=2.0, factor=2.0, jitter=0)
+
+
+def message(number=1, *, fields=GOOD, attempt=1):
+    return Message("orders", 0, f"{number}-0", list(fields), codec.decode, attempt)
+
+
+def dispatcher(handler, middleware=(), **options):
+    options = {"retry": POLICY, **options}
+    return Dispatcher(Subscription(topic="orders", group="stock", handler=handler, **options), middleware)
+
+
+def raising(error):
+    def handler(_delivery):
+        raise error
+
+    return handler
+
+
+# ---------------------------------------------------------------------- one message
+
+
+def test_a_handler_that_returns_is_done_with_its_message():
+    assert dispatcher(lambda message: "whatever").handle(message()) is None
+
+
+def test_an_exception_is_a_retry_with_the_delay_of_the_policy():
+    handle = dispatcher(raising(ValueError("no"))).handle
+    first, second = handle(message(attempt=1)), handle(message(attempt=2))
+    assert (first.kind, first.delay) == ("retry", 2.0)
+    assert (second.kind, second.delay) == ("retry", 4.0)
+    assert "ValueError: no" in first.error
+
+
+def test_the_last_attempt_makes_a_dead_letter_that_says_so():
+    failed = dispatcher(raising(ValueError("no"))).handle(message(attempt=3))
+    assert failed.kind == "dead"
+    assert failed.reason == "ValueError: no (attempt 3 of 3)"
+
+
+def test_reject_is_a_dead_letter_at_once():
+    failed = dispatcher(raising(Reject("no such article"))).handle(message())
+    assert (failed.kind, failed.reason) == ("dead", "no such article")
+
+
+def test_retry_names_its_own_delay_and_still_counts_as_an_attempt():
+    handle = dispatcher(raising(Retry(delay=10))).handle
+    assert (handle(message()).kind, handle(message()).delay) == ("retry", 10)
+    assert handle(message(attempt=3)).kind == "dead"
+
+
+def test_a_negative_delay_is_none():
+    assert dispatcher(raising(Retry(delay=-5))).handle(message()).delay == 0
+
+
+def test_what_is_not_in_retry_on_or_is_in_dead_on_is_dead_at_once():
+    picky = dispatcher(raising(KeyError("x")), retry_on=(OSError,))
+    assert picky.handle(message()).kind == "dead"
+    strict = dispatcher(raising(KeyError("x")), dead_on=(LookupError,))
+    assert strict.handle(message()).kind == "dead"
+
+
+def test_retry_is_tried_again_whatever_retry_on_says():
+    assert dispatcher(raising(Retry()), retry_on=(OSError,)).handle(message()).kind == "retry"
+
+
+@pytest.mark.parametrize(
+    "fields", [[b"v", b"{"], [b"x", b"1"], [b"v", b"1", b"k", b"\xff"], [b"v", b"1", b"h", b"[]"]]
+)
+def test_what_nobody_can_read_is_dead_and_never_reaches_the_handler(fields):
+    called = []
+    failed = dispatcher(called.append).handle(message(fields=fields))
+    assert failed.kind == "dead"
+    assert failed.reason.startswith("undecodable: ")
+    assert called == []
+
+
+def test_a_coroutine_handler_is_awaited():
+    seen = []
+
+    async def handler(delivery):
+        seen.append(delivery.value)
+
+    assert dispatcher(handler).handle(message()) is None
+    assert seen == [1]
+
+
+def test_middleware_sees_messages_from_the_outside_in():
+    calls = []
+
+    def layer(name):
+        def wrap(_subscription, handler):
+            def call(delivery):
+                calls.append(name)
+                return handler(delivery)
+
+            return call
+
+        return wrap
+
+    dispatcher(lambda _: calls.append("handler"), [layer("outer"), layer("inner")]).handle(message())
+    assert calls == ["outer", "inner", "handler"]
+
+
+# ---------------------------------------------------------------------- exceptions out of the ordinary
+
+
+def test_an_error_text_is_cut_at_its_beginning_because_the_end_says_where_it_broke():
+    failed = dispatcher(raising(ValueError("x" * MAX_ERROR * 2 + "END"))).handle(message())
+    assert len(failed.error) <= MAX_ERROR
+    assert "END" in failed.error
+
+
+@pytest.mark.parametrize("error", [ValueError("a\udcffb"), Reject("a\udcffb"), Retry("a\udcffb")], ids=repr)
+@pytest.mark.parametrize("attempt", [1, 3])
+def test_an_error_text_that_is_not_utf_8_can_still_be_recorded(error, attempt):
+    # As in the text of an OSError about a file whose name is not UTF-8
+    failed = dispatcher(raising(error)).handle(message(attempt=attempt))
+    orjson.dumps([failed.reason, failed.error])
+
+
+def test_an_exception_whose_text_raises_is_an_outcome_like_any_other():
+    class Broken(Exception):
+        def __str__(self):
+            raise RuntimeError("not even this")
+
+    assert dispatcher(raising(Broken())).handle(message()).kind == "retry"
+
+
+# ---------------------------------------------------------------------- batches
+
+
+def batch(*numbers):
+    return [message(number) for number in numbers]
+
+
+def test_a_batch_handler_gets_all_messages_in_order():
+    seen = []
+    assert (
+        dispatcher(lambda batch: seen.extend(m.id for m in batch), batch=10).handle_batch(batch(1, 2, 3))
+        == {}
+    )
+    assert seen == ["1-0", "2-0", "3-0"]
+
+
+def test_a_batch_handler_refuses_single_messages():
+    def handler(batch):
+        batch.reject(batch[0], "bad")
+        batch.retry(batch[2], delay=7)
+
+    failed = dispatcher(handler, batch=10).handle_batch(batch(1, 2, 3))
+    assert {id: (each.kind, each.delay) for id, each in failed.items()} == {
+        "1-0": ("dead", 0),
+        "3-0": ("retry", 7),
+    }
+
+
+def test_a_batch_that_raises_is_to_be_delivered_one_by_one():
+    assert dispatcher(raising(ValueError("no")), batch=10).handle_batch(batch(1, 2)) is None
+
+
+def test_a_batch_of_one_that_raises_is_the_failure_of_its_message():
+    failed = dispatcher(raising(ValueError("no")), batch=10).handle_batch(batch(1))
+    assert failed["1-0"].kind == "retry"
+
+
+def test_unreadable_messages_are_taken_out_of_a_batch():
+    seen = []
+    bad = message(2, fields=[b"v", b"{"])
+    failed = dispatcher(lambda batch: seen.extend(m.id for m in batch), batch=10).handle_batch(
+        [message(1), bad, message(3)]
+    )
+    assert seen == ["1-0", "3-0"]
+    assert failed["2-0"].kind == "dead"
+
+
+def test_a_batch_of_unreadable_messages_does_not_reach_the_handler():
+    failed = dispatcher(raising(AssertionError("called")), batch=10).handle_batch(
+        [message(1, fields=[b"v", b"{"])]
+    )
+    assert failed["1-0"].kind == "dead"
