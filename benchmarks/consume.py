@@ -30,8 +30,14 @@ PARTITIONS = 8
 
 def order(number: int) -> dict[str, object]:
     """About 200 bytes of JSON."""
-    return {"id": f"order-{number:09d}", "sku": f"SKU-{number % 997:05d}", "qty": number % 9 + 1, "price": 12.95,
-            "customer": f"customer-{number % 5003:06d}", "note": "please leave it at the door, thank you"}  # fmt: skip
+    return {
+        "id": f"order-{number:09d}",
+        "sku": f"SKU-{number % 997:05d}",
+        "qty": number % 9 + 1,
+        "price": 12.95,
+        "customer": f"customer-{number % 5003:06d}",
+        "note": "please leave it at the door, thank you",
+    }
 
 
 class Run:

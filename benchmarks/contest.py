@@ -41,4 +41,5 @@ def machine() -> str:
 
     python = platform.python_version()
     cores = os.cpu_count()
-    return f"Python {python}, redis-py {redis.__version__}, {cores} cores, {platform.system()} {platform.machine()}"
+    kind = f"{platform.system()} {platform.machine()}"
+    return f"Python {python}, redis-py {redis.__version__}, {cores} cores, {kind}"

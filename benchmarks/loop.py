@@ -10,7 +10,7 @@ import redis
 
 def handle(order: dict[str, int]) -> None:
     """What the handler of the other side does."""
-    global total  # noqa: PLW0603
+    global total
     total += order["qty"]
 
 

@@ -31,6 +31,15 @@ ORDERED_LANE = "0"
 MAX_ERROR = 4000
 
 
+def key_hash(ordering: Ordering, key: bytes | None) -> str:
+    """What ties messages together in order: equal for messages of one key; "" ties to nothing."""
+    if ordering == "none":
+        return ""
+    if ordering == "partition":
+        return "*"
+    return "" if key is None else hashlib.sha1(key, usedforsecurity=False).hexdigest()[:16]
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class LaneId:
     """Which lane: a partition of a topic, for a group."""
@@ -50,14 +59,17 @@ class Failure:
     error: str = ""
     first: int = 0
     """When it failed first, ms by the server's clock."""
+    noted: bool = False
+    """The last attempt was counted before it ran."""
 
     @classmethod
     def load(cls, raw: bytes) -> Failure:
         known = orjson.loads(raw)
-        return cls(known["k"], known["a"], known.get("e", ""), known.get("t", 0))
+        return cls(known["k"], known["a"], known.get("e", ""), known.get("t", 0), known.get("n", False))
 
     def dump(self) -> str:
-        return orjson.dumps({"k": self.hash, "a": self.attempts, "e": self.error, "t": self.first}).decode()
+        known = {"k": self.hash, "a": self.attempts, "e": self.error, "t": self.first, "n": self.noted}
+        return orjson.dumps(known).decode()
 
 
 @dataclass(slots=True)
@@ -71,10 +83,18 @@ class Outcomes:
     dead: list[tuple[str, str, str, int, int]] = field(default_factory=list)
     release: list[str] = field(default_factory=list)
     clear: list[str] = field(default_factory=list)
+    trimmed: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(
-            self.done or self.retry or self.noted or self.held or self.dead or self.release or self.clear
+            self.done
+            or self.retry
+            or self.noted
+            or self.held
+            or self.dead
+            or self.release
+            or self.clear
+            or self.trimmed
         )
 
     def dump(self, also_done: Sequence[str] = ()) -> bytes:
@@ -87,6 +107,7 @@ class Outcomes:
                 "dead": self.dead,
                 "release": self.release,
                 "clear": self.clear,
+                "trimmed": self.trimmed,
             }
         )
 
@@ -142,9 +163,13 @@ class Lane:
             failure = self.failures.get(message_id.decode())
             if failure is not None and failure.hash:
                 self.failing.setdefault(failure.hash, set()).add(id_pair(message_id))
-        self.next_due = int(float(retries[1])) if retries else None
+        self.look_at(retries)
         self.retrying, self.held = len(retries) // 2, held
         self.loaded = True
+
+    def look_at(self, retries: Sequence[bytes]) -> None:
+        """Take in the retry that is due first, from the beginning of the zset with its scores."""
+        self.next_due = int(float(retries[1])) if retries else None
 
     def settled(self, released: Sequence[Sequence[bytes]], retrying: int, held: int, next_due: int) -> None:
         """Take in the reply of `turn.lua`: the outcomes are settled."""
@@ -164,9 +189,19 @@ class Lane:
     def messages(self, entries: Sequence[Sequence[Any]]) -> list[Message]:
         """Entries of the stream as messages."""
         topic, partition, decode = self.id.topic, self.id.partition, codec.decode
+        if any(len(entry[1]) > 4 for entry in entries):
+            entries = [entry for entry in entries if self._is_for_us(entry)]
         if self.failures:
             return [self._message(entry[0].decode(), entry[1]) for entry in entries]
         return [Message(topic, partition, entry[0].decode(), entry[1], decode) for entry in entries]
+
+    def _is_for_us(self, entry: Sequence[Any]) -> bool:
+        """False for a copy that redrive.lua made for another group: here it is settled, unhandled."""
+        message_id, fields = entry
+        if len(fields) <= 4 or fields[-2] != codec.FOR_GROUP or fields[-1].decode() == self.id.group:
+            return True
+        self.finish(message_id.decode())
+        return False
 
     def _message(self, message_id: str, fields: list[bytes]) -> Message:
         failure = self.failures.get(message_id)
@@ -175,19 +210,14 @@ class Lane:
 
     def hash_of(self, message: Message) -> str:
         """What ties messages together in order: equal for messages of one key; "" ties to nothing."""
-        if self.ordering == "none":
-            return ""
-        if self.ordering == "partition":
-            return "*"
-        key = message.raw.get(b"k")
-        return "" if key is None else hashlib.sha1(key, usedforsecurity=False).hexdigest()[:16]
+        return key_hash(self.ordering, message.raw.get(b"k"))
 
     def must_wait(self, message: Message) -> bool:
         """True if an earlier message of the same key is failing, so that this one is held back."""
         if not self.failing:
             return False
         waiting = self.failing.get(self.hash_of(message))
-        return waiting is not None and (not waiting or id_pair(message.id) != min(waiting))
+        return waiting is not None and (not waiting or id_pair(message.id) > min(waiting))
 
     def is_suspect(self, message: Message) -> bool:
         return self.suspect is not None and id_pair(message.id) <= self.suspect
@@ -209,6 +239,7 @@ class Lane:
         failure = self._failed(message, error, now)
         if failure.hash:
             self.failing.setdefault(failure.hash, set()).add(id_pair(message.id))
+            self._hold_later(failure.hash, id_pair(message.id))
         self.outcomes.retry.append((message.id, max(0, round(delay * 1000)), failure.dump()))
 
     def hold(self, message: Message) -> None:
@@ -216,6 +247,15 @@ class Lane:
         hash_ = self.hash_of(message)
         self.failing[hash_].discard(id_pair(message.id))
         self.outcomes.held.append((message.id, pad_id(message.id), hash_))
+        self._hold_later(hash_, id_pair(message.id))
+
+    def _hold_later(self, hash_: str, place: tuple[int, int]) -> None:
+        """What was released of this key after `place` waits again, or it would overtake what is held."""
+        later = sorted(each for each in self.failing[hash_] if each > place)
+        for ms, seq in later:
+            message_id = f"{ms}-{seq}"
+            self.outcomes.held.append((message_id, pad_id(message_id), hash_))
+        self.failing[hash_].difference_update(later)
 
     def dead(self, message: Message, reason: str, error: str, now: int) -> None:
         """Give up on it: a dead letter."""
@@ -236,7 +276,9 @@ class Lane:
     def blame(self, message_id: str, reason: str, attempts: int, now: int) -> None:
         """A child died while it ran this message: one attempt more, and a dead letter after `attempts`."""
         failure = self.failures.setdefault(message_id, Failure(""))
-        failure.attempts += 1
+        if not failure.noted:
+            failure.attempts += 1
+        failure.noted = False
         failure.error = reason
         failure.first = failure.first or now
         if failure.attempts < attempts:
@@ -245,16 +287,28 @@ class Lane:
             self.outcomes.dead.append((message_id, reason, reason, failure.attempts, failure.first))
             self._leave(message_id)
 
+    def leave_over(self) -> None:
+        """Something that was fetched here was not run: it is to be looked for in the pending list."""
+        self.recovering, self.position = True, "-"
+
     def recovered(self) -> None:
-        """All left-overs were found; what comes now is new, and nothing is suspect any more."""
+        """All left-overs were found; what comes now is new, or waits for its retry."""
         self.recovering, self.position = False, "-"
-        if self.suspect is not None:
+        self._clear_suspect()
+
+    def _clear_suspect(self) -> None:
+        """Nothing is suspect any more, once no retry is left that may have killed a worker either."""
+        suspect = self.suspect
+        if suspect is None or self.recovering:
+            return
+        if not any(id_pair(message_id) <= suspect for message_id in self.failures):
             self.suspect = None
             self.outcomes.clear.append(f"suspect:{self.id.lane}")
 
     def note(self, message: Message, error: str, now: int) -> None:
         """Record the attempt before the handler runs, in case it kills the whole worker."""
         failure = self._failed(message, error, now)
+        failure.noted = True
         self.outcomes.noted.append((message.id, failure.dump()))
 
     def _failed(self, message: Message, error: str, now: int) -> Failure:
@@ -264,12 +318,14 @@ class Lane:
         failure.hash = failure.hash or self.hash_of(message)
         failure.attempts = message.attempt
         failure.error = error[:MAX_ERROR]
+        failure.noted = False
         failure.first = failure.first or now
         return failure
 
     def _leave(self, message_id: str) -> None:
         """The message leaves for good; if it was the last of its key in the retry zset, release the next."""
         failure = self.failures.pop(message_id)
+        self._clear_suspect()
         waiting = self.failing.get(failure.hash)
         if waiting is not None:
             waiting.discard(id_pair(message_id))
@@ -279,5 +335,5 @@ class Lane:
     def drop_trimmed(self, message_id: str) -> None:
         """A retrying message was trimmed away: its key goes on with the next."""
         self.trimmed += 1
-        if message_id in self.failures:
-            self._leave(message_id)
+        self.outcomes.trimmed.append(message_id)
+        self._leave(message_id)

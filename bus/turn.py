@@ -68,6 +68,21 @@ class Turns:
         never sees. Raises BusUnavailable, StaleLease (no lane is left), GroupLost.
         """
         self._link = link if link is not None and not link.stale() else self._endpoint.connect()
+        # The link may still watch the leases of the slice before.
+        opening: list[Command] = [("UNWATCH",), self._watch(), self._mget(), ("TIME",)]
+        replies = self._link.pipe([*opening, *self._reads()])
+        _raise_first_error(replies)
+        seconds, micros = replies[3]
+        self._server_ahead = int(seconds) + int(micros) / 1e6 - self._clock()
+        self._take_in(replies[4:])
+        self._prove(replies[2])
+
+    def _read_lanes(self) -> None:
+        replies = self._need_link().pipe(self._reads())
+        _raise_first_error(replies)
+        self._take_in(replies)
+
+    def _reads(self) -> list[Command]:
         reads: list[Command] = []
         for lane in self.lanes:
             if not lane.loaded:
@@ -77,20 +92,20 @@ class Turns:
                     ("ZRANGE", lane.keys.retry(group), 0, -1, "WITHSCORES"),
                     ("ZCARD", lane.keys.held(group)),
                 ]
+            else:
+                # Between two slices an operator may have given dead letters back (see redrive.lua).
+                reads.append(("ZRANGE", lane.keys.retry(lane.id.group), 0, 0, "WITHSCORES"))
             if lane.last_id is None:
                 reads.append(("XINFO", "GROUPS", lane.keys.stream))
-        replies = self._link.pipe([self._watch(), self._mget(), ("TIME",), *reads])
-        _raise_first_error(replies)
-        seconds, micros = replies[2]
-        self._server_ahead = int(seconds) + int(micros) / 1e6 - self._clock()
-        self._take_in(replies[3:])
-        self._prove(replies[1])
+        return reads
 
     def _take_in(self, replies: list[Any]) -> None:
         rest = iter(replies)
         for lane in self.lanes:
             if not lane.loaded:
                 lane.load(next(rest), next(rest), next(rest))
+            else:
+                lane.look_at(next(rest))
             if lane.last_id is None:
                 lane.last_id = _last_delivered(next(rest), lane.id.group)
 
@@ -105,6 +120,10 @@ class Turns:
             lane.recovering, lane.position, lane.loaded, lane.last_id = True, "-", True, None
         self.open()
         self.settle()
+        # What the lost reply said (keys released, retries claimed) is in Redis alone: read it anew.
+        for lane in self.lanes:
+            lane.loaded = False
+        self._read_lanes()
 
     def close(self) -> Link | None:
         """Give the link up; return it if it is still in step, unwatched, for the next slice."""
@@ -227,6 +246,7 @@ class _Plan:
             lane for lane in flowing if lane not in self._due and lane.may_fetch(turns.held_limit)
         ]
         self._count = max(1, count // max(1, len(fetching)))
+        self._page = min(PAGE, max(1, count))
         commands = self._commands()
         self.replies = len(commands)
         self.packed = pack_all(commands)
@@ -262,10 +282,10 @@ class _Plan:
             base += [fetch, self._turns.dead_limit, lane.outcomes.dump(lane.acks if acks else ())]
         elif name == "recover":
             own += [keys.held(group), keys.state(group)]
-            base += [lane.position, 1 if lane.suspect else PAGE, lane.ordering]
+            base += [lane.position, 1 if lane.suspect else self._page, lane.ordering]
         else:
             own += [keys.state(group)]
-            base += [PAGE, "1" if lane.ordering == "none" else "0"]
+            base += [1 if lane.suspect else self._page, "1" if lane.ordering == "none" else "0"]
         wanted: Script = script(name)
         return wanted.by_text(own, base) if by_text else wanted.by_sha(own, base)
 
@@ -313,6 +333,8 @@ class _Plan:
                 return True
             _raise_first_error([*errors, executed])
         if executed is None:
+            for lane in self._lanes:
+                lane.next_due = 0  # a lease still ours was touched by redrive.lua: look what is due
             return False
         _raise_first_error(executed)
         for lane in self._acking:
@@ -359,9 +381,9 @@ class _Plan:
             return
         _, entries, states, trimmed, next_due, _now = reply
         for entry, known in zip(entries, states, strict=True):
-            if known:
-                lane.failures[text(entry[0])] = Failure.load(known)
-        for message_id, _known in trimmed:
+            lane.failures[text(entry[0])] = Failure.load(known) if known else Failure("")
+        for message_id, known in trimmed:
+            lane.failures.setdefault(text(message_id), Failure.load(known) if known else Failure(""))
             lane.drop_trimmed(text(message_id))
         lane.next_due = next_due if next_due >= 0 else None
         messages = lane.messages(entries)

@@ -144,7 +144,7 @@ class _Slices:
         self._c = c
         self._hub = c.hub
         self._consumer = consumer
-        self._requests: dict[int, Any] = {}
+        self._sent: dict[str, _Sent] = {}
         self._mail: deque[Callable[[], None]] = deque()
         self._timers: list[Any] = []
         self._pump = promise(self._on_pump)
@@ -169,58 +169,61 @@ class _Slices:
         self._hub.call_soon(self._pump)
 
     def free(self) -> int:
-        running = len(self._requests)
         processes = int(self._c.pool.num_processes)
-        return max(0, min(self._consumer.slots, processes) - running)
+        if self._c.controller.autoscaler is not None:
+            processes += 1  # a slice that waits: Celery grows the pool when more is asked of it than it has
+        return max(0, min(self._consumer.slots, processes) - len(self._sent))
 
     def start(self, order: SliceOrder) -> None:
         from workers.celery import SLICE_TASK
 
         message = _SliceMessage(SLICE_TASK, order, self._c.hostname)
-        slot = order.slot
-        self._requests[slot] = None
+        sent = self._sent[message.task_id] = _Sent(order.slot)
         self._c.strategies[SLICE_TASK](
             message,
             None,
-            lambda *_: self._over(slot),
-            lambda *_args, **_kwargs: self._over(slot, failed=True),
-            [lambda request: self._requests.__setitem__(slot, request)],
+            lambda *_: self._over(message.task_id),
+            lambda *_args, **_kwargs: self._over(message.task_id),
+            [sent.accept, *self._c.on_task_message],  # the latter is how the autoscaler hears of work
         )
 
     def kill(self, pid: int) -> None:
+        """End a pool process. In the threads pool there is none to end but the worker itself."""
+        if pid in (0, os.getpid()):
+            return
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             return
 
     def settle_flushed(self) -> None:
-        """Celery has dropped, without a word, the requests that no process had accepted yet."""
-        for slot, request in list(self._requests.items()):
-            if (
-                request is not None
-                and request.time_start is None
-                and request not in worker_state.active_requests
-            ):
-                del self._requests[slot]
-                self._consumer.never_began(slot)
+        """Celery has dropped, without a word, the requests that no process had accepted yet.
 
-    def _over(self, slot: int, *, failed: bool = False) -> None:
+        One of them may still run, if a process had read it but not said so: the consumer sees to that.
+        """
+        for task_id, sent in list(self._sent.items()):
+            if sent.request is None or sent.request not in worker_state.active_requests:
+                del self._sent[task_id]
+                self._consumer.dropped(sent.slot)
+
+    def _over(self, task_id: str) -> None:
         """Acknowledged or rejected, in the main loop or (threads pool) in a pool thread."""
-        self._mail.append(lambda: self._ended(slot, failed))
+        self._mail.append(lambda: self._ended(task_id))
         self.wake()
 
-    def _ended(self, slot: int, failed: bool) -> None:
-        request = self._requests.pop(slot, None)
-        if request is None:
+    def _ended(self, task_id: str) -> None:
+        sent = self._sent.pop(task_id, None)
+        if sent is None:
             return
-        died = None
-        if failed and self._process_is_gone(slot):
-            died = "worker lost"
-        self._consumer.ended(slot, died=died)
-
-    def _process_is_gone(self, slot: int) -> bool:
-        """A slice that ends by itself says so in its slot; one whose process died cannot."""
-        return not self._consumer.progress.read(slot).reports
+        view = self._consumer.progress.read(sent.slot)
+        if view.reports:
+            self._consumer.ended(sent.slot)
+        elif sent.request is not None and sent.request.id in worker_state.revoked:
+            # Celery says so before the process has ended; it must not go on under the same lease.
+            self.kill(view.pid)
+            self._consumer.dropped(sent.slot, reason="revoked")
+        else:
+            self._consumer.ended(sent.slot, died=self._consumer.why_killed(sent.slot))
 
     def _on_pump(self) -> None:
         while self._mail:
@@ -239,6 +242,18 @@ class _Slices:
             raise WorkerShutdown(1)
 
 
+class _Sent:
+    """A slice that Celery has."""
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        self.request: Any = None
+
+    def accept(self, request: Any) -> None:
+        """Called by the strategy with the request that it made of the message."""
+        self.request = request
+
+
 class _SliceMessage:
     """What Celery's strategy takes for a message of the broker."""
 
@@ -255,7 +270,7 @@ class _SliceMessage:
     def __init__(self, task: str, order: SliceOrder, hostname: str) -> None:
         first = order.lanes[0].id
         # The id changes with every slice: Celery remembers revoked ones for hours.
-        task_id = f"slice-{uuid.uuid4()}"
+        task_id = self.task_id = f"slice-{uuid.uuid4()}"
         shown = f"({first.topic}/{first.partition} for {first.group}, {len(order.lanes)} lane(s))"
         self.headers = {
             "lang": "py",

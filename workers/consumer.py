@@ -32,6 +32,10 @@ logger = logging.getLogger("jitney.workers")
 STALLED_SECONDS = 120.0
 
 
+#: Slots beyond those in use, for slices that Celery has dropped and that may still run.
+SPARE_SLOTS = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """What the consumer needs of the Celery worker that it runs in."""
@@ -57,9 +61,12 @@ class Consumer:
         for each in subscriptions:
             self.subscriptions.add(each)
         self.identity = this_process()
-        self.progress = Progress(slots)
+        self.progress = Progress(slots + SPARE_SLOTS)
         self.runtime = Runtime(bus, self.subscriptions, self.progress, secrets.token_hex(16))
         self.scheduler = Scheduler(self.progress, slots, self.runtime.nonce)
+        self._overdue: set[int] = set()
+        """Slots whose process was killed because of the hard time limit."""
+        self._ticked = self._awake_since = time.monotonic()
         self._host: Host | None = None
         self._membership: Membership | None = None
         self._watcher: Watcher | None = None
@@ -125,29 +132,45 @@ class Consumer:
         self._follow(self.scheduler.ended(slot, died=died))
         self._changed()
 
-    def never_began(self, slot: int) -> None:
-        """The pool dropped a slice before a process took it."""
-        self.scheduler.never_began(slot)
+    def dropped(self, slot: int, *, reason: str = "") -> None:
+        """A slice ended for Celery, but its process may still be at it: its lanes need new leases first."""
+        self.scheduler.dropped(slot, reason)
+        self._take_back()
         self._changed()
+
+    def why_killed(self, slot: int) -> str:
+        """The reason for the death of the process in this slot."""
+        overdue = slot in self._overdue
+        self._overdue.discard(slot)
+        return "time limit" if overdue else "worker lost"
 
     def tick(self) -> None:
         """Every 0.1 s: what no event announces. Stuck slices, hard time limits."""
-        assert self._membership is not None
-        for lane, _fallen in self.scheduler.stuck():
-            self._membership.renew(lane)
+        self._take_back()
         for slot in self.scheduler.overdue(self._hard_limit):
             pid = self.progress.read(slot).pid
-            logger.error("A message runs beyond its time_limit; its process %s is ended.", pid)
-            if pid and self._host is not None:
+            if slot not in self._overdue and self._host is not None:
+                self._overdue.add(slot)
+                logger.error("A message runs beyond its time_limit; its process %s is ended.", pid)
                 self._host.kill(pid)
 
+    def _take_back(self) -> None:
+        assert self._membership is not None
+        for lane in self.scheduler.taken_back():
+            self._membership.renew(lane)
+
     def stalled(self) -> str:
-        """Why this worker can do no more work, or ""."""
-        now = time.monotonic()
+        """Why this worker can do no more work, or ""; asked at every tick."""
+        now, before = time.monotonic(), self._ticked
+        self._ticked = now
+        if now - before > STALLED_SECONDS / 4:
+            self._awake_since = now  # the whole process was frozen: its threads must run first
         for thread in (self._membership, self._watcher):
-            if thread is not None and not thread.is_alive() and not self.scheduler.stopped:
+            if thread is None or self.scheduler.stopped:
+                continue
+            if not thread.is_alive():
                 return f"the thread {thread.name} has ended"
-            if thread is not None and now - thread.heard_at > STALLED_SECONDS:
+            if now - max(thread.heard_at, self._awake_since) > STALLED_SECONDS:
                 return f"the thread {thread.name} has done nothing for {STALLED_SECONDS:.0f} s"
         return ""
 

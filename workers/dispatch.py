@@ -107,7 +107,7 @@ class Dispatcher:
     def _outcome(self, message: Message, error: Exception) -> Failed:
         subscription = self.subscription
         policy = subscription.retry
-        reason = _clean(f"{type(error).__name__}: {error}")
+        reason = _reason(error)
         if isinstance(error, Reject):
             text = _clean(error.reason)
             return Failed("dead", text, text, exception=error)
@@ -137,3 +137,11 @@ def _trace(error: BaseException) -> str:
 def _clean(text: object) -> str:
     """The text as UTF-8 can hold it: an error must never be the reason why a message cannot be settled."""
     return str(text).encode("utf-8", "replace").decode()
+
+
+def _reason(error: BaseException) -> str:
+    """Like `ValueError: no`, also of an exception whose own text cannot be made."""
+    try:
+        return _clean(f"{type(error).__name__}: {error}")
+    except Exception:
+        return type(error).__name__

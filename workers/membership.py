@@ -98,7 +98,7 @@ class Membership(threading.Thread):
         def work() -> None:
             if self._leases.swap([swap]):
                 self._scheduler.renew(lane.id, swap.old, swap.new)
-            else:
+            elif self._scheduler.owned().get(lane.id) == swap.old:
                 self._scheduler.lost(lane.id)
             self._on_change()
 
@@ -132,12 +132,16 @@ class Membership(threading.Thread):
                 break
             if work is not None:
                 self._attempt(work)
-                continue
+                if self._clock() < next_look:
+                    continue  # however many errands there are, the beat comes first when it is due
             looked = self._attempt(self._look)
             next_look = self._clock() + (self._roster.next_look() if looked else random.uniform(0.3, 1.0))
 
     def leave(self) -> None:
         """The pool and this thread have ended: give everything back."""
+        while not self._errands.empty():
+            if (work := self._errands.get()) is not None:
+                self._attempt(work)
         lanes = [lane for id in self._scheduler.owned() if (lane := self._scheduler.lost(id)) is not None]
         try:
             self._leases.give_back(lanes)
@@ -217,16 +221,19 @@ class Membership(threading.Thread):
         gone = self._roster.gone
         if not gone:
             return
-        logger.warning("Workers that are gone: %s. Their lanes are taken over.", ", ".join(sorted(gone)))
         swaps = [
             Swap(lane, value, freed(value), suspect=True)
             for lane, value in leases.items()
             if owner_of(value) in gone
         ]
-        for swap in self._leases.swap(swaps):
+        swapped = self._leases.swap(swaps)
+        for swap in swapped:
             leases[swap.lane] = swap.new
-        self._roster.strike_off()
-        self._bus.registry.hint("release")
+        struck = self._roster.strike_off()
+        # Only where something changed: whoever sees a hint looks again, and would hint again, and so on.
+        if swapped or struck:
+            logger.warning("Workers that are gone: %s. Their lanes are taken over.", ", ".join(sorted(gone)))
+            self._bus.registry.hint("release")
 
     def _assigned(self, homes: list[LaneId], leases: dict[LaneId, str]) -> set[LaneId]:
         """The homes that should be ours."""
@@ -235,10 +242,9 @@ class Membership(threading.Thread):
         return {lane for lane, worker in assigned.items() if worker == self._me}
 
     def _give_up(self, wanted: set[LaneId]) -> None:
-        starved = set(self._scheduler.starved()) if len(self._roster.peers) > 1 else set()
         free = []
         for lane in self._scheduler.owned():
-            if lane.lane != ORDERED_LANE or (lane in wanted and lane not in starved):
+            if lane.lane != ORDERED_LANE or lane in wanted:
                 self._scheduler.stay(lane)
             elif (left := self._scheduler.leave(lane)) is not None:
                 free.append(left)
@@ -281,7 +287,11 @@ class Membership(threading.Thread):
             for slot in range(self._slots)
         ]
         missing = [lane for lane in lanes if lane not in owned]
-        for swap in self._leases.swap(Swap(lane, "", self._leases.new_value()) for lane in missing):
+        values = self._leases.read(missing)
+        # Free, or our own after a lost reply. What somebody else drains he will remove.
+        free = [lane for lane in missing if owner_of(values.get(lane, "")) in ("", self._me)]
+        swaps = [Swap(lane, values.get(lane, ""), self._leases.new_value()) for lane in free]
+        for swap in self._leases.swap(swaps):
             self._scheduler.add(swap.lane, swap.new, "none")
         if groups and self._clock() >= self._adopt_at:
             self._adopt_at = self._clock() + ADOPT_SECONDS
@@ -291,14 +301,17 @@ class Membership(threading.Thread):
     def _adopt(self, homes: list[LaneId]) -> None:
         """Take over lanes whose worker is gone: what is pending there is handled, then the lane goes."""
         owned = self._scheduler.owned()
-        orphans = [lane for lane in self._consumers(homes) if lane not in owned and self._is_orphan(lane)]
-        leases = self._leases.read(orphans)
+        others = [lane for lane in self._consumers(homes) if lane not in owned and lane.lane != ORDERED_LANE]
+        # A lane has its lease before its name, so one without a lease, or with a free one, is nobody's.
+        leases = self._leases.read(others)
+        owners = {lane: owner_of(leases.get(lane, "")) for lane in others}
+        orphans = [lane for lane in others if not owners[lane] or self._roster.is_gone(owners[lane])]
         swaps = [
             Swap(
                 lane,
                 leases.get(lane, ""),
                 self._leases.new_value(),
-                suspect=bool(owner_of(leases.get(lane, ""))),
+                suspect=bool(owners[lane]),
             )
             for lane in orphans
         ]
@@ -318,6 +331,3 @@ class Membership(threading.Thread):
                 name = commands.text(commands.fields_of(raw)["name"])
                 lanes.append(LaneId(home.topic, home.partition, home.group, name))
         return lanes
-
-    def _is_orphan(self, lane: LaneId) -> bool:
-        return lane.lane != ORDERED_LANE and lane.lane.rpartition(".")[0] not in self._roster.peers

@@ -70,3 +70,8 @@ class SliceOrder:
     lanes: tuple[LaneOrder, ...]
     handler_seconds: float | None
     """Mean time of the handler so far; None: not known yet."""
+
+    def __json__(self) -> str:
+        """For `celery inspect active`, which shows the arguments of tasks; the nonce stays secret."""
+        first = self.lanes[0].id
+        return f"{first.topic}/{first.partition} for {first.group}, {len(self.lanes)} lane(s)"

@@ -9,7 +9,7 @@ from bus.lane import LaneId
 from bus.values import Ordering
 from workers.order import Fallen, SliceOrder
 
-State = Literal["watched", "ready", "running", "backing off"]
+State = Literal["watched", "ready", "running", "backing off", "taken back"]
 
 
 @dataclass(slots=True)

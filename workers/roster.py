@@ -71,9 +71,13 @@ class Roster:
 
     def is_gone(self, incarnation: str) -> bool:
         """Whether the owner of a lease is dead; also for one that is not in the table."""
-        return incarnation not in self.peers and self._liveness.is_dead(incarnation)
+        if incarnation in self.peers or not self._liveness.is_dead(incarnation):
+            return False
+        # It may have joined, and taken lanes, after we read the table.
+        known = incarnation in self._table
+        return known or not self._bus.client.call("HEXISTS", self._bus.keys.workers, incarnation)
 
-    def strike_off(self) -> None:
+    def strike_off(self) -> list[str]:
         """Remove the records of workers that nobody needs to observe any more: we serve all that they
         served (and have freed their lanes), or they have been dead for long."""
         ours = {
@@ -82,6 +86,7 @@ class Roster:
         forgotten = sorted((ours | self._liveness.long_dead()) & self.gone)
         if forgotten:
             self._bus.client.call("HDEL", self._bus.keys.workers, *forgotten)
+        return forgotten
 
     def leave(self) -> None:
         """This worker stops."""

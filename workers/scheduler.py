@@ -28,8 +28,8 @@ from workers.progress import Progress, SlotView
 FAST_SECONDS = 0.001
 #: A slice over several lanes that is this long in one message must give the others back. Seconds.
 STUCK_SECONDS = 0.1
-#: A lane with work that finds no slot for so long is given to somebody else. Seconds.
-STARVED_SECONDS = 10.0
+#: How long a slot is kept apart whose slice Celery has dropped. Seconds.
+QUARANTINE_SECONDS = 60.0
 #: Back-off of a lane whose slice had trouble, doubling from the first to the second. Seconds.
 BACKOFF_SECONDS = (0.1, 5.0)
 
@@ -47,7 +47,9 @@ class Scheduler:
         self._lanes: dict[LaneId, OwnedLane] = {}
         self._queue: deque[LaneId] = deque()
         self._running: dict[int, Running] = {}
-        self._slots = list(range(slots))
+        self._slots = list(range(progress.slots))
+        self._capacity = slots
+        self._quarantine: dict[int, float] = {}
         self._mean: dict[tuple[str, str], float] = {}
         self._paused: frozenset[tuple[str, str]] = frozenset()
         self.stopped = False
@@ -82,6 +84,9 @@ class Scheduler:
         """Another worker has this lane now. What still runs there is fenced off by Redis."""
         with self._lock:
             lane = self._lanes.get(id)
+            for slot, running in self._running.items():
+                if lane is not None and any(each is lane for each in running.lanes):
+                    self._progress.revoke(slot)  # or it would run messages that are somebody else's now
             return self._remove(lane) if lane is not None else None
 
     def renew(self, id: LaneId, old: str, new: str) -> None:
@@ -148,29 +153,20 @@ class Scheduler:
             ]
             return min(dues, default=None)
 
-    def starved(self) -> list[LaneId]:
-        """Lanes with work that found no slot for STARVED_SECONDS."""
-        with self._lock:
-            limit = self._clock() - STARVED_SECONDS
-            return [
-                lane.id
-                for lane in self._lanes.values()
-                if lane.state == "ready" and lane.since < limit and not self._is_paused(lane)
-            ]
-
     # ------------------------------------------------------------------ slices
 
     def plan(self, free: int) -> list[SliceOrder]:
         """Slices for so many free processes. Each must be started, or reported by `ended`."""
         with self._lock:
             orders: list[SliceOrder] = []
+            self._leave_quarantine()
+            free = min(free, self._capacity - len(self._running))
             while not self.stopped and len(orders) < free and self._slots:
                 lanes = self._next_lanes(free - len(orders))
                 if not lanes:
                     break
                 orders.append(self._start(lanes))
-            waiting = any(not self._is_paused(self._lanes[id]) for id in self._queue if id in self._lanes)
-            for slot in self._running if waiting else ():
+            for slot in self._running if self._is_anyone_waiting() else ():
                 self._progress.want(slot)
             return orders
 
@@ -209,6 +205,8 @@ class Scheduler:
         self._progress.clear(slot)
         orders = []
         for lane in lanes:
+            if lane.state == "ready" and lane.id in self._queue:
+                self._queue.remove(lane.id)  # taken along; a stale entry would only pile up
             lane.serial += 1
             orders.append(
                 LaneOrder(
@@ -221,13 +219,29 @@ class Scheduler:
         self._running[slot] = Running(order, lanes, now)
         return order
 
-    def never_began(self, slot: int) -> None:
-        """The pool dropped the slice before a process took it: its lanes are ready again."""
+    def dropped(self, slot: int, reason: str) -> None:
+        """The slice is no longer Celery's, but a process may still run it: told to stop, fenced, kept apart.
+
+        Its lanes wait for new leases. The slot is used again when the process has reported, or after
+        QUARANTINE_SECONDS, when a message that was on its way to a process must have arrived.
+        """
         with self._lock:
             running = self._running.pop(slot)
-            self._slots.append(slot)
-            for lane in self._still_ours(running):
-                self._make_ready(lane)
+            self._progress.revoke(slot)
+            self._quarantine[slot] = self._clock() + QUARANTINE_SECONDS
+            view = self._progress.read(slot)
+            ours = {id(lane) for lane in self._still_ours(running)}
+            for index, lane in enumerate(running.lanes):
+                if id(lane) in ours:
+                    lane.fallen = self._fallen(view, index, reason) if reason else Fallen()
+                    lane.state, lane.since, lane.due = "taken back", -QUARANTINE_SECONDS, None
+
+    def _leave_quarantine(self) -> None:
+        now = self._clock()
+        for slot, until in list(self._quarantine.items()):
+            if until <= now or self._progress.read(slot).reports:
+                del self._quarantine[slot]
+                self._slots.append(slot)
 
     def ended(self, slot: int, *, died: str | None = None) -> Ended:
         """A slice has ended; `died`: why, if its process was lost with it."""
@@ -260,7 +274,8 @@ class Scheduler:
         ]
 
     def _died(self, lane: OwnedLane, fallen: Fallen) -> None:
-        lane.fallen, lane.recover, lane.serial = fallen, True, 0
+        # The serial goes on: under the same lease a process may remember what it left at an earlier one.
+        lane.fallen, lane.recover, lane.serial = fallen, True, lane.serial + 1
         self._make_ready(lane, first=True)
 
     @staticmethod
@@ -300,44 +315,49 @@ class Scheduler:
 
     # ------------------------------------------------------------------ stuck slices
 
-    def stuck(self) -> list[tuple[OwnedLane, Fallen]]:
-        """Lanes to take back from slices over several lanes that stick in one message.
+    def taken_back(self) -> list[OwnedLane]:
+        """Lanes that need a new lease, then `renew`, because a process may still work under the old one.
 
-        At the first look the slot is revoked; if a later look finds it in the same message still, the
-        child will see that before its next one, so its other lanes are taken from it: each needs a new
-        lease, then `renew`.
+        That is so for the other lanes of a slice that sticks in one message. At the first look its slot
+        is revoked; if a later look finds it in the same message still, the child will see the mark
+        before its next one, so the others can be given to somebody else.
         """
         with self._lock:
-            taken: list[tuple[OwnedLane, Fallen]] = []
             for slot, running in self._running.items():
-                if len(running.lanes) == 1:
+                view = self._progress.read(slot) if len(running.lanes) > 1 else None
+                if view is None or view.running is None:
                     continue
-                view = self._progress.read(slot)
-                if view.running is None or self._clock() - view.running.since < STUCK_SECONDS:
+                if self._clock() - view.running.since < STUCK_SECONDS:
                     continue
                 place = (view.running.lane_index, view.running.id)
                 if not running.revoked:
                     self._progress.revoke(slot)
                     running.revoked, running.stuck_in = True, place
-                elif running.stuck_in == place:
-                    taken += self._take_back(running, view, place[0])
-                    running.stuck_in = None
-            return taken
+                elif running.stuck_in != place:
+                    running.stuck_in = place  # begun before the child could see the mark
+                else:
+                    self._take_back(running, view, place[0])
+            return self._not_renewed()
 
-    def _take_back(self, running: Running, view: SlotView, stuck: int) -> list[tuple[OwnedLane, Fallen]]:
+    def _not_renewed(self) -> list[OwnedLane]:
+        """Lanes that were taken back and have no new lease yet; again after a while, if Redis was away."""
+        late = self._clock() - BACKOFF_SECONDS[1]
+        lanes = [lane for lane in self._lanes.values() if lane.state == "taken back" and lane.since <= late]
+        for lane in lanes:
+            lane.since = self._clock()
+        return lanes
+
+    def _take_back(self, running: Running, view: SlotView, stuck: int) -> None:
         ours = {id(lane) for lane in self._still_ours(running)}
-        taken = []
         for index, lane in enumerate(running.lanes):
             if index != stuck and id(lane) in ours and not lane.leaving:
                 lane.fallen = self._fallen(view, index, "")
-                lane.state, lane.since, lane.due = "backing off", self._clock(), None
-                taken.append((lane, lane.fallen))
-        return taken
+                lane.state, lane.since, lane.due = "taken back", -QUARANTINE_SECONDS, None
 
     def lingering(self) -> list[int]:
         """Connection ids of slices that wait for more while another lane wants their slot."""
         with self._lock:
-            if not any(not self._is_paused(self._lanes[id]) for id in self._queue if id in self._lanes):
+            if not self._is_anyone_waiting():
                 return []
             clients = [self._progress.read(slot).client_id for slot in self._running]
             return [client for client in clients if client]
@@ -356,6 +376,9 @@ class Scheduler:
             return slots
 
     # ------------------------------------------------------------------ inner
+
+    def _is_anyone_waiting(self) -> bool:
+        return any(lane.state == "ready" and not self._is_paused(lane) for lane in self._lanes.values())
 
     def _is_paused(self, lane: OwnedLane) -> bool:
         return (lane.id.topic, lane.id.group) in self._paused

@@ -16,10 +16,11 @@ from typing import Any
 
 from bus.errors import BusUnavailable, StaleLease
 from bus.lane import Lane
-from bus.signals import lease_lost, message_dead, message_retried
+from bus.signals import lease_lost
 from bus.subscriptions import Subscription
 from bus.turn import Batch, GroupLost, Turns
 from bus.values import Message, id_pair
+from workers import failures
 from workers.dispatch import Dispatcher, Failed
 from workers.liveness import DEAD_SECONDS
 from workers.order import SLICE_SECONDS, LaneOrder, Report, SliceOrder
@@ -55,6 +56,9 @@ class Slice:
         self._mean = order.handler_seconds
         self._settled_at = 0.0
         self._cut_short = False
+        self._silent = False
+        self._handled = False
+        self._ends = 0.0
         self._in_hand = True
         self._trouble = Report.NONE
         self._lanes = [self._lane(each) for each in order.lanes]
@@ -104,15 +108,21 @@ class Slice:
         except BusUnavailable as error:
             logger.debug("A slice gives up for now: %s", error)
             self._trouble = Report.TROUBLE | Report.RECOVER
-        except BaseException:
+        except Exception:
             self._trouble = Report.TROUBLE | Report.RECOVER
             raise
+        except BaseException:
+            # SystemExit out of a handler, or the end of this process: the main process goes by what is in
+            # the slot, settles what was finished and counts an attempt of what ran.
+            self._silent = True
+            raise
         finally:
-            self._report()
+            if not self._silent:
+                self._report()
             self._runtime.leave_link(self._turns.close())
 
     def _work(self) -> None:
-        ends = time.monotonic() + SLICE_SECONDS
+        ends = self._ends = time.monotonic() + SLICE_SECONDS
         while not self._cut_short:
             batch = self._on_line(lambda: self._turns.take(self._count()))
             self._mark_settled()
@@ -167,12 +177,13 @@ class Slice:
     def _handle(self, batch: Batch) -> None:
         self._in_hand = True
         for lane, messages in batch:
-            if self._subscription(lane).batch is None:
+            if self._cut_short or not self._in_hand:
+                # Fetched and not run: without this mark nobody would look for them in the pending list.
+                lane.leave_over()
+            elif self._subscription(lane).batch is None:
                 self._handle_singly(lane, messages)
             else:
                 self._handle_in_batches(lane, messages)
-            if self._cut_short or not self._in_hand:
-                break
 
     def _handle_singly(self, lane: Lane, messages: list[Message]) -> None:
         # The hot path: 3 µs for each message besides the handler, so what can be looked up once is.
@@ -183,12 +194,16 @@ class Slice:
         clock, handled = time.monotonic, 0
         began = now = clock()
         for message in messages:
-            if (stopping(slot) or now - self._turns.proved > PROVE_SECONDS) and not self._may_go_on(lane):
-                lane.recovering, lane.position = True, "-"
+            look = stopping(slot) or now > self._ends or now - self._turns.proved > PROVE_SECONDS
+            if look and not self._may_go_on(lane):
+                lane.leave_over()
                 break
             if lane.failing and self._held_back(lane, message):
                 continue
             if lane.suspect is not None and not self._may_run_suspect(lane, message):
+                if not self._in_hand or lane.lost:
+                    lane.leave_over()
+                    break
                 continue
             running(slot, index, message.id.encode(), now)
             failed = handle(message)
@@ -198,10 +213,12 @@ class Slice:
             else:
                 self._fail(lane, message, failed)
             handled += 1
+            self._handled = True
             now = clock()
             if now - self._settled_at > SETTLE_SECONDS:
                 self._settle_between()
-                if not self._in_hand:
+                if not self._in_hand or lane.lost:
+                    lane.leave_over()
                     break
         self._learn(handled, now - began)
 
@@ -211,9 +228,10 @@ class Slice:
         step = 1 if lane.suspect is not None else size
         for start in range(0, len(messages), step):
             if not self._may_go_on(lane):
-                lane.recovering, lane.position = True, "-"
+                lane.leave_over()
                 break
             self._handle_batch(lane, messages[start : start + step])
+            self._handled = True
             if time.monotonic() - self._settled_at > SETTLE_SECONDS:
                 self._settle_between()
         self._learn(len(messages), time.monotonic() - began)
@@ -223,6 +241,8 @@ class Slice:
         if not ready:
             return
         if lane.suspect is not None and not self._may_run_suspect(lane, ready[0]):
+            if not self._in_hand or lane.lost:
+                lane.leave_over()
             return
         index = self._index[id(lane)]
         self._mark_running(index, ready)
@@ -231,8 +251,10 @@ class Slice:
             # It raised, on nobody knows which message: each is delivered alone, in order.
             self._progress.stopped(self._slot)
             for message in ready:
-                if self._may_go_on(lane):
-                    self._handle_batch(lane, [message])
+                if not self._may_go_on(lane):
+                    lane.leave_over()
+                    break
+                self._handle_batch(lane, [message])
             return
         done = [message for message in ready if message.id not in failed]
         for message in done:
@@ -259,7 +281,7 @@ class Slice:
     def _may_go_on(self, lane: Lane) -> bool:
         """Look up before each message: is the slot wanted, and is the lane surely still ours?"""
         progress = self._progress
-        if progress.stopping(self._slot):
+        if progress.stopping(self._slot) or (self._handled and time.monotonic() > self._ends):
             self._cut_short = True
         elif time.monotonic() - self._turns.proved > PROVE_SECONDS:
             self._on_line(self._turns.prove)
@@ -274,42 +296,13 @@ class Slice:
         when all attempts have gone that way it is a dead letter."""
         if not lane.is_suspect(message):
             return True
-        attempts, now = self._subscription(lane).retry.attempts, self._turns.server_now()
-        if message.attempt > attempts:
-            reason = f"worker lost ({attempts} of {attempts} attempts)"
-            message.attempt = attempts
-            lane.dead(message, reason, reason, now)
-            self._tell_dead(lane, message, reason, None)
-        else:
-            lane.note(message, "worker lost", now)
+        failures.suspect(lane, message, self._subscription(lane), self._turns.server_now())
         self._settle_between()
         return message.id in lane.failures and self._in_hand and not lane.lost
 
     def _fail(self, lane: Lane, message: Message, failed: Failed) -> None:
-        now, error = self._turns.server_now(), failed.exception
         self._progress.stopped(self._slot)
-        if failed.kind == "dead":
-            lane.dead(message, failed.reason, failed.error, now)
-            self._tell_dead(lane, message, failed.reason, error)
-            return
-        lane.retry(message, failed.delay, failed.error, now)
-        logger.warning(
-            "Message %s of group %s failed (attempt %s) and is tried again in %.1f s.",
-            _where(message), lane.id.group, message.attempt, failed.delay, exc_info=_trace(error),
-        )  # fmt: skip
-        message_retried.send(
-            type(self), message=message, subscription=self._subscription(lane), exception=error,
-            delay=failed.delay,
-        )  # fmt: skip
-
-    def _tell_dead(self, lane: Lane, message: Message, reason: str, error: BaseException | None) -> None:
-        logger.error(
-            "Message %s of group %s is a dead letter after attempt %s: %s",
-            _where(message), lane.id.group, message.attempt, reason, exc_info=_trace(error),
-        )  # fmt: skip
-        message_dead.send(
-            type(self), message=message, subscription=self._subscription(lane), exception=error, reason=reason
-        )
+        failures.record(lane, message, failed, self._subscription(lane), self._turns.server_now())
 
     # ------------------------------------------------------------------ pace
 
@@ -359,7 +352,7 @@ class Slice:
             if lane.lost:
                 flags |= Report.LOST
             if lane.lost and not self._progress.revoked(self._slot):
-                lease_lost.send(type(self), lane=lane.id)
+                lease_lost.send_robust(type(self), lane=lane.id)
                 logger.warning("The lease of %s/%s for %s was lost; another worker goes on there.",
                                lane.id.topic, lane.id.partition, lane.id.group)  # fmt: skip
             if lane.recovering:
@@ -368,7 +361,7 @@ class Slice:
                 flags |= Report.MORE
             if not lane.may_fetch(self._settings.held_limit):
                 flags |= Report.BLOCKED
-            if not flags & (Report.LOST | Report.GONE | Report.TROUBLE):
+            if lane.ordering != "none" and not flags & (Report.LOST | Report.GONE | Report.TROUBLE):
                 self._runtime.lanes[order.id] = (order.serial, lane)
             ms, seq = id_pair(lane.last_id or "0-0")
             self._progress.report(self._slot, number, int(flags), ms, seq, due[id(lane)])
@@ -384,14 +377,6 @@ class Slice:
 
     def _subscription(self, lane: Lane) -> Subscription:
         return self._dispatcher(lane).subscription
-
-
-def _where(message: Message) -> str:
-    return f"{message.topic}/{message.partition}/{message.id}"
-
-
-def _trace(error: BaseException | None) -> Any:
-    return None if error is None else (type(error), error, error.__traceback__)
 
 
 def _pause(seconds: float) -> None:

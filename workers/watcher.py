@@ -96,11 +96,17 @@ class Watcher(threading.Thread):
         self._take_in(check(link.receive()), watched)
 
     def _positions(self, watched: dict[LaneId, str]) -> dict[str, str]:
-        """Stream → the greatest id that any of its lanes knows the group to be at."""
-        positions: dict[str, str] = {}
+        """Stream → the id after which a message is news to one of its groups.
+
+        Of the lanes of one group the greatest: it is where the group is. Of the groups the least.
+        """
+        groups: dict[tuple[str, str], str] = {}
         for lane, last_id in watched.items():
-            stream = self._stream(lane)
-            positions[stream] = max(positions.get(stream, "0-0"), last_id, key=id_pair)
+            place = (self._stream(lane), lane.group)
+            groups[place] = max(groups.get(place, "0-0"), last_id, key=id_pair)
+        positions: dict[str, str] = {}
+        for (stream, _group), last_id in groups.items():
+            positions[stream] = min(positions.get(stream, last_id), last_id, key=id_pair)
         return positions
 
     def _take_in(self, reply: object, watched: dict[LaneId, str]) -> None:
@@ -109,15 +115,23 @@ class Watcher(threading.Thread):
         if control:
             self._control_id = control[-1][0].decode()
             self._on_hint()
-        if self._scheduler.wake(lane for lane in watched if self._stream(lane) in news):
+        newest = {stream: id_pair(entries[-1][0]) for stream, entries in news.items()}
+        behind = [
+            lane
+            for lane, last_id in watched.items()
+            if id_pair(last_id) < newest.get(self._stream(lane), (0, 0))
+        ]
+        if self._scheduler.wake(behind):
             self._on_work()
 
     def _wait_for_reply(self, link: Link) -> None:
         """Wait for the reply or a poke; a poke ends the block on the server."""
         sources = [link.fileno(), self._hear]
         readable, _, _ = select.select(sources, [], [], BLOCK_SECONDS + self._bus.settings.timeout)
-        if readable == [self._hear]:
-            self._bus.client.call("CLIENT", "UNBLOCK", link.client_id)
+        # 0 means that the server has not come to the XREAD yet, or that its reply is on the way.
+        while readable == [self._hear] and not self._bus.client.call("CLIENT", "UNBLOCK", link.client_id):
+            if select.select([link.fileno()], [], [], 0.001)[0]:
+                break
 
     def _timeout(self) -> float:
         due = self._scheduler.next_due()

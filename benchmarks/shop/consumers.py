@@ -7,5 +7,5 @@ total = 0
 
 @bus.subscribe("bench", group="bench", ordering="key")
 def handle(message: bus.Message) -> None:
-    global total  # noqa: PLW0603
+    global total
     total += message.value["qty"]

@@ -7,7 +7,7 @@ import pytest
 from bus.lane import LaneId
 from workers.order import MAX_LANES, Report
 from workers.progress import Progress
-from workers.scheduler import BACKOFF_SECONDS, FAST_SECONDS, STARVED_SECONDS, STUCK_SECONDS, Scheduler
+from workers.scheduler import BACKOFF_SECONDS, FAST_SECONDS, QUARANTINE_SECONDS, STUCK_SECONDS, Scheduler
 
 GROUP = ("orders", "stock")
 
@@ -217,7 +217,6 @@ def test_a_paused_group_gets_no_slices_and_loses_no_news(world):
     world.scheduler.pause([GROUP])
     world.scheduler.wake([id])
     assert world.plan() == []
-    assert world.scheduler.starved() == []
     world.scheduler.pause([])
     assert len(world.plan()) == 1
 
@@ -228,16 +227,6 @@ def test_a_paused_group_does_not_hold_up_another(world):
     world.scheduler.pause([GROUP])
     (order,) = world.plan(2)
     assert order.lanes[0].id.group == "ledger"
-
-
-def test_a_lane_that_finds_no_slot_for_long_is_starved(world):
-    ids = world.own(0, 1, 2)
-    world.plan(1)
-    world.clock.now += STARVED_SECONDS + 1
-    assert world.scheduler.starved() == ids[1:]
-
-
-# ---------------------------------------------------------------------- trouble
 
 
 def test_a_lane_in_trouble_backs_off_longer_each_time_and_is_never_forgotten(world):
@@ -277,13 +266,29 @@ def test_a_vanished_group_is_reported_and_tried_again(world):
     assert world.scheduler.wake_due()
 
 
-def test_a_slice_that_no_process_took_goes_back_to_the_queue_with_what_it_was_told(world):
+def test_a_slice_that_celery_dropped_runs_again_only_under_a_new_lease(world):
     world.own(0)
     (order,) = world.plan()
-    world.scheduler.never_began(order.slot)
+    world.scheduler.dropped(order.slot, "")
+    # A process may have read it, so it is told to stop, and its slot is kept apart
+    assert world.progress.revoked(order.slot)
+    assert world.plan() == []
+    (lane,) = world.scheduler.taken_back()
+    world.scheduler.renew(lane.id, lane.lease, "me:new")
     (again,) = world.plan()
     assert again.lanes[0].recover
-    assert again.lanes[0].serial != order.lanes[0].serial
+    assert again.lanes[0].lease == "me:new"
+    assert again.slot != order.slot
+
+
+def test_the_slot_of_a_dropped_slice_is_used_again_after_a_while(world):
+    world.own(*range(4))
+    for order in world.plan():
+        world.scheduler.dropped(order.slot, "")
+    for lane in world.scheduler.taken_back():
+        world.scheduler.renew(lane.id, lane.lease, f"{lane.lease}.")
+    world.clock.now += QUARANTINE_SECONDS
+    assert world.plan()
 
 
 def test_a_lost_lane_is_dropped_and_its_late_report_ignored(world):
@@ -413,18 +418,18 @@ def stuck_slice(world):
 
 def test_a_slice_that_sticks_gives_back_its_other_lanes_with_what_it_had_finished(world):
     order = stuck_slice(world)
-    assert world.scheduler.stuck() == []
+    assert world.scheduler.taken_back() == []
     assert world.progress.revoked(order.slot)
-    taken = world.scheduler.stuck()
-    assert [lane.id for lane, _ in taken] == [order.lanes[0].id, order.lanes[2].id]
-    assert taken[0][1].finished == ("6-0",)
-    assert taken[1][1].finished == ()
+    taken = world.scheduler.taken_back()
+    assert [lane.id for lane in taken] == [order.lanes[0].id, order.lanes[2].id]
+    assert taken[0].fallen.finished == ("6-0",)
+    assert taken[1].fallen.finished == ()
 
 
 def test_a_lane_that_was_taken_back_runs_again_only_under_its_new_lease(world):
     order = stuck_slice(world)
-    world.scheduler.stuck()
-    ((lane, _), _other) = world.scheduler.stuck()
+    world.scheduler.taken_back()
+    lane, _other = world.scheduler.taken_back()
     assert world.plan() == []
     world.scheduler.renew(lane.id, lane.lease, "me:new")
     (again,) = world.plan(1)
@@ -437,23 +442,23 @@ def test_a_lane_that_was_taken_back_runs_again_only_under_its_new_lease(world):
 
 def test_a_slice_that_sticks_in_a_message_begun_just_before_it_was_revoked_gives_back_too(world):
     order = stuck_slice(world)
-    world.scheduler.stuck()
+    world.scheduler.taken_back()
     # Given that it had passed its look at the revoke mark, and begun another message
     world.run(order, 1, b"7-0")
     world.clock.now += STUCK_SECONDS * 1.5
-    taken = world.scheduler.stuck() or world.scheduler.stuck()
+    taken = world.scheduler.taken_back() or world.scheduler.taken_back()
     assert len(taken) == 2
 
 
 def test_a_lane_whose_new_lease_could_not_be_set_is_asked_for_again(world):
     # Given lanes that were taken back, while Redis could not be reached to renew them
     stuck_slice(world)
-    world.scheduler.stuck()
-    taken = world.scheduler.stuck()
+    world.scheduler.taken_back()
+    taken = world.scheduler.taken_back()
     # Then they come up again, sooner or later, and do not wait for ever
     world.clock.now += 60
-    again = world.scheduler.stuck()
-    assert {lane.id for lane, _ in again} == {lane.id for lane, _ in taken} or world.scheduler.wake_due()
+    again = world.scheduler.taken_back()
+    assert {lane.id for lane in again} == {lane.id for lane in taken} or world.scheduler.wake_due()
 
 
 def test_a_message_beyond_the_time_limit_is_seen(world):

@@ -23,15 +23,13 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', retry, '-inf', now + 1, 'LIMIT',
   if entry then
     entries[#entries + 1] = entry
     states[#states + 1] = known
-    if claim then
-      redis.call('XCLAIM', stream, group, lane, 0, id, 'JUSTID')
-      redis.call('ZREM', retry, id)
+    -- FORCE: a group that was lost and made again does not know it as pending, so nothing could be settled.
+    if claim or #redis.call('XPENDING', stream, group, id, id, 1, lane) == 0 then
+      redis.call('XCLAIM', stream, group, lane, 0, id, 'FORCE', 'JUSTID')
     end
+    if claim then redis.call('ZREM', retry, id) end
   else
-    redis.call('XACK', stream, group, id)
-    redis.call('ZREM', retry, id)
-    redis.call('HDEL', state, id)
-    redis.call('HINCRBY', state, 'trimmed', 1)
+    -- Forgotten by the turn that releases the next of its key, or that would wait for ever.
     trimmed[#trimmed + 1] = {id, known}
   end
 end

@@ -10,6 +10,7 @@
 --           dead    [[id, reason, error, attempts, first failure ms], …]
 --           release [key hash, …]                      keys whose head has just been settled
 --           clear   [state field, …]                   such as suspect:<lane>, when recovery is over
+--           trimmed [id, …]                            retries whose entry is gone from the stream
 -- Reply   {0, lease value there}, or
 --         {1, new entries, [[id, key hash], …] released, retrying, held, next due ms or -1, now ms}
 --
@@ -71,6 +72,10 @@ for _, item in ipairs(outcomes.held) do
 end
 
 for _, id in ipairs(outcomes.done) do forget(id) end
+for _, id in ipairs(outcomes.trimmed) do
+  if redis.call('ZSCORE', retry, id) then redis.call('HINCRBY', state, 'trimmed', 1) end
+  forget(id)
+end
 for _, name in ipairs(outcomes.clear) do redis.call('HDEL', state, name) end
 
 -- A settled head lets the next of its key go, before anything newer of that key can be fetched.

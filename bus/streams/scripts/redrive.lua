@@ -1,0 +1,148 @@
+#!lua flags=allow-oom
+-- Give dead letters of one partition back to their group, and to nobody else.
+-- KEYS    1 stream   2 lease of lane "0"   3 retry   4 held   5 state   6 dead     (all of one group)
+-- ARGV    1 group   2 ordering ("key", "partition" or "none")   3 a lease value that frees a lane, never used before
+--         4… ids of the letters
+-- Reply   for each letter: 1 its message waits for the group again, 2 a copy was added for this group alone,
+--         0 gone (somebody was faster), -1 stays a dead letter: the stream or group is missing, or no copy was kept
+--
+-- Everything is checked first, and recorded before the letter is removed. A slice may be at work on the
+-- lane: what is added here breaks none of what it knows, but it must look. A lane with nothing in hand is
+-- freed, so that whoever takes it reads everything anew. Under one with something in hand the lease is
+-- only touched: the next turn is refused by its WATCH, and then looks for what is due.
+local stream, lease, retry, held, state, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local group, ordering, fresh = ARGV[1], ARGV[2], ARGV[3]
+local about = {id = true, reason = true, error = true, attempts = true, first = true, last = true}
+local page = 100
+
+local function replies(status)
+  local list = {}
+  for i = 4, #ARGV do
+    local there = status == 0 or #redis.call('XRANGE', dead, ARGV[i], ARGV[i]) == 1
+    list[#list + 1] = there and status or 0
+  end
+  return list
+end
+
+local function last_delivered()
+  local groups = redis.pcall('XINFO', 'GROUPS', stream)
+  if groups.err then return nil end
+  for _, raw in ipairs(groups) do
+    local known = {}
+    for i = 1, #raw, 2 do known[raw[i]] = raw[i + 1] end
+    if known['name'] == group then return known['last-delivered-id'] end
+  end
+  return nil
+end
+
+local function pad(id)
+  local ms, seq = id:match('^(%d+)%-(%d+)$')
+  return string.rep('0', 20 - #ms) .. ms .. string.rep('0', 20 - #seq) .. seq
+end
+
+-- The letter's own fields stand first; the message follows, whatever its fields are called.
+local function parts(fields)
+  local known, message = {}, {}
+  local at = 1
+  while at < #fields and about[fields[at]] and not known[fields[at]] do
+    known[fields[at]] = fields[at + 1]
+    at = at + 2
+  end
+  for i = at, #fields do message[#message + 1] = fields[i] end
+  return known, message
+end
+
+local function field(message, name)
+  for i = 1, #message, 2 do
+    if message[i] == name then return message[i + 1] end
+  end
+  return nil
+end
+
+local function hash_of(message)
+  if ordering == 'none' then return '' end
+  if ordering == 'partition' then return '*' end
+  local key = field(message, 'k')
+  return key and redis.sha1hex(key):sub(1, 16) or ''
+end
+
+local position = last_delivered()
+if not position then return replies(-1) end
+position = pad(position)
+
+-- Before anything is added: which lanes have a message in hand, one that neither waits for a retry nor is held.
+local function in_hand(lane, pending)
+  if lane == '0' and ordering ~= 'none' then
+    return pending > redis.call('ZCARD', retry) + redis.call('ZCARD', held)
+  end
+  local rows = redis.call('XPENDING', stream, group, '-', '+', page, lane)
+  if #rows < pending then return true end
+  for _, row in ipairs(rows) do
+    if not redis.call('ZSCORE', retry, row[1]) then return true end
+  end
+  return false
+end
+
+local lanes = {}
+local function note_lane(name, pending)
+  local key = lease:sub(1, -2) .. name
+  local value = redis.call('GET', key)
+  if value and value:sub(1, 5) ~= 'free:' then
+    lanes[#lanes + 1] = {key, value, in_hand(name, pending)}
+  end
+end
+if ordering == 'none' then
+  for _, raw in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+    local known = {}
+    for i = 1, #raw, 2 do known[raw[i]] = raw[i + 1] end
+    note_lane(known['name'], known['pending'])
+  end
+else
+  note_lane('0', redis.call('XPENDING', stream, group)[1])
+end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local result, waiting = {}, false
+
+local function redrive(letter)
+  local entry = redis.call('XRANGE', dead, letter, letter)[1]
+  if not entry then return 0 end
+  local known, message = parts(entry[2])
+  local id = known['id']
+  if id and #redis.call('XRANGE', stream, id, id) == 1 then
+    -- After a reset the group may have it again, or before it: then it is delivered without our help.
+    local there = pad(id) > position or #redis.call('XPENDING', stream, group, id, id, 1) == 1
+    if not there then
+      redis.call('XCLAIM', stream, group, '0', 0, id, 'RETRYCOUNT', 0, 'FORCE', 'JUSTID')
+      redis.call('HSET', state, id, cjson.encode({k = hash_of(message), a = 0}))
+      redis.call('ZADD', retry, now, id)
+      waiting = true
+    end
+    redis.call('XDEL', dead, letter)
+    return 1
+  end
+  if #message == 0 then return -1 end
+  if not field(message, 'g') then
+    message[#message + 1] = 'g'
+    message[#message + 1] = group
+  end
+  redis.call('XADD', stream, '*', unpack(message))
+  redis.call('XDEL', dead, letter)
+  return 2
+end
+
+for i = 4, #ARGV do result[#result + 1] = redrive(ARGV[i]) end
+
+if waiting then
+  for _, lane in ipairs(lanes) do
+    if lane[3] then
+      redis.call('SET', lane[1], lane[2])
+    elseif ordering == 'none' then
+      redis.call('DEL', lane[1])
+    else
+      redis.call('SET', lane[1], fresh)
+    end
+  end
+end
+return result
