@@ -4,6 +4,7 @@
     e  "raw" if the value was given as bytes; absent for JSON
     k  the key, UTF-8, if there is one
     h  the headers, a JSON object of strings, if there are any
+    g  of a dead letter that was retried after its original was trimmed: the one group that it is for
 
 Any Redis tool can read an entry. orjson is strict where the standard library is not: NaN and
 infinities are refused here (JSON has none), as are integers beyond 64 bits and lone surrogates.
@@ -20,6 +21,9 @@ from typing import Any
 import orjson
 
 from bus.errors import InvalidMessage, Undecodable
+
+#: Name of the field of a copy that is for one group alone; always the last.
+FOR_GROUP = b"g"
 
 _RAW = b"raw"
 

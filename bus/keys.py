@@ -73,7 +73,7 @@ class PartitionKeys:
         return f"{self.stream}:state:{group}"
 
     def mark(self, group: str) -> str:
-        """string: id and offset below which all is settled, but for ids in retry and held."""
+        """string: id up to which all is settled, but for ids in retry and held."""
         return f"{self.stream}:mark:{group}"
 
     def dead(self, group: str) -> str:
@@ -83,6 +83,10 @@ class PartitionKeys:
     def once(self, message_id: str) -> str:
         """string with a TTL: the receipt of a message that was published with this id."""
         return f"{self.stream}:once:{message_id}"
+
+    def waiting(self, group: str) -> list[str]:
+        """Mark, retry, held and state: what says which messages a group has not settled."""
+        return [self.mark(group), self.retry(group), self.held(group), self.state(group)]
 
     def of_group(self, group: str) -> list[str]:
         """All keys that belong to one group here, leases aside."""

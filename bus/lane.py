@@ -116,8 +116,9 @@ class Lane:
     """The state of one lane within a slice."""
 
     __slots__ = (
-        "acks", "failing", "failures", "held", "id", "keys", "last_id", "lease", "loaded", "lost", "next_due",
-        "ordering", "outcomes", "position", "recovering", "retrying", "suspect", "trimmed",
+        "acks", "failing", "failures", "held", "id", "keys", "last_id", "lease", "loaded", "lost",
+        "marked", "next_due", "ordering", "outcomes", "position", "recovering", "retrying", "seen",
+        "suspect", "trimmed",
     )  # fmt: skip
 
     def __init__(
@@ -129,6 +130,10 @@ class Lane:
         self.ordering: Ordering = ordering
         self.last_id = last_id
         """The last id that the group was given here; None: must be asked for."""
+        self.seen = last_id
+        """The greatest id that the group was known to be at: a server that says less has lost data."""
+        self.marked: str | None = None
+        """The mark that was written last."""
         self.loaded = False
         """False: failures must be read from Redis before anything is handled."""
         self.recovering = True
@@ -150,6 +155,23 @@ class Lane:
         self.outcomes = Outcomes()
 
     # ------------------------------------------------------------------ what Redis knows
+
+    def at(self, position: str) -> bool:
+        """The server says how far the group is; False if it was further before: its data are older."""
+        self.last_id = position
+        if self.seen is not None and id_pair(position) < id_pair(self.seen):
+            return False
+        self.seen = position
+        return True
+
+    def new_mark(self) -> str | None:
+        """The id up to which all is settled with this turn, but for what waits; None: as before, or unknown.
+
+        Asked for when nothing fetched is in hand. In unordered groups other lanes are at work too.
+        """
+        if self.recovering or self.ordering == "none" or self.last_id == self.marked:
+            return None
+        return self.last_id
 
     def load(self, state: Sequence[bytes], retries: Sequence[bytes], held: int) -> None:
         """Take in the state hash, the retry zset with its scores, and the size of the held zset."""

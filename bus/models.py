@@ -143,3 +143,23 @@ class AuditRecord(models.Model):
     def fail(self, error: object) -> None:
         """Record that the verb did not come through."""
         self.outcome, self.error = self.Outcome.FAILED, str(error)
+
+
+class MarkCopy(models.Model):
+    """A copy of how far a group has settled one partition (see bus.marks)."""
+
+    prefix = models.CharField(max_length=100)
+    topic = models.CharField(max_length=100)
+    partition = models.PositiveIntegerField()
+    group = models.CharField(max_length=100)
+    position = models.CharField(max_length=41)
+    copied = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["prefix", "topic", "partition", "group"], name="jitney_mark_copy")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition} for {self.group}: {self.position}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from bus.values import Receipt, TopicSpec
 BATCH = 500
 
 Headers = Mapping[str, str]
+#: What one write holds: (partition, its XADD) of each message.
+Batch = list[tuple[int, Command]]
 
 
 class Publisher:
@@ -56,7 +59,9 @@ class Publisher:
         """Store messages in their order, BATCH in a write, two writes in flight; yield their receipts.
 
         Lazy: nothing is written before the first receipt is asked for. On an error the message at
-        fault is the one after the last receipt; later ones of its batch may be stored or not.
+        fault is the one after the last receipt. If it cannot be published (InvalidMessage, an error of
+        `values`, `key` or `headers`) all before it are stored and none after it; if the server refuses
+        it, later ones under way may be stored or not.
         """
         spec = self._registry.spec(topic)
         link = self._client.borrow()
@@ -77,14 +82,40 @@ class Publisher:
         key: Callable[[Any], str | None] | None,
         headers: Callable[[Any], Headers | None] | None,
     ) -> Iterator[Receipt]:
-        flying: list[tuple[int, Command]] = []
-        for batch in self._batches(spec, values, key, headers):
+        flying: deque[Batch] = deque()
+        failure: Exception | None = None
+        for batch, error in self._batches(spec, values, key, headers):
+            failure = error
             link.send(pack_all(command for _, command in batch), len(batch))
-            for partition, command in flying:
-                yield self._receipt(spec, partition, command, link.receive())
-            flying = batch
-        for partition, command in flying:
-            yield self._receipt(spec, partition, command, link.receive())
+            flying.append(batch)
+            if len(flying) == 2:
+                yield from self._receipts(link, spec, flying)
+        while flying:
+            yield from self._receipts(link, spec, flying)
+        if failure is not None:
+            raise failure
+
+    def _receipts(self, link: Link, spec: TopicSpec, flying: deque[Batch]) -> Iterator[Receipt]:
+        """The receipts of the oldest write under way."""
+        batch = flying.popleft()
+        for index, (partition, _command) in enumerate(batch):
+            reply = link.receive()
+            if reply is None:
+                yield from self._receipts_after_loss(link, spec, batch[index:], flying)
+                return
+            yield self._receipt(spec, partition, reply)
+
+    def _receipts_after_loss(
+        self, link: Link, spec: TopicSpec, refused: Batch, flying: deque[Batch]
+    ) -> Iterator[Receipt]:
+        """A stream has vanished. What was sent meanwhile must be answered before it is made again, or later
+        messages of a key would overtake those that were refused."""
+        rest = [*refused, *(item for batch in flying for item in batch)]
+        flying.clear()
+        replies = [None, *(link.receive() for _ in rest[1:])]
+        for (partition, command), reply in zip(rest, replies, strict=True):
+            added = self._add(spec, partition, command) if reply is None else reply
+            yield self._receipt(spec, partition, added)
 
     def _batches(
         self,
@@ -92,20 +123,25 @@ class Publisher:
         values: Iterable[Any],
         key: Callable[[Any], str | None] | None,
         headers: Callable[[Any], Headers | None] | None,
-    ) -> Iterator[list[tuple[int, Command]]]:
-        batch: list[tuple[int, Command]] = []
+    ) -> Iterator[tuple[Batch, Exception | None]]:
+        """The writes; the last one with the error that ended them, so that what came before it is stored."""
+        batch: Batch = []
         streams = [self._keys.partition(spec.name, number).stream for number in range(spec.partitions)]
-        for value in values:
-            name = key(value) if key else None
-            fields = codec.encode(spec.name, value, name, headers(value) if headers else None,
-                                  max_bytes=self._max_bytes)  # fmt: skip
-            partition = self._partition(spec, name)
-            batch.append((partition, add_command(streams[partition], fields)))
-            if len(batch) == BATCH:
-                yield batch
-                batch = []
+        try:
+            for value in values:
+                name = key(value) if key else None
+                fields = codec.encode(spec.name, value, name, headers(value) if headers else None,
+                                      max_bytes=self._max_bytes)  # fmt: skip
+                partition = self._partition(spec, name)
+                batch.append((partition, add_command(streams[partition], fields)))
+                if len(batch) == BATCH:
+                    yield batch, None
+                    batch = []
+        except Exception as error:
+            yield batch, error
+            return
         if batch:
-            yield batch
+            yield batch, None
 
     def _partition(self, spec: TopicSpec, key: str | None) -> int:
         if spec.partitions == 1:
@@ -133,11 +169,10 @@ class Publisher:
             raise UnknownTopic(spec.name, "Its stream vanished again while the message was being published.")
         return bytes(reply)
 
-    def _receipt(self, spec: TopicSpec, partition: int, command: Command, reply: Any) -> Receipt:
+    @staticmethod
+    def _receipt(spec: TopicSpec, partition: int, reply: Any) -> Receipt:
         if isinstance(reply, ServerError):
             raise error_of(reply)
-        if reply is None:
-            reply = self._add_restored(spec, partition, command)
         return Receipt(spec.name, partition, reply.decode())
 
     @staticmethod

@@ -148,7 +148,7 @@ class Registry:
         for partition in range(spec.partitions):
             keys = self._keys.partition(name, partition)
             lengths += self._client.call("XLEN", keys.stream)
-            self._client.call("UNLINK", keys.stream, *self._keys_under(keys.stream))
+            self._client.call("UNLINK", keys.stream, *commands.scan(self._client, f"{keys.stream}:*"))
         self.hint("spec changed")
         return lengths
 
@@ -223,20 +223,15 @@ class Registry:
         return spec
 
     def _make_streams(self, spec: TopicSpec, partitions: Iterable[int], groups: list[GroupSpec]) -> None:
-        pairs = [part for group in groups if group.topic == spec.name for part in (group.name, group.start)]
-        calls = [([self._keys.partition(spec.name, number).stream], pairs) for number in partitions]
+        mine = [group for group in groups if group.topic == spec.name]
+        pairs = [part for group in mine for part in (group.name, group.start)]
+        calls = []
+        for number in partitions:
+            keys = self._keys.partition(spec.name, number)
+            names = [name for group in mine for name in keys.waiting(group.name)]
+            calls.append(([keys.stream, *names], pairs))
         for reply in commands.run_many(self._client, "ensure", calls):
             check(reply)
-
-    def _keys_under(self, stream: str) -> list[bytes]:
-        found: list[bytes] = []
-        cursor: bytes | str = "0"
-        pattern = stream.replace("[", r"\[") + ":*"
-        while True:
-            cursor, page = self._client.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            found += page
-            if cursor in (b"0", "0"):
-                return found
 
     @staticmethod
     def _start_id(start: str | Position) -> str:

@@ -55,6 +55,8 @@ class Turns:
         self._clock = clock
         self._link: Link | None = None
         self._server_ahead = 0.0
+        self.marking = True
+        """Whether marks are written; not while memory is full."""
         self.lanes = list(lanes)
         self.proved = 0.0
         """When the leases were last seen to be ours, by `clock`."""
@@ -106,8 +108,11 @@ class Turns:
                 lane.load(next(rest), next(rest), next(rest))
             else:
                 lane.look_at(next(rest))
-            if lane.last_id is None:
-                lane.last_id = _last_delivered(next(rest), lane.id.group)
+            if lane.last_id is None and not lane.at(_last_delivered(next(rest), lane.id.group)):
+                raise GroupLost(
+                    f"The server knows group {lane.id.group!r} of {lane.keys.stream} at {lane.last_id}, "
+                    f"but it was at {lane.seen}: its data are older than what was settled."
+                )
 
     def reopen(self) -> None:
         """After a lost connection: prove the leases anew, settle what is kept, and look for left-overs.
@@ -152,6 +157,13 @@ class Turns:
         """Settle everything that is kept, fetch nothing."""
         if any(lane.acks or lane.outcomes for lane in self.lanes):
             self.take(0)
+
+    def mark_unordered(self) -> None:
+        """Note how far an unordered group is; in ordered ones every turn does."""
+        for lane in self.lanes:
+            if lane.ordering == "none":
+                own = [lane.keys.stream, lane.keys.mark(lane.id.group), lane.keys.retry(lane.id.group)]
+                self._need_link().call(*script("mark").by_text(own, [lane.id.group]))
 
     def _turn(self, count: int) -> Batch | None:
         link = self._need_link()
@@ -236,6 +248,8 @@ class _Plan:
             for lane in self._lanes:
                 if lane.recovering and not lane.position:
                     lane.recovered()  # the last page of left-overs has been handled
+        marks = {lane: lane.new_mark() for lane in self._lanes} if count and turns.marking else {}
+        self._marks = {lane: mark for lane, mark in marks.items() if mark is not None}
         self._settling = [lane for lane in self._lanes if lane.outcomes]
         self._acking = [lane for lane in self._lanes if lane.acks]
         fetching = [] if count == 0 else self._lanes
@@ -257,6 +271,7 @@ class _Plan:
         if self._multi:
             commands.append(("MULTI",))
             commands += [("XACK", lane.keys.stream, lane.id.group, *lane.acks) for lane in self._acking]
+            commands += [("SET", lane.keys.mark(lane.id.group), mark) for lane, mark in self._marks.items()]
             if self._reading:
                 commands.append(self._read())
             commands.append(("EXEC",))
@@ -278,8 +293,9 @@ class _Plan:
         own = [keys.stream, keys.lease(group, lane.id.lane), keys.retry(group)]
         base: list[Any] = [lane.lease, group, lane.id.lane]
         if name == "turn":
-            own += [keys.held(group), keys.state(group), keys.dead(group)]
-            base += [fetch, self._turns.dead_limit, lane.outcomes.dump(lane.acks if acks else ())]
+            own += [keys.held(group), keys.state(group), keys.dead(group), keys.mark(group)]
+            done = lane.acks if acks else ()
+            base += [fetch, self._turns.dead_limit, lane.outcomes.dump(done), self._marks.get(lane, "")]
         elif name == "recover":
             own += [keys.held(group), keys.state(group)]
             base += [lane.position, 1 if lane.suspect else self._page, lane.ordering]
@@ -299,7 +315,8 @@ class _Plan:
         refused = False
         batch: Batch = []
         if self._multi:
-            queued = [next(rest) for _ in range(1 + len(self._acking) + bool(self._reading))]
+            size = len(self._acking) + len(self._marks) + bool(self._reading)
+            queued = [next(rest) for _ in range(1 + size)]
             executed, _, values = next(rest), next(rest), next(rest)
             refused = not self._executed(queued, executed, batch)
         for lane in self._recovering:
@@ -329,6 +346,9 @@ class _Plan:
         if isinstance(executed, ServerError):
             errors = [reply for reply in queued if isinstance(reply, ServerError)]
             if any(error.code == "OOM" for error in errors):
+                if self._turns.marking:
+                    self._turns.marking = False  # SET is refused; without it newer servers take the rest
+                    return False
                 self._by_script(batch)
                 return True
             _raise_first_error([*errors, executed])
@@ -339,6 +359,8 @@ class _Plan:
         _raise_first_error(executed)
         for lane in self._acking:
             lane.acks = []
+        for lane, mark in self._marks.items():
+            lane.marked = mark
         if self._reading and executed[-1] is not None:
             self._fetched({bytes(stream): entries for stream, entries in executed[-1]}, batch)
         return True
@@ -347,7 +369,7 @@ class _Plan:
         for lane in self._reading:
             entries = streams.get(lane.keys.stream.encode())
             if entries:
-                lane.last_id = text(entries[-1][0])
+                lane.last_id = lane.seen = text(entries[-1][0])
                 batch.append((lane, lane.messages(entries)))
 
     def _by_script(self, batch: Batch) -> None:
@@ -365,7 +387,7 @@ class _Plan:
             lane.acks = []
             self._settled(lane, reply)
             if reply[1]:
-                lane.last_id = text(reply[1][-1][0])
+                lane.last_id = lane.seen = text(reply[1][-1][0])
                 batch.append((lane, lane.messages(reply[1])))
 
     def _recovered(self, lane: Lane, reply: Any, batch: Batch) -> None:

@@ -10,14 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from django.db import models
 
 import bus
 
 
-class MoneyField(models.TextField):
+if TYPE_CHECKING:
+    _Text = models.TextField[Any, Any]
+else:
+    _Text = models.TextField
+
+
+class MoneyField(_Text):
     """An exact Decimal. SQLite has no decimal numbers, only floating point, so it is kept as text."""
 
     def from_db_value(self, value: str | None, *_context: Any) -> Decimal | None:

@@ -15,6 +15,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from django.db import DatabaseError, close_old_connections
+
+from bus import marks
 from bus.client import Bus
 from bus.errors import BusError, BusUnavailable, UnknownTopic
 from bus.lane import ORDERED_LANE, LaneId
@@ -210,6 +213,18 @@ class Membership(threading.Thread):
             for each in known
         )
         self._declared = True
+        self._advance()
+
+    def _advance(self) -> None:
+        """Streams or groups had vanished, or the server came back with older data."""
+        try:
+            if settled := marks.advance(self._bus):
+                logger.warning(
+                    "Redis came back with older data: %s settled messages are passed over.", settled
+                )
+        except DatabaseError as error:
+            logger.warning("The copies of the marks cannot be read, so none is used: %s", error)
+            close_old_connections()
 
     # ------------------------------------------------------------------ ordered lanes
 

@@ -21,6 +21,8 @@ class OwnedLane:
     ordering: Ordering
     state: State = "ready"
     last_id: str | None = None
+    seen: str | None = None
+    """The greatest id that the group was known to be at."""
     serial: int = 0
     recover: bool = True
     blocked: bool = False

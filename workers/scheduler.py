@@ -133,6 +133,14 @@ class Scheduler:
                     woken = True
             return woken
 
+    def doubt(self) -> None:
+        """The connection was lost: the server may have come back with older data. Idle lanes ask anew."""
+        with self._lock:
+            for lane in self._lanes.values():
+                if lane.state == "watched":
+                    lane.last_id = None
+                    self._make_ready(lane)
+
     def wake_due(self) -> bool:
         """Make lanes ready whose retry is due or whose back-off is over; True if there were any."""
         with self._lock:
@@ -210,7 +218,14 @@ class Scheduler:
             lane.serial += 1
             orders.append(
                 LaneOrder(
-                    lane.id, lane.lease, lane.last_id, lane.serial, lane.recover, lane.fallen, lane.drain_only
+                    lane.id,
+                    lane.lease,
+                    lane.last_id,
+                    lane.seen,
+                    lane.serial,
+                    lane.recover,
+                    lane.fallen,
+                    lane.drain_only,
                 )
             )
             lane.state, lane.since, lane.news = "running", now, False
@@ -301,11 +316,13 @@ class Scheduler:
         lane.due = report.next_due_ms / 1000 if report is not None and report.next_due_ms >= 0 else None
         if report is None or flags & (Report.TROUBLE | Report.GONE):
             lane.last_id = None
-            ended.gone = ended.gone or bool(flags & Report.GONE)
+            if flags & Report.GONE:
+                lane.seen = None  # what is made again may begin anywhere
+                ended.gone = True
             self._back_off(lane)
             return
         lane.troubles = 0
-        lane.last_id = f"{report.last_ms}-{report.last_seq}"
+        lane.last_id = lane.seen = f"{report.last_ms}-{report.last_seq}"
         if lane.drain_only and not lane.recover:
             lane.leaving = True
         elif flags & Report.MORE or lane.news:

@@ -83,10 +83,11 @@ class Slice:
             and not shared
         ):
             lane = known[1]
+            lane.last_id = order.last_id  # None: the main process has reason to doubt it
         else:
             keys = self._runtime.bus.keys.partition(order.id.topic, order.id.partition)
             lane = Lane(order.id, keys, order.lease, subscription.ordering, None if shared else order.last_id)
-            lane.recovering = order.recover
+            lane.recovering, lane.seen = order.recover, order.seen
         if order.recover:
             lane.recovering, lane.position = True, "-"
         return lane
@@ -133,6 +134,7 @@ class Slice:
             elif not any(lane.recovering for lane in self._turns.lanes) and not self._linger(ends):
                 break
         self._on_line(self._turns.settle)
+        self._on_line(self._turns.mark_unordered)
         self._mark_settled()
 
     def _on_line(self, work: Callable[[], Any]) -> Any:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
-from bus import retention
+from django.db import DatabaseError, close_old_connections, connections
+
+from bus import marks, retention
 from bus.client import Bus
 from bus.errors import BusError
 
@@ -27,20 +30,30 @@ class Upkeep(threading.Thread):
         self._bus = bus
         self._is_leader = is_leader
         self._stopping = threading.Event()
+        self._due = {self._copy_marks: 0.0, self._trim: 0.0}
 
     def stop(self) -> None:
         self._stopping.set()
 
     def run(self) -> None:
-        while not self._stopping.wait(TRIM_SECONDS):
-            if self._is_leader():
-                self._trim()
+        every = {self._copy_marks: marks.COPY_SECONDS, self._trim: TRIM_SECONDS}
+        while not self._stopping.wait(min(every.values())):
+            for step, seconds in every.items():
+                if self._is_leader() and time.monotonic() >= self._due[step]:
+                    self._due[step] = time.monotonic() + seconds - 1
+                    self._attempt(step)
+        connections.close_all()
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except (BusError, DatabaseError) as error:
+            logger.warning("Upkeep (%s) failed and is tried again: %s", step.__name__.strip("_"), error)
+            close_old_connections()
+
+    def _copy_marks(self) -> None:
+        marks.copy(self._bus)
 
     def _trim(self) -> None:
-        try:
-            trimmed = retention.trim_all(self._bus)
-        except BusError as error:
-            logger.warning("Old messages could not be trimmed now; this is tried again: %s", error)
-            return
-        if trimmed:
+        if trimmed := retention.trim_all(self._bus):
             logger.info("Trimmed %s settled messages that were older than their topic keeps.", trimmed)

@@ -47,6 +47,7 @@ class Watcher(threading.Thread):
         os.set_blocking(self._hear, False)
         self._link: Link | None = None
         self._control_id = "$"
+        self._doubting = False
         self.heard_at = time.monotonic()
         """When this thread last went round its loop, by the monotonic clock."""
 
@@ -72,6 +73,7 @@ class Watcher(threading.Thread):
                 logger.debug("The watcher lost Redis and connects again: %s", error)
                 self._drop_link()
                 self._control_id = "$"
+                self._doubting = True
                 self._stopping.wait(delay * random.uniform(0.5, 1.5))
                 delay = min(2.0, delay * 2)
                 self._on_hint()
@@ -79,6 +81,10 @@ class Watcher(threading.Thread):
 
     def _watch_once(self) -> None:
         link = self._connected()
+        if self._doubting:
+            self._doubting = False
+            self._scheduler.doubt()
+            self._on_work()
         self._drain_pokes()
         if self._control_id == "$":
             # Everything before this moment is covered by the look that follows a new connection.

@@ -74,6 +74,17 @@ def run_many(
     return replies
 
 
+def scan(client: Client, pattern: str) -> list[str]:
+    """The names of all keys that match a pattern. Reads the whole key space, in pieces."""
+    found: list[str] = []
+    cursor: Argument = "0"
+    while True:
+        cursor, page = client.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+        found += [text(name) for name in page]
+        if cursor in (b"0", "0"):
+            return found
+
+
 def add_command(stream: str, fields: Sequence[bytes]) -> Command:
     """XADD that never creates a stream: one without its groups would lose messages for them."""
     return ("XADD", stream, "NOMKSTREAM", "*", *fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -158,6 +159,20 @@ class Shop:
         values = ({"n": number, **what} for number in range(first, first + count))
         receipts = self.bus.publish_iter(topic, values, key=lambda value: f"k{value['n'] % keys}")
         return [f"{receipt.partition}/{receipt.id}" for receipt in receipts]
+
+    def migrate(self) -> None:
+        """Make the workers' database, which only some tests need."""
+        command = [sys.executable, "manage.py", "migrate", "-v", "0"]
+        subprocess.run(command, cwd=ROOT, env=self.environment, check=True, timeout=60)
+
+    def copied_marks(self, topic: str) -> list[str]:
+        """The copies in the workers' database, by partition."""
+        path = Path(self.environment["JITNEY_DATA"]) / "db.sqlite3"
+        with sqlite3.connect(path) as database:
+            rows = database.execute(
+                "SELECT position FROM jitney_markcopy WHERE topic = ? ORDER BY partition", [topic]
+            )
+            return [position for (position,) in rows]
 
     def end(self) -> None:
         for worker in self._workers:

@@ -1,10 +1,12 @@
 #!lua flags=allow-oom
 -- Make sure that a partition's stream exists, with the groups that are declared on it.
--- KEYS[1] stream
--- ARGV    pairs: group, where it begins ("earliest", "latest", or an id after which it begins)
+-- KEYS    1 stream, then for each group: mark, retry, held, state
+-- ARGV    for each group: its name, where it begins ("earliest", "latest", or an id after which it begins)
 -- Reply   how many groups were created; the stream itself is not counted
 --
--- A group is created with the right ENTRIESREAD, or its lag would be unknown or wrong for ever.
+-- A group is created with the right ENTRIESREAD, or its lag would be unknown or wrong for ever. One that
+-- was lost is made again at its mark, below which all is settled but for what waits for a retry or is held
+-- back: that is given back to it. A stream that is younger than the mark is a new one: all of it is new.
 local stream = KEYS[1]
 local chunk = 1000
 
@@ -34,11 +36,55 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
   end
 end
 
+local function parts(id)
+  return id:match('^(%d+)%-(%d+)$')
+end
+
+local function less(a, b)
+  local a_ms, a_seq = parts(a)
+  local b_ms, b_seq = parts(b)
+  if #a_ms ~= #b_ms then return #a_ms < #b_ms end
+  if a_ms ~= b_ms then return a_ms < b_ms end
+  if #a_seq ~= #b_seq then return #a_seq < #b_seq end
+  return a_seq < b_seq
+end
+
+local function unpad(padded)
+  local ms, seq = padded:match('^0*(%d+)%-0*(%d+)$')
+  return ms .. '-' .. seq
+end
+
+-- What waited stays waiting: pending again, in the one lane of the partition. What is gone is counted.
+local function give_back(group, retry, held, state)
+  local function wait_on(id, forget)
+    local claimed = redis.call('XCLAIM', stream, group, '0', 0, id, 'RETRYCOUNT', 0, 'FORCE', 'JUSTID')
+    if #claimed == 0 then
+      forget()
+      redis.call('HDEL', state, id)
+      redis.call('HINCRBY', state, 'trimmed', 1)
+    end
+  end
+  for _, id in ipairs(redis.call('ZRANGE', retry, 0, -1)) do
+    wait_on(id, function() redis.call('ZREM', retry, id) end)
+  end
+  for _, member in ipairs(redis.call('ZRANGE', held, 0, -1)) do
+    wait_on(unpad(member:match(':(.*)$')), function() redis.call('ZREM', held, member) end)
+  end
+end
+
 local created = 0
 for i = 1, #ARGV, 2 do
   local group, start = ARGV[i], ARGV[i + 1]
   if not present[group] then
     local id, read
+    local first = 2 + (i - 1) * 2
+    local mark = redis.call('GET', KEYS[first])
+    if mark and less(info['last-generated-id'], mark) then
+      start = 'earliest'
+      redis.call('DEL', KEYS[first])
+    elseif mark then
+      start = mark
+    end
     if start == 'latest' then
       id, read = info['last-generated-id'], info['entries-added']
     elseif start == 'earliest' then
@@ -47,6 +93,7 @@ for i = 1, #ARGV, 2 do
       id, read = start, info['entries-added'] - entries_after(start)
     end
     redis.call('XGROUP', 'CREATE', stream, group, id, 'ENTRIESREAD', read)
+    give_back(group, KEYS[first + 1], KEYS[first + 2], KEYS[first + 3])
     created = created + 1
   end
 end

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Give dead letters of one partition back to their group, and to nobody else.
--- KEYS    1 stream   2 lease of lane "0"   3 retry   4 held   5 state   6 dead     (all of one group)
+-- KEYS    1 stream   2 retry   3 held   4 state   5 dead   6… leases of the lanes     (all of one group)
 -- ARGV    1 group   2 ordering ("key", "partition" or "none")   3 a lease value that frees a lane, never used before
---         4… ids of the letters
+--         4 how many lanes   their names, in the order of the leases   ids of the letters
 -- Reply   for each letter: 1 its message waits for the group again, 2 a copy was added for this group alone,
 --         0 gone (somebody was faster), -1 stays a dead letter: the stream or group is missing, or no copy was kept
 --
@@ -10,14 +10,15 @@
 -- lane: what is added here breaks none of what it knows, but it must look. A lane with nothing in hand is
 -- freed, so that whoever takes it reads everything anew. Under one with something in hand the lease is
 -- only touched: the next turn is refused by its WATCH, and then looks for what is due.
-local stream, lease, retry, held, state, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local stream, retry, held, state, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, ordering, fresh = ARGV[1], ARGV[2], ARGV[3]
+local first_letter = 5 + ARGV[4]
 local about = {id = true, reason = true, error = true, attempts = true, first = true, last = true}
 local page = 100
 
 local function replies(status)
   local list = {}
-  for i = 4, #ARGV do
+  for i = first_letter, #ARGV do
     local there = status == 0 or #redis.call('XRANGE', dead, ARGV[i], ARGV[i]) == 1
     list[#list + 1] = there and status or 0
   end
@@ -71,34 +72,23 @@ if not position then return replies(-1) end
 position = pad(position)
 
 -- Before anything is added: which lanes have a message in hand, one that neither waits for a retry nor is held.
-local function in_hand(lane, pending)
-  if lane == '0' and ordering ~= 'none' then
-    return pending > redis.call('ZCARD', retry) + redis.call('ZCARD', held)
+local function in_hand(lane)
+  if ordering ~= 'none' then
+    return redis.call('XPENDING', stream, group)[1] > redis.call('ZCARD', retry) + redis.call('ZCARD', held)
   end
   local rows = redis.call('XPENDING', stream, group, '-', '+', page, lane)
-  if #rows < pending then return true end
   for _, row in ipairs(rows) do
     if not redis.call('ZSCORE', retry, row[1]) then return true end
   end
-  return false
+  return #rows == page
 end
 
 local lanes = {}
-local function note_lane(name, pending)
-  local key = lease:sub(1, -2) .. name
-  local value = redis.call('GET', key)
+for i = 6, #KEYS do
+  local value = redis.call('GET', KEYS[i])
   if value and value:sub(1, 5) ~= 'free:' then
-    lanes[#lanes + 1] = {key, value, in_hand(name, pending)}
+    lanes[#lanes + 1] = {KEYS[i], value, in_hand(ARGV[i - 1])}
   end
-end
-if ordering == 'none' then
-  for _, raw in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
-    local known = {}
-    for i = 1, #raw, 2 do known[raw[i]] = raw[i + 1] end
-    note_lane(known['name'], known['pending'])
-  end
-else
-  note_lane('0', redis.call('XPENDING', stream, group)[1])
 end
 
 local time = redis.call('TIME')
@@ -132,7 +122,7 @@ local function redrive(letter)
   return 2
 end
 
-for i = 4, #ARGV do result[#result + 1] = redrive(ARGV[i]) end
+for i = first_letter, #ARGV do result[#result + 1] = redrive(ARGV[i]) end
 
 if waiting then
   for _, lane in ipairs(lanes) do

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Settle a turn that has outcomes other than "done", under the lease; fetch too if asked.
--- KEYS    1 stream   2 lease   3 retry   4 held   5 state   6 dead     (all of one group)
+-- KEYS    1 stream   2 lease   3 retry   4 held   5 state   6 dead   7 mark     (all of one group)
 -- ARGV    1 lease value   2 group   3 lane   4 how many new messages to fetch (0 = none)
---         5 dead letters kept at most   6 the outcomes as JSON:
+--         5 dead letters kept at most   7 the new mark, "" to leave it   6 the outcomes as JSON:
 --           done    [id, …]
 --           retry   [[id, delay ms, state as JSON], …]
 --           noted   [[id, state as JSON], …]           an attempt recorded before the handler runs
@@ -43,7 +43,8 @@ for _, item in ipairs(outcomes.dead) do
     local fields = {'id', id, 'reason', reason, 'error', err, 'attempts', attempts, 'first', first, 'last', now}
     local entry = redis.call('XRANGE', stream, id, id)[1]
     if entry then
-      for _, part in ipairs(entry[2]) do fields[#fields + 1] = part end
+      -- unpack() takes just under 8,000 values; a foreign entry may have more than that.
+      for i = 1, math.min(#entry[2], 6000) do fields[#fields + 1] = entry[2][i] end
     end
     redis.call('XADD', dead, '*', unpack(fields))
     redis.call('HINCRBY', state, 'dead', 1)
@@ -73,7 +74,8 @@ end
 
 for _, id in ipairs(outcomes.done) do forget(id) end
 for _, id in ipairs(outcomes.trimmed) do
-  if redis.call('ZSCORE', retry, id) then redis.call('HINCRBY', state, 'trimmed', 1) end
+  -- One that was held back is counted already if recovery found it gone, and has acknowledged it.
+  if #redis.call('XPENDING', stream, group, id, id, 1) == 1 then redis.call('HINCRBY', state, 'trimmed', 1) end
   forget(id)
 end
 for _, name in ipairs(outcomes.clear) do redis.call('HDEL', state, name) end
@@ -98,6 +100,8 @@ for _, hash in ipairs(outcomes.release) do
     released[#released + 1] = {id, hash}
   end
 end
+
+if ARGV[7] ~= '' then redis.call('SET', KEYS[7], ARGV[7]) end
 
 local entries = {}
 if fetch > 0 then

@@ -7,7 +7,6 @@ A message's value is {"n": number} and any of these. Where it says "attempts", a
     fail            attempts that raise
     postpone        seconds after which the first attempt asks to be tried again
     reject          reason for a dead letter
-    grow            MiB that stay allocated
     database        "use" it, "close" its connection underneath and raise, or leave it "unfit" and raise
 """
 
@@ -23,8 +22,6 @@ from django.db import connection, transaction
 import bus
 from tests.acceptance.shop import ledger
 from tests.acceptance.shop.topics import batches, keyed, limited, loose, strict
-
-_kept: list[bytearray] = []
 
 SOON = bus.RetryPolicy(attempts=3, delay=0.05, factor=1.0, jitter=0.0)
 
@@ -49,8 +46,6 @@ def act(message: bus.Message) -> None:
     if message.attempt <= what.get("stubborn", 0):
         _stay()
     _fall(message)
-    if what.get("grow"):
-        _kept.append(bytearray(os.urandom(1024) * 1024 * what["grow"]))
     if what.get("database"):
         _query(what["database"])
     if what.get("postpone") and message.attempt == 1:
