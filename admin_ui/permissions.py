@@ -10,6 +10,8 @@ APP = "jitney"
 VIEW = (f"{APP}.view_topic", f"{APP}.change_topic")
 PEEK = (f"{APP}.peek_messages",)
 MANAGE_GROUPS = (f"{APP}.manage_groups",)
+RETRY_DEAD = (f"{APP}.retry_dead_letters",)
+DISCARD_DEAD = (f"{APP}.discard_dead_letters",)
 AUDIT = (f"{APP}.view_auditrecord",)
 
 

@@ -24,7 +24,7 @@ from admin_ui.rows import (
     WorkerRow,
 )
 from admin_ui.verdicts import urgency, verdict
-from bus import observe
+from bus import deadletters, observe
 from bus.client import Bus
 from bus.observe import (
     GroupPartitionSnapshot,
@@ -128,6 +128,7 @@ def group(bus: Bus, name: str, group_name: str, *, page: str | int | None = 1) -
         partitions=Page.of(rows, page, PARTITIONS),
         workers=workers[:WORKERS],
         more_workers=max(0, len(workers) - WORKERS),
+        dead_dropped=deadletters.count(bus, name, group_name).dropped,
     )
 
 

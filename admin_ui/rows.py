@@ -121,3 +121,5 @@ class GroupRows:
     partitions: Page[GroupPartitionRow]
     workers: Sequence[WorkerRow]
     more_workers: int
+    dead_dropped: int
+    """Dead letters that DEAD_LIMIT has pushed out."""

@@ -10,7 +10,7 @@ from django.contrib.admin import AdminSite
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
 
-from admin_ui import actions, views
+from admin_ui import actions, confirm, views
 from admin_ui.permissions import APP
 
 View = Callable[..., HttpResponse]
@@ -31,6 +31,9 @@ def topic_urls(site: AdminSite) -> list[URLPattern]:
         path("named/<str:name>/", _on(site, views.topic), name=f"{APP}_topic_page"),
         path("named/<str:name>/messages/", _on(site, views.messages), name=f"{APP}_topic_messages"),
         path(f"{group}/", _on(site, views.group), name=f"{APP}_group_page"),
+        path(f"{group}/dead/", _on(site, views.dead_letters), name=f"{APP}_group_dead"),
+        path(f"{group}/dead/retry/", _on(site, confirm.retry), name=f"{APP}_dead_retry"),
+        path(f"{group}/dead/discard/", _on(site, confirm.discard), name=f"{APP}_dead_discard"),
         path(f"{group}/pause/", _on(site, actions.pause_group), name=f"{APP}_group_pause"),
         path(f"{group}/resume/", _on(site, actions.resume_group), name=f"{APP}_group_resume"),
     ]

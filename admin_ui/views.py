@@ -11,7 +11,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
-from admin_ui import permissions, queries
+from admin_ui import letters, permissions, queries
 from admin_ui.live import Frame, Link, respond
 from bus import declarations
 from bus.client import Bus
@@ -109,6 +109,39 @@ def group(request: HttpRequest, site: AdminSite, name: str, group_name: str) -> 
 
 
 @require_safe
+def dead_letters(request: HttpRequest, site: AdminSite, name: str, group_name: str) -> HttpResponse:
+    """The dead letters of a group, newest first: searched, paged."""
+    permissions.require(request, permissions.VIEW)
+    frame = Frame(
+        title=_("Dead letters of %(group)s") % {"group": group_name},
+        subtitle=_("Group of the topic"),
+        fragment="admin_ui/_letters.html",
+        crumbs=[*group_crumbs(site, name, group_name), Link(_("Dead letters"))],
+        tabs=topic_tabs(request, site, name, ""),
+        tools="admin_ui/_letter_search.html",
+    )
+
+    def read(bus: Bus) -> Mapping[str, Any]:
+        rows = letters.letters(bus, name, group_name, letters.searched(request.GET))
+        return {"rows": rows, "read_only": bus.settings.read_only}
+
+    chosen = {field: request.GET.get(field, "") for field in ("partition", "key", "reason")}
+    return respond(
+        request,
+        site,
+        frame,
+        read,
+        topic_name=name,
+        group_name=group_name,
+        chosen=chosen,
+        is_filtered=any(chosen.values()),
+        may_peek=permissions.may(request, permissions.PEEK),
+        may_retry=permissions.may(request, permissions.RETRY_DEAD),
+        may_discard=permissions.may(request, permissions.DISCARD_DEAD),
+    )
+
+
+@require_safe
 def workers(request: HttpRequest, site: AdminSite) -> HttpResponse:
     """The workers that are alive."""
     permissions.require(request, permissions.VIEW)
@@ -152,6 +185,15 @@ def topics_link(site: AdminSite) -> Link:
 
 def topic_link(site: AdminSite, name: str) -> Link:
     return Link(name, _url(site, "topic_page", name))
+
+
+def group_crumbs(site: AdminSite, name: str, group_name: str) -> list[Link]:
+    """The way to a page below the page of a group."""
+    return [
+        topics_link(site),
+        topic_link(site, name),
+        Link(group_name, _url(site, "group_page", name, group_name)),
+    ]
 
 
 def _url(site: AdminSite, page: str, *args: str) -> str:

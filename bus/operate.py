@@ -7,7 +7,7 @@ caller that is rolled back, the record goes with it.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,8 +17,9 @@ from typing import Any, Literal
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from bus import groups
+from bus import deadletters, groups
 from bus.client import Bus
+from bus.deadletters import Fate, LetterRef, Selection, Tally
 from bus.errors import BusError, ConfigurationError, ReadOnly, UnknownTopic
 from bus.models import AuditRecord, Topic
 from bus.values import Ordering
@@ -160,6 +161,88 @@ def delete_group(bus: Bus, topic: str, group: str, *, actor: Actor) -> None:
     """Delete a group with its position, pending list and dead letters; see groups.delete."""
     with _audited(bus, actor, "delete group", topic, group):
         groups.delete(bus, topic, group)
+
+
+# ---------------------------------------------------------------------- dead letters
+
+#: Characters of a reason that the audit keeps for each letter.
+_AUDITED_REASON = 200
+
+
+def retry_dead_letters(
+    bus: Bus,
+    topic: str,
+    group: str,
+    selection: Selection,
+    *,
+    actor: Actor,
+    tell: Callable[[int], None] | None = None,
+) -> Tally:
+    """Give the selected dead letters back to their group alone; see deadletters.retry.
+
+    What dies from now on is left out. `tell` is called with how many are dealt with so far. Every
+    BATCH letters leave a record of their own. Raises as deadletters.find and deadletters.retry; what
+    was done by then stays done.
+    """
+    return _deal(bus, topic, group, selection, "retry dead letters", deadletters.retry, actor, tell)
+
+
+def discard_dead_letters(
+    bus: Bus,
+    topic: str,
+    group: str,
+    selection: Selection,
+    *,
+    actor: Actor,
+    tell: Callable[[int], None] | None = None,
+) -> Tally:
+    """Remove the selected dead letters for good; the record keeps their ids and reasons, not their values.
+
+    Otherwise as retry_dead_letters.
+    """
+    return _deal(bus, topic, group, selection, "discard dead letters", deadletters.discard, actor, tell)
+
+
+def _deal(
+    bus: Bus,
+    topic: str,
+    group: str,
+    selection: Selection,
+    verb: str,
+    work: Callable[[Bus, str, str, Sequence[LetterRef]], list[Fate]],
+    actor: Actor,
+    tell: Callable[[int], None] | None,
+) -> Tally:
+    tally = Tally()
+
+    def deal(batch: Sequence[LetterRef], record: AuditRecord) -> None:
+        record.detail = {"letters": [_line(letter, None) for letter in batch]}
+        fates = work(bus, topic, group, batch)
+        tally.add_all(fates)
+        record.detail["letters"] = [_line(*pair) for pair in zip(batch, fates, strict=True)]
+        if tell is not None:
+            tell(tally.total)
+
+    with _audited(bus, actor, verb, topic, group) as record:
+        batches = deadletters.batches(
+            deadletters.find(bus, topic, group, deadletters.bounded(bus, selection))
+        )
+        deal(next(batches, []), record)
+    for batch in batches:
+        with _audited(bus, actor, verb, topic, group) as record:
+            deal(batch, record)
+    return tally.with_missing(selection)
+
+
+def _line(letter: LetterRef, fate: Fate | None) -> dict[str, str]:
+    """What the audit keeps of one letter."""
+    outcome = fate.name.lower() if fate is not None else "unknown"
+    return {
+        "letter": str(letter.place),
+        "message": letter.message_id,
+        "reason": letter.reason[:_AUDITED_REASON],
+        "outcome": outcome,
+    }
 
 
 # ---------------------------------------------------------------------- shared

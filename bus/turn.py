@@ -70,14 +70,32 @@ class Turns:
         never sees. Raises BusUnavailable, StaleLease (no lane is left), GroupLost.
         """
         self._link = link if link is not None and not link.stale() else self._endpoint.connect()
+        late = self._void_late_turns()
         # The link may still watch the leases of the slice before.
-        opening: list[Command] = [("UNWATCH",), self._watch(), self._mget(), ("TIME",)]
+        opening: list[Command] = [*late, ("UNWATCH",), self._watch(), self._mget(), ("TIME",)]
         replies = self._link.pipe([*opening, *self._reads()])
         _raise_first_error(replies)
+        replies = replies[len(late) :]
         seconds, micros = replies[3]
         self._server_ahead = int(seconds) + int(micros) / 1e6 - self._clock()
         self._take_in(replies[4:])
         self._prove(replies[2])
+
+    def _void_late_turns(self) -> list[Command]:
+        """Where left-overs are looked for, a turn of a broken connection may still be on its way, under
+        the same lease; what it fetched nobody would see. Writing the lease anew voids its WATCH."""
+        return [
+            script("lease").by_text(
+                [
+                    lane.keys.lease(lane.id.group, lane.id.lane),
+                    lane.keys.stream,
+                    lane.keys.state(lane.id.group),
+                ],
+                [lane.lease, lane.lease, lane.id.group, lane.id.lane, ""],
+            )
+            for lane in self.lanes
+            if lane.recovering
+        ]
 
     def _read_lanes(self) -> None:
         replies = self._need_link().pipe(self._reads())

@@ -1,4 +1,4 @@
-"""A proxy between a client and a Redis server, for faults of the network: lost replies, late bytes, silence."""
+"""A proxy between a client and a Redis server, for faults of the network: lost replies, late bytes."""
 
 from __future__ import annotations
 

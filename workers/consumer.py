@@ -147,6 +147,7 @@ class Consumer:
     def tick(self) -> None:
         """Every 0.1 s: what no event announces. Stuck slices, hard time limits."""
         self._take_back()
+        self.scheduler.share_out()
         for slot in self.scheduler.overdue(self._hard_limit):
             pid = self.progress.read(slot).pid
             if slot not in self._overdue and self._host is not None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-#: How often each worker raises its counter and reads the others'. Seconds.
-BEAT_SECONDS = 5.0
+#: How often each worker raises its counter and reads the others'. Seconds. A death is noticed within
+#: DEAD_SECONDS and one beat: with 5 s that would be 20 s and no more room.
+BEAT_SECONDS = 3.0
 
 #: How long a counter must stand still, under observation, until its worker counts as dead. Seconds.
 DEAD_SECONDS = 15.0
@@ -19,8 +20,8 @@ DEAD_SECONDS = 15.0
 FORGET_SECONDS = 60.0
 
 #: Two readings further apart than this are no observation: what happened in between was not seen. Seconds.
-#: Two beats: one may be late by the client's timeout. With three, a pause alone could use up DEAD_SECONDS.
-MAX_GAP = 2 * BEAT_SECONDS
+#: One look may be late by the client's timeout; with 15 s a pause alone could use up DEAD_SECONDS.
+MAX_GAP = 10.0
 
 #: A reading just before the end of DEAD_SECONDS would be for nothing. Seconds.
 _MARGIN = 0.01

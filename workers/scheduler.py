@@ -28,6 +28,8 @@ from workers.progress import Progress, SlotView
 FAST_SECONDS = 0.001
 #: A slice over several lanes that is this long in one message must give the others back. Seconds.
 STUCK_SECONDS = 0.1
+#: A slice over several lanes that is busy for so long while another slot is free shares them. Seconds.
+SHARE_SECONDS = 0.3
 #: How long a slot is kept apart whose slice Celery has dropped. Seconds.
 QUARANTINE_SECONDS = 60.0
 #: Back-off of a lane whose slice had trouble, doubling from the first to the second. Seconds.
@@ -192,10 +194,13 @@ class Scheduler:
             for lane in mates
             if lane is not first and lane.state in ("ready", "watched") and not lane.leaving
         ]
-        others.sort(key=lambda lane: (lane.state != "ready", lane.since))
-        # Its share of all lanes of the group, also of those that other slots work on: they come back.
-        share = -(-len(mates) // max(1, free + len(self._running)))
-        return [first, *others[: min(share, MAX_LANES) - 1]]
+        ready = sorted((lane for lane in others if lane.state == "ready"), key=lambda lane: lane.since)
+        idle = [lane for lane in others if lane.state == "watched"]
+        # Its share of all lanes of the group, also of those that other slots work on: they come back. Lanes
+        # with work are dealt out evenly first.
+        share = min(MAX_LANES, -(-len(mates) // max(1, free + len(self._running))))
+        with_work = ready[: -(-(len(ready) + 1) // max(1, free)) - 1]
+        return [first, *[*with_work, *idle][: share - 1]]
 
     def _pop_ready(self) -> OwnedLane | None:
         for _ in range(len(self._queue)):
@@ -370,6 +375,18 @@ class Scheduler:
             if index != stuck and id(lane) in ours and not lane.leaving:
                 lane.fallen = self._fallen(view, index, "")
                 lane.state, lane.since, lane.due = "taken back", -QUARANTINE_SECONDS, None
+
+    def share_out(self) -> None:
+        """A slot is free and no lane is ready: have a busy slice over several lanes end, to share them."""
+        with self._lock:
+            if self._is_anyone_waiting() or len(self._running) >= self._capacity:
+                return
+            for slot, running in self._running.items():
+                busy = (
+                    self._clock() - running.began > SHARE_SECONDS and not self._progress.read(slot).client_id
+                )
+                if busy and len(running.lanes) > 1:
+                    self._progress.want(slot)
 
     def lingering(self) -> list[int]:
         """Connection ids of slices that wait for more while another lane wants their slot."""

@@ -23,6 +23,7 @@ from bus.values import Message, id_pair
 from workers import failures
 from workers.dispatch import Dispatcher, Failed
 from workers.liveness import DEAD_SECONDS
+from workers.middleware.log_context import forget
 from workers.order import SLICE_SECONDS, LaneOrder, Report, SliceOrder
 from workers.runtime import Runtime
 
@@ -40,6 +41,8 @@ FIRST_COUNT = 20
 PROVE_SECONDS = DEAD_SECONDS / 3
 #: How long a slice that ran empty waits for more while nobody waits for its slot. Seconds.
 LINGER_SECONDS = 0.05
+#: A slice over several lanes runs so long at least before it ends because another slot waits. Seconds.
+SHARE_SECONDS = 0.1
 #: How long a slice goes on trying to reach Redis again before it gives up what it has not settled. Seconds.
 RECONNECT_SECONDS = 60.0
 
@@ -121,6 +124,7 @@ class Slice:
             if not self._silent:
                 self._report()
             self._runtime.leave_link(self._turns.close())
+            forget()
 
     def _work(self) -> None:
         ends = self._ends = time.monotonic() + SLICE_SECONDS
@@ -129,13 +133,18 @@ class Slice:
             self._mark_settled()
             if any(messages for _, messages in batch):
                 self._handle(batch)
-                if time.monotonic() >= ends:
+                if time.monotonic() >= ends or self._should_share(ends):
                     self._cut_short = True
             elif not any(lane.recovering for lane in self._turns.lanes) and not self._linger(ends):
                 break
         self._on_line(self._turns.settle)
         self._on_line(self._turns.mark_unordered)
         self._mark_settled()
+
+    def _should_share(self, ends: float) -> bool:
+        """A slot waits, and this slice has several lanes: end early, so that they are dealt out anew."""
+        ran_for = time.monotonic() - ends + SLICE_SECONDS
+        return len(self._turns.lanes) > 1 and ran_for > SHARE_SECONDS and self._progress.wanted(self._slot)
 
     def _on_line(self, work: Callable[[], Any]) -> Any:
         """Run a turn; when the connection breaks, connect again, prove the leases, and lose nothing.
@@ -210,7 +219,10 @@ class Slice:
             running(slot, index, message.id.encode(), now)
             failed = handle(message)
             if failed is None:
-                lane.done(message)
+                if lane.failures:
+                    lane.done(message)
+                else:
+                    lane.acks.append(message.id)
                 finished(slot)
             else:
                 self._fail(lane, message, failed)

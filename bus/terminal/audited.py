@@ -13,6 +13,7 @@ from django.db import DatabaseError
 
 from bus import declarations, operate
 from bus.client import Bus
+from bus.deadletters import Selection, Tally
 from bus.declarations import Drift, SyncReport
 from bus.errors import ConfigurationError
 from bus.models import Topic
@@ -67,6 +68,14 @@ class Audited:
 
     def delete_group(self, topic: str, group: str) -> None:
         operate.delete_group(self._bus, topic, group, actor=self._actor)
+
+    def retry_dead(self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]) -> Tally:
+        return operate.retry_dead_letters(self._bus, topic, group, selection, actor=self._actor, tell=tell)
+
+    def discard_dead(
+        self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]
+    ) -> Tally:
+        return operate.discard_dead_letters(self._bus, topic, group, selection, actor=self._actor, tell=tell)
 
 
 def _look(question: Callable[[], _Answer], otherwise: _Answer) -> _Answer:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from bus import groups
+from bus import deadletters, groups
+from bus.deadletters import Fate, LetterRef, Selection, Tally
 from bus.errors import ConfigurationError, ReadOnly, UnknownTopic
 from bus.values import Ordering, TopicSpec
 
@@ -78,6 +80,30 @@ class Direct:
     def delete_group(self, topic: str, group: str) -> None:
         self._check_writable()
         groups.delete(self._bus, topic, group)
+
+    def retry_dead(self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]) -> Tally:
+        return self._deal(topic, group, selection, deadletters.retry, tell)
+
+    def discard_dead(
+        self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]
+    ) -> Tally:
+        return self._deal(topic, group, selection, deadletters.discard, tell)
+
+    def _deal(
+        self,
+        topic: str,
+        group: str,
+        selection: Selection,
+        work: Callable[[Bus, str, str, Sequence[LetterRef]], list[Fate]],
+        tell: Callable[[int], None],
+    ) -> Tally:
+        self._check_writable()
+        tally = Tally()
+        letters = deadletters.find(self._bus, topic, group, deadletters.bounded(self._bus, selection))
+        for batch in deadletters.batches(letters):
+            tally.add_all(work(self._bus, topic, group, batch))
+            tell(tally.total)
+        return tally.with_missing(selection)
 
     def _check_writable(self) -> None:
         if self._bus.settings.read_only:

@@ -13,6 +13,7 @@ from bus.values import Ordering
 
 if TYPE_CHECKING:
     from bus.client import Bus
+    from bus.deadletters import Selection, Tally
     from bus.declarations import Drift, SyncReport
 
 
@@ -39,6 +40,12 @@ class Operator(Protocol):
     def pause_group(self, topic: str, group: str) -> None: ...
     def resume_group(self, topic: str, group: str) -> None: ...
     def delete_group(self, topic: str, group: str) -> None: ...
+    def retry_dead(self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]) -> Tally:
+        """Give dead letters back; `tell` is called with how many are dealt with so far."""
+
+    def discard_dead(
+        self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]
+    ) -> Tally: ...
 
 
 class Session:

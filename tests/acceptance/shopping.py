@@ -197,7 +197,11 @@ class Shop:
         return observe.group(self.bus, topic, GROUPS[topic][0])[0]
 
     def owners(self, topic: str) -> list[str | None]:
-        return [each.owner for each in observe.group(self.bus, topic, GROUPS[topic][0])[1]]
+        """Who owns each partition; [None] while no worker has declared the group yet."""
+        try:
+            return [each.owner for each in observe.group(self.bus, topic, GROUPS[topic][0])[1]]
+        except UnknownGroup:
+            return [None]
 
     def idle(self, topic: str) -> bool:
         """Everything that was published is settled."""

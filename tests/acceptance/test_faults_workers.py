@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 
 import pytest
 from celery import Celery
@@ -14,6 +13,9 @@ from celery import Celery
 from tests.acceptance.shopping import Line, Shop, Worker
 from tests.waiting import wait_until
 from workers.celery import broker_url
+
+#: One process stays free for ordinary tasks.
+TWO_SLICES = ("-c", "3")
 
 
 def attempts(shop: Shop, topic: str) -> dict[int, list[int]]:
@@ -42,7 +44,7 @@ def test_a_process_that_dies_costs_its_message_one_attempt_and_its_neighbours_no
     shop.publish("keyed", 60, first=101)
     shop.publish("keyed", 1, first=161, sleep=30, slow=1)
     shop.publish("keyed", 138, first=162)
-    worker = shop.worker().wait_ready()
+    worker = shop.worker("one", *TWO_SLICES).wait_ready()
 
     # When a pool process is killed in the middle of a message
     victim = line_of(shop, 161)
@@ -67,7 +69,7 @@ def test_a_message_that_kills_its_process_is_found_in_every_kind_of_group(shop: 
         shop.publish(topic, 1, first=80, exit=99)
         shop.publish(topic, 79, first=81)
 
-    shop.worker().wait_ready()
+    shop.worker("one", *TWO_SLICES).wait_ready()
 
     for topic in ("strict", "loose", "batches"):
         shop.wait_idle(topic)
@@ -86,7 +88,7 @@ def test_time_limits_stop_only_the_message_that_exceeds_them(shop: Shop) -> None
     shop.publish("limited", 1, first=23, stubborn=99)
     shop.publish("limited", 36, first=24)
 
-    shop.worker().wait_ready()
+    shop.worker("one", *TWO_SLICES).wait_ready()
     shop.wait_idle("limited")
 
     # Then the slow ones were interrupted, the stubborn ones cost their process, and the others nothing
@@ -106,14 +108,14 @@ def test_sigquit_repeats_no_more_than_the_messages_in_hand(shop: Shop, soft: boo
         shop.environment["SHOP_SETTINGS"] = json.dumps({"CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT": 4})
     shop.publish("keyed", 400, sleep=0.02)
     shop.publish("loose", 100, sleep=0.02)
-    first = shop.worker("one").wait_ready()
+    first = shop.worker("one", *TWO_SLICES).wait_ready()
     shop.wait_lines(60)
 
     first.signal(signal.SIGQUIT)
     first.wait()
     assert len(shop.lines()) < 500
 
-    shop.worker("two").wait_ready()
+    shop.worker("two", *TWO_SLICES).wait_ready()
     shop.wait_idle("keyed")
     shop.wait_idle("loose")
     twice = shop.assert_each("keyed", 400) + shop.assert_each("loose", 100)
@@ -122,12 +124,12 @@ def test_sigquit_repeats_no_more_than_the_messages_in_hand(shop: Shop, soft: boo
         assert twice == 0
         assert len(shop.lines("start")) == 500
     else:
-        assert twice <= 2 * 15  # what each process handles within the 0.2 s between two settles
+        assert twice <= 2 * 20  # what each process handles within the 0.2 s between two settles
 
 
 @pytest.mark.parametrize(
     "options",
-    [("-c", "2", "--max-tasks-per-child", "2"), ("-c", "2", "--max-memory-per-child", "1")],
+    [("-c", "3", "--max-tasks-per-child", "2"), ("-c", "3", "--max-memory-per-child", "1")],
     ids=["tasks", "memory"],
 )
 def test_processes_that_celery_replaces_lose_and_repeat_nothing(shop: Shop, options: tuple[str, ...]) -> None:
@@ -141,7 +143,7 @@ def test_processes_that_celery_replaces_lose_and_repeat_nothing(shop: Shop, opti
 
     shop.assert_order("keyed", by=lambda line: line.key)
     assert len({line.pid for line in shop.lines()}) > 2
-    assert {attempt for line in shop.lines("start") for attempt in [line.attempt]} == {1}
+    assert {line.attempt for line in shop.lines("start")} == {1}
     assert worker.stop() == 0
 
 
@@ -153,12 +155,12 @@ def test_autoscale_adds_processes_under_load_and_loses_nothing_when_it_takes_the
 
     # When there is more to do than one process can
     shop.publish("keyed", 600, sleep=0.02)
-    wait_until(lambda: len(worker.children()) == 3, 10, "the pool to grow")
+    wait_until(lambda: len(worker.children()) > 1, 10, "the pool to grow")
     shop.wait_idle("keyed")
 
     shop.assert_each_once("keyed", 600)
     shop.assert_order("keyed", by=lambda line: line.key)
-    assert len({line.pid for line in shop.lines()}) == 3
+    assert len({line.pid for line in shop.lines()}) > 1
 
 
 def test_a_slice_that_is_revoked_and_terminated_is_done_again_by_another_process(shop: Shop) -> None:
@@ -166,16 +168,13 @@ def test_a_slice_that_is_revoked_and_terminated_is_done_again_by_another_process
     shop.publish("keyed", 50)
     shop.publish("keyed", 1, first=50, sleep=30, slow=1)
     shop.publish("keyed", 49, first=51)
-    worker = shop.worker().wait_ready()
+    worker = shop.worker("one", *TWO_SLICES).wait_ready()
     victim = line_of(shop, 50)
 
     # When an operator revokes its task, as Flower does
     with Celery(broker=broker_url(shop.bus.endpoint.url), set_as_current=False) as app:
-        [task] = [
-            each
-            for each in running_tasks(app)
-            if each["worker_pid"] == victim.pid
-        ]  # fmt: skip
+        [task] = [each for each in running_tasks(app) if each["worker_pid"] == victim.pid]
+        assert "nonce" not in str(task)
         app.control.revoke(task["id"], terminate=True, signal="SIGKILL")
 
     # Then the message costs one attempt and everything is done, without two processes on one lane
@@ -226,9 +225,9 @@ def test_a_handler_that_breaks_its_database_connection_does_not_break_the_next(s
 
 
 @pytest.fixture
-def both_groups(shop: Shop) -> Iterator[tuple[Worker, Worker]]:
+def both_groups(shop: Shop) -> tuple[Worker, Worker]:
     """A worker that serves two groups, and one that does not serve the bus at all."""
-    yield (
+    return (
         shop.worker("some", "-c", "1", "--groups", "bykey, inorder").wait_ready(),
         shop.worker("none", "-c", "1", "--no-bus").wait_ready(),
     )

@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import sys
-import threading
 import time
 
 from bus import codec
@@ -39,17 +38,16 @@ class Publisher:
         self._ledger = ledger
         self._count = 0
         self._seqs: dict[tuple[str, str], int] = {}
-        self._stopping = threading.Event()
-
-    def stop(self) -> None:
-        self._stopping.set()
+        self.stopping = False
+        """Set by the signal handler."""
 
     def run(self, rate: float) -> None:
         """Publish `rate` messages a second; what an outage delayed is made up for."""
         began = time.monotonic()
-        while not self._stopping.wait(max(0.0, began + self._count / rate - time.monotonic())):
+        while not self.stopping:
             self._count += 1
             self._publish_next()
+            time.sleep(max(0.0, began + self._count / rate - time.monotonic()))
 
     def _publish_next(self) -> None:
         topic = "loose" if self._random.random() < LOOSE else "keyed"
@@ -94,7 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     bus = Bus(os.environ["BUS_URL"], prefix=os.environ["BUS_PREFIX"])
     publisher = Publisher(bus, options.number, options.seed, Ledger(options.ledger))
-    signal.signal(signal.SIGTERM, lambda *_: publisher.stop())
+    signal.signal(signal.SIGTERM, lambda *_: setattr(publisher, "stopping", True))
     publisher.run(options.rate)
     bus.close()
 

@@ -71,10 +71,16 @@ local position = last_delivered()
 if not position then return replies(-1) end
 position = pad(position)
 
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
 -- Before anything is added: which lanes have a message in hand, one that neither waits for a retry nor is held.
+-- In ordered groups a retry that runs is still in the zset; so where one is due a slice runs or is about to.
 local function in_hand(lane)
   if ordering ~= 'none' then
-    return redis.call('XPENDING', stream, group)[1] > redis.call('ZCARD', retry) + redis.call('ZCARD', held)
+    local waiting_there = redis.call('ZCARD', retry) + redis.call('ZCARD', held)
+    return redis.call('XPENDING', stream, group)[1] > waiting_there
+      or redis.call('ZCOUNT', retry, '-inf', now + 1) > 0
   end
   local rows = redis.call('XPENDING', stream, group, '-', '+', page, lane)
   for _, row in ipairs(rows) do
@@ -91,8 +97,6 @@ for i = 6, #KEYS do
   end
 end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local result, waiting = {}, false
 
 local function redrive(letter)

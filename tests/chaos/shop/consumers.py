@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import time
 
 import bus
@@ -48,4 +50,6 @@ def anyhow(message: bus.Message) -> None:
     act(message)
 
 
+# A worker that hangs is asked where, before it is killed.
+faulthandler.register(signal.SIGUSR2)
 sabotage.commit(os.environ.get("CHAOS_SABOTAGE", ""))

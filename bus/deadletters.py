@@ -1,0 +1,383 @@
+"""Dead letters: what a group gave up on, kept until an operator retries or discards it.
+
+Each partition keeps those of a group in a stream of its own, at most DEAD_LIMIT of them; older ones are
+dropped and counted. A letter is addressed by its `Place`, written `3/1700-0`: the partition, and the id
+that the letter (not its message) has. `bus.operate` adds the audit to the verbs here.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
+
+from bus import codec
+from bus.errors import ConfigurationError, UnknownGroup, UnknownTopic
+from bus.lane import ORDERED_LANE
+from bus.streams.commands import fields_of, is_nogroup, run_many, text
+from bus.streams.connect import check
+from bus.values import Message, id_pair
+
+if TYPE_CHECKING:
+    from bus.client import Bus
+    from bus.keys import PartitionKeys
+    from bus.values import Ordering
+
+#: Letters in one read: each may be as large as MAX_MESSAGE_BYTES.
+PAGE = 50
+#: Letters that one script gives back: a few milliseconds of the server's time.
+CHUNK = 100
+#: Letters of one partition that are sent to be retried or discarded in one write.
+BATCH = 1000
+
+_T = TypeVar("_T")
+
+#: The fields of a letter that are about it. They stand first; those of the message follow.
+_ABOUT = frozenset((b"id", b"reason", b"error", b"attempts", b"first", b"last"))
+_PLACE = re.compile(r"(\d{1,4})/(\d{1,20}-\d{1,20})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a dead letter is kept."""
+
+    partition: int
+    id: str
+
+    @classmethod
+    def parse(cls, written: str) -> Place:
+        """`"3/1700-0"`. Raises ConfigurationError."""
+        found = _PLACE.fullmatch(written)
+        if found is None or max(id_pair(found[2])) >= 2**64:
+            raise ConfigurationError(
+                f"{written!r} is no dead letter's id: write its partition and its own id, such as '3/1700-0'."
+            )
+        return cls(int(found[1]), found[2])
+
+    def __str__(self) -> str:
+        return f"{self.partition}/{self.id}"
+
+    @property
+    def order(self) -> tuple[tuple[int, int], int]:
+        """Sorts by the time of death, over all partitions."""
+        return id_pair(self.id), self.partition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which dead letters of a group; all of them by default. What is given must all be true."""
+
+    places: tuple[Place, ...] | None = None
+    partition: int | None = None
+    key: str | None = None
+    reason: str | None = None
+    """Text that stands in the reason, in upper or lower case."""
+    since: datetime | None = None
+    """Died then or later."""
+    until: datetime | None = None
+    """Died then or earlier, to the millisecond."""
+    before: Place | None = None
+    """Comes after this one when the newest are listed first."""
+
+    def matches(self, letter: DeadLetter) -> bool:
+        """Whether what can only be seen in a letter itself is as it should be."""
+        if self.key is not None and letter.message.raw.get(b"k") != self.key.encode("utf-8", "replace"):
+            return False
+        return self.reason is None or self.reason.casefold() in letter.reason.casefold()
+
+    @property
+    def reads_letters(self) -> bool:
+        """Whether letters must be read to know if they are meant."""
+        return self.key is not None or self.reason is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """One dead letter."""
+
+    place: Place
+    message: Message
+    """The message as it was; its id and partition say where it came from."""
+    reason: str
+    error: str
+    """The end of the last traceback, or the reason."""
+    attempts: int
+    first: datetime | None
+    """When it failed first; None if that was not recorded."""
+    last: datetime | None
+    """When it was given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class LetterRef:
+    """What is kept of a letter that is dealt with: never its value."""
+
+    place: Place
+    message_id: str
+    reason: str
+
+
+class Fate(Enum):
+    """What became of a dead letter that was to be retried or discarded."""
+
+    WAITING = 1
+    """Its message waits for the group again."""
+    COPIED = 2
+    """The original was trimmed, so the kept copy was added to the topic, for this group alone."""
+    DISCARDED = 3
+    GONE = 0
+    """It was not there any more: somebody else was faster, or DEAD_LIMIT was."""
+    KEPT = -1
+    """It is still a dead letter: Redis does not have the stream or the group, or no copy of the message."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many letters came to which end."""
+
+    waiting: int = 0
+    copied: int = 0
+    discarded: int = 0
+    gone: int = 0
+    kept: int = 0
+
+    def add_all(self, fates: Iterable[Fate]) -> None:
+        for fate in fates:
+            name = fate.name.lower()
+            setattr(self, name, getattr(self, name) + 1)
+
+    def with_missing(self, selection: Selection) -> Tally:
+        """The tally at the end: letters that were named and not found are gone."""
+        if selection.places is not None:
+            self.gone += len(set(selection.places)) - self.total
+        return self
+
+    @property
+    def retried(self) -> int:
+        return self.waiting + self.copied
+
+    @property
+    def total(self) -> int:
+        return self.waiting + self.copied + self.discarded + self.gone + self.kept
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many dead letters a group has here."""
+
+    kept: int
+    dropped: int
+    """Older ones that DEAD_LIMIT has pushed out, ever."""
+
+
+# ---------------------------------------------------------------------- looking
+
+
+def count(bus: Bus, topic: str, group: str) -> Count:
+    """How many there are, from two round trips. Raises UnknownTopic, UnknownGroup, BusUnavailable."""
+    every = _partitions(bus, topic, group)
+    kept = [check(reply) for reply in bus.client.pipe([("XLEN", keys.dead(group)) for keys in every])]
+    dropped = bus.client.pipe([("HGET", keys.state(group), "dead_dropped") for keys in every])
+    return Count(sum(kept), sum(int(check(reply) or 0) for reply in dropped))
+
+
+def count_matching(bus: Bus, topic: str, group: str, selection: Selection) -> int:
+    """How many are meant by a selection. Reads them; raises as `find`."""
+    return sum(1 for _ in find(bus, topic, group, selection))
+
+
+def get(bus: Bus, topic: str, group: str, place: Place) -> DeadLetter | None:
+    """One letter; None if it is not there (any more). Raises as `find`."""
+    return next(find(bus, topic, group, Selection(places=(place,))), None)
+
+
+def find(
+    bus: Bus, topic: str, group: str, selection: Selection | None = None, *, newest_first: bool = False
+) -> Iterator[DeadLetter]:
+    """The letters that are meant, partition by partition and oldest first, or the newest of all first.
+
+    Read in pages as they are asked for. Raises UnknownTopic, UnknownGroup, ConfigurationError (no such
+    partition) and BusUnavailable, the first three at once.
+    """
+    chosen = selection or Selection()
+    every = _partitions(bus, topic, group)
+    if chosen.partition is not None and not 0 <= chosen.partition < len(every):
+        raise ConfigurationError(f"Topic {topic!r} has the partitions 0 to {len(every) - 1}.")
+    if chosen.places is not None:
+        return _at(bus, topic, group, every, chosen)
+    numbers = range(len(every)) if chosen.partition is None else [chosen.partition]
+    walks = [_walk(bus, topic, number, every[number].dead(group), chosen, newest_first) for number in numbers]
+    if newest_first:
+        return heapq.merge(*walks, key=lambda letter: letter.place.order, reverse=True)
+    return (letter for walk in walks for letter in walk)
+
+
+def _at(
+    bus: Bus, topic: str, group: str, every: list[PartitionKeys], chosen: Selection
+) -> Iterator[DeadLetter]:
+    places = [place for place in dict.fromkeys(chosen.places or ()) if place.partition < len(every)]
+    for some in _chunks(places, PAGE):
+        asked = [("XRANGE", every[place.partition].dead(group), place.id, place.id) for place in some]
+        for place, reply in zip(some, bus.client.pipe(asked), strict=True):
+            found = [_letter(topic, place.partition, entry) for entry in check(reply)]
+            yield from filter(chosen.matches, found)
+
+
+def _walk(
+    bus: Bus, topic: str, partition: int, key: str, chosen: Selection, newest_first: bool
+) -> Iterator[DeadLetter]:
+    """Those of one partition, in pages."""
+    low, high = _bounds(partition, chosen)
+    while True:
+        ends = ("XREVRANGE", key, high, low) if newest_first else ("XRANGE", key, low, high)
+        entries = bus.client.call(*ends, "COUNT", PAGE)
+        yield from filter(chosen.matches, (_letter(topic, partition, entry) for entry in entries))
+        if len(entries) < PAGE:
+            return
+        last = f"({text(entries[-1][0])}"
+        low, high = (low, last) if newest_first else (last, high)
+
+
+def _bounds(partition: int, chosen: Selection) -> tuple[str, str]:
+    low = "-" if chosen.since is None else str(_milliseconds(chosen.since))
+    high = "+" if chosen.until is None else str(_milliseconds(chosen.until))
+    if chosen.before is not None:
+        shut = "" if partition < chosen.before.partition else "("
+        high = f"{shut}{chosen.before.id}"
+    return low, high
+
+
+def _milliseconds(moment: datetime) -> int:
+    return max(0, int(moment.timestamp() * 1000))
+
+
+def _letter(topic: str, partition: int, entry: Any) -> DeadLetter:
+    about, fields = _split(entry[1])
+    place = Place(partition, text(entry[0]))
+    attempts = int(about.get(b"attempts", b"0") or 0)
+    return DeadLetter(
+        place=place,
+        message=Message(topic, partition, text(about.get(b"id", b"0-0")), fields, codec.decode, attempts),
+        reason=about.get(b"reason", b"").decode("utf-8", "replace"),
+        error=about.get(b"error", b"").decode("utf-8", "replace"),
+        attempts=attempts,
+        first=_moment(about.get(b"first")),
+        last=_moment(about.get(b"last")) or _moment(place.id.partition("-")[0].encode()),
+    )
+
+
+def _split(fields: list[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
+    """What is about the letter, and the fields of its message, whatever those are called."""
+    about: dict[bytes, bytes] = {}
+    for at in range(0, len(fields), 2):
+        if fields[at] not in _ABOUT or fields[at] in about:
+            return about, fields[at:]
+        about[fields[at]] = fields[at + 1]
+    return about, []
+
+
+def _moment(milliseconds: bytes | None) -> datetime | None:
+    known = int(float(milliseconds)) if milliseconds else 0
+    return datetime.fromtimestamp(known / 1000, UTC) if known else None
+
+
+# ---------------------------------------------------------------------- verbs
+
+
+def bounded(bus: Bus, selection: Selection) -> Selection:
+    """The same, without what dies from now on: then a message that fails again is not met again."""
+    if selection.until is not None:
+        return selection
+    seconds, micros = bus.client.call("TIME")
+    return replace(selection, until=datetime.fromtimestamp(int(seconds) + int(micros) / 1e6, UTC))
+
+
+def batches(letters: Iterable[DeadLetter]) -> Iterator[list[LetterRef]]:
+    """Letters as they are to be retried or discarded: at most BATCH, and of one partition, at a time."""
+    batch: list[LetterRef] = []
+    for letter in letters:
+        if batch and (len(batch) == BATCH or batch[0].place.partition != letter.place.partition):
+            yield batch
+            batch = []
+        batch.append(LetterRef(letter.place, letter.message.id, letter.reason))
+    if batch:
+        yield batch
+
+
+def retry(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> list[Fate]:
+    """Give letters of one partition back to their group alone; what became of each.
+
+    Each is removed only after its message waits again, in one script: a crash leaves it in exactly one
+    of both places, and of several who retry it one does. Raises BusUnavailable or ReplyLost; then some
+    may have been retried, and the same call again counts them as gone.
+    """
+    if not letters:
+        return []
+    keys = bus.keys.partition(topic, letters[0].place.partition)
+    ordering = _ordering(bus, topic, group)
+    if ordering is None:
+        return [Fate.KEPT] * len(letters)  # nobody would ever be given them
+    lanes = _lanes(bus, keys.stream, group) if ordering == "none" else [ORDERED_LANE]
+    names = [keys.stream, keys.retry(group), keys.held(group), keys.state(group), keys.dead(group),
+             *(keys.lease(group, lane) for lane in lanes)]  # fmt: skip
+    about = [group, ordering, f"free:operator-{uuid.uuid4().hex}", str(len(lanes)), *lanes]
+    calls = [(names, [*about, *(one.place.id for one in some)]) for some in _chunks(letters, CHUNK)]
+    replies = [check(reply) for reply in run_many(bus.client, "redrive", calls)]
+    bus.registry.hint("release")  # workers take freed lanes again at once, and see what waits there
+    return [Fate(code) for reply in replies for code in reply]
+
+
+def discard(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> list[Fate]:
+    """Remove letters of one partition for good; what became of each. Works while memory is full.
+
+    Raises BusUnavailable or ReplyLost, as `retry`.
+    """
+    commands = [
+        ("XDEL", bus.keys.partition(topic, one.place.partition).dead(group), one.place.id) for one in letters
+    ]
+    return [Fate.DISCARDED if check(reply) else Fate.GONE for reply in bus.client.pipe(commands)]
+
+
+def _lanes(bus: Bus, stream: str, group: str) -> list[str]:
+    """The lanes that an unordered group may have here: one for each pool slot of a worker, idle or not.
+
+    Redis 7.0 knows a lane only when it was given something, and a pool may have grown since it started.
+    """
+    table, consumers = bus.client.pipe([("HGETALL", bus.keys.workers), ("XINFO", "CONSUMERS", stream, group)])
+    lanes = {
+        f"{incarnation}.{slot}"
+        for incarnation, raw in fields_of(check(table)).items()
+        for slot in range(orjson.loads(raw)["processes"])
+    }
+    if not is_nogroup(consumers):
+        lanes.update(text(fields_of(raw)["name"]) for raw in check(consumers))
+    return sorted(lanes)
+
+
+def _ordering(bus: Bus, topic: str, group: str) -> Ordering | None:
+    declared = (spec.ordering for spec in bus.registry.groups(topic) if spec.name == group)
+    return next(declared, None)
+
+
+def _partitions(bus: Bus, topic: str, group: str) -> list[PartitionKeys]:
+    """The keys of all partitions. Raises UnknownTopic, UnknownGroup (nor are any letters left of it)."""
+    spec = bus.registry.specs().get(topic)
+    if spec is None:
+        raise UnknownTopic(topic)
+    every = [bus.keys.partition(topic, number) for number in range(spec.partitions)]
+    if _ordering(bus, topic, group) is None and not any(
+        map(check, bus.client.pipe([("EXISTS", keys.dead(group)) for keys in every]))
+    ):
+        raise UnknownGroup(topic, group)
+    return every
+
+
+def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    return (items[at : at + size] for at in range(0, len(items), size))

@@ -1,0 +1,51 @@
+"""The verdict in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tests.chaos.judge import Verdict
+
+#: Examples of what is wrong that are shown.
+EXAMPLES = 5
+
+
+def report(verdict: Verdict) -> str:
+    """Several lines; the last says it all."""
+    lines = [
+        f"published             {verdict.published:>8,}",
+        f"handled               {verdict.handled:>8,}",
+        f"lost                  {len(verdict.lost):>8,}",
+        f"unexpected            {len(verdict.unexpected):>8,}",
+        f"order violations      {len(verdict.disorder):>8,}",
+        f"duplicates            {len(verdict.repeats):>8,}  by {_counts(verdict.explained)}",
+        f"  without a fault     {len(verdict.unexplained):>8,}",
+    ]
+    for left in verdict.leftovers:
+        lines.append(f"group {left.group:<15} lag {left.lag}, pending {left.pending}, retrying {left.retrying}, "
+                     f"held {left.held}, dead {left.dead}")  # fmt: skip
+    lines.append(f"faults                {len(verdict.faults):>8,}  {_counts(verdict.kinds)}")
+    if verdict.longest is not None:
+        fault, seconds = verdict.longest
+        lines.append(f"longest recovery      {seconds:8.1f} s (after {fault.kind})")
+    return "\n".join([*lines, *_examples(verdict), _last(verdict)])
+
+
+def _counts(kinds: Counter[str]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())) or "none"
+
+
+def _examples(verdict: Verdict) -> list[str]:
+    lines = [f"  lost: {each}" for each in verdict.lost[:EXAMPLES]]
+    lines += [f"  unexpected: {entry}" for entry in verdict.unexpected[:EXAMPLES]]
+    lines += [f"  out of order: {text}" for text in verdict.disorder[:EXAMPLES]]
+    for repeat in verdict.unexplained[:EXAMPLES]:
+        lines += [f"  repeated: {repeat.again}", *(f"    after: {entry}" for entry in repeat.before)]
+    return lines
+
+
+def _last(verdict: Verdict) -> str:
+    faults = len(verdict.faults)
+    if verdict.wrong:
+        return f"chaos FAILED after {faults} faults: {'; '.join(verdict.wrong)}"
+    return f"chaos passed: {verdict.published:,} messages, {faults} faults, nothing lost, nothing out of order"

@@ -1,0 +1,122 @@
+"""Breaks one promise of the product, in this process alone: to prove that the judge notices.
+
+Nothing of this can be switched on in the product; the classes here take the place of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import re
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import bus.turn
+import workers.consumer
+import workers.slice
+from bus.errors import ServerError
+from bus.lane import Lane, LaneId
+from bus.streams.commands import Script, script
+from bus.streams.connect import error_of
+from bus.turn import Turns
+from bus.values import Message
+from workers.dispatch import Failed
+from workers.membership import Membership
+from workers.slice import Slice
+
+# ---------------------------------------------------------------------- no fence
+
+
+class UnfencedTurns(Turns):
+    """Settles and fetches whoever holds the lease: no WATCH, and no proof is ever refused."""
+
+    def _watch(self) -> tuple[Any, ...]:
+        return ("PING",)
+
+    def _prove(self, values: Any) -> None:
+        if isinstance(values, ServerError):
+            raise error_of(values)
+        self.proved = self._clock()
+
+
+class StubbornMembership(Membership):
+    """Keeps lanes whose leases belong to others by now."""
+
+    def _drop_lost(self) -> None:
+        return
+
+    def _give_up(self, wanted: set[LaneId]) -> None:
+        owned = self._scheduler.owned()
+        current = self._leases.read(owned)
+        super()._give_up(wanted | {lane for lane, lease in owned.items() if current.get(lane) != lease})
+
+
+@cache
+def unfenced_script(name: str) -> Script:
+    """The product's script without its look at the lease."""
+    found = script(name)
+    text = re.sub(rb"if current ~= .* then return \{0, current\} end", b"", found.text)
+    return dataclasses.replace(found, text=text, sha=hashlib.sha1(text, usedforsecurity=False).hexdigest())
+
+
+def no_fence() -> None:
+    workers.slice.Turns = UnfencedTurns  # type: ignore[misc]
+    workers.consumer.Membership = StubbornMembership  # type: ignore[misc]
+    bus.turn.script = unfenced_script
+
+
+# ---------------------------------------------------------------------- no durable retries
+
+
+class ForgetfulSlice(Slice):
+    """Acknowledges a failed message and remembers only in memory that it is to be tried again."""
+
+    def _fail(self, lane: Lane, message: Message, failed: Failed) -> None:
+        if failed.kind != "retry":
+            super()._fail(lane, message, failed)
+            return
+        self._progress.stopped(self._slot)
+        lane.done(message)
+        again = copy.copy(message)
+        again.attempt += 1
+        handle = self._dispatcher(lane).handle
+        later = threading.Timer(failed.delay, lambda: handle(again))
+        later.daemon = True
+        later.start()
+
+
+def no_retries() -> None:
+    workers.slice.Slice = ForgetfulSlice  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------------- no recovery
+
+
+class CarelessLane(Lane):
+    """Never looks for what its last owner left behind."""
+
+    __slots__ = ()
+
+    @property
+    def recovering(self) -> bool:
+        return False
+
+    @recovering.setter
+    def recovering(self, _value: bool) -> None:
+        return
+
+
+def no_recovery() -> None:
+    workers.slice.Lane = CarelessLane  # type: ignore[misc]
+
+
+WAYS: dict[str, Callable[[], None]] = {"fence": no_fence, "retries": no_retries, "recovery": no_recovery}
+
+
+def commit(way: str) -> None:
+    """Break the promise of this name; "" breaks none."""
+    if way:
+        WAYS[way]()
