@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ from bus.subscriptions import Subscriptions
 from workers.dispatch import Dispatcher
 from workers.middleware import default_middleware
 from workers.progress import Progress
+
+
+#: New containers, beyond those freed again, after which the collector looks at the youngest.
+GC_THRESHOLD = 10_000
 
 
 @dataclass
@@ -37,6 +42,17 @@ class Runtime:
                 raise BusError(f"This process has no handler for group {group!r} of topic {topic!r}.")
             found = self.dispatchers[topic, group] = Dispatcher(subscription, default_middleware)
         return found
+
+    def make_room(self) -> None:
+        """Have Python's garbage collector look less often in this process.
+
+        A batch is some 2,500 new containers, which reference counting frees; at the default threshold
+        of 700 the collector goes through them, and through Django, several times for nothing: 1.8 of
+        7.0 µs for each message. A higher threshold that the project has set, or 0 (off), stays.
+        """
+        first, *others = gc.get_threshold()
+        if 0 < first < GC_THRESHOLD:
+            gc.set_threshold(GC_THRESHOLD, *others)
 
     def take_link(self) -> Link | None:
         """The link that the last slice of this process (and thread) left, if any."""

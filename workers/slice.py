@@ -99,6 +99,7 @@ class Slice:
 
     def run(self) -> None:
         """Work on the lanes until they are empty, the time is over, or the slot is wanted back."""
+        self._runtime.make_room()
         self._progress.begin(self._slot, os.getpid())
         try:
             self._turns.open(self._runtime.take_link())
