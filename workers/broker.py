@@ -29,6 +29,17 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
             self._run_until_reachable(conn)
         return super().ensure_connected(conn)
 
+    def on_close(self) -> None:
+        """Celery drops the jobs that no process has accepted: not those that a process has read already.
+
+        At the end of the worker such a process would wait 30 s for the receipt of its result.
+        """
+        pool = getattr(self.pool, "_pool", None)  # the prefork pool of billiard, if it is that
+        for job in list(getattr(pool, "_cache", {}).values()):
+            if job._write_to is not None:
+                job._accepted = True
+        super().on_close()
+
     def _run_until_reachable(self, conn: Any) -> None:
         probe = _Probe(conn)
         if probe.reaches():

@@ -22,6 +22,7 @@ from bus.client import Bus
 from bus.errors import BusError, BusUnavailable, UnknownTopic
 from bus.lane import ORDERED_LANE, LaneId
 from bus.registry import GroupSpec
+from bus.signals import lease_lost
 from bus.streams import commands
 from bus.subscriptions import Subscription
 from workers.assignment import assign
@@ -170,11 +171,11 @@ class Membership(threading.Thread):
         homes = self._homes()
         leases = self._leases.read(homes)
         self._bury(leases)
+        self._drop_lost()  # first: what is lost must not be given up as if it were ours, without a word
         wanted = self._assigned(homes, leases)
         self._give_up(wanted)
         self._acquire(wanted, leases)
         self._tend_unordered(wanted)
-        self._drop_lost()
         self._on_change()
 
     # ------------------------------------------------------------------ what there is
@@ -286,6 +287,7 @@ class Membership(threading.Thread):
             if current.get(lane) != lease and self._scheduler.owned().get(lane) == lease:
                 where = f"{lane.topic}/{lane.partition} for {lane.group}"
                 logger.warning("The lease of %s is not ours any more.", where)
+                lease_lost.send_robust(type(self), lane=lane)
                 self._scheduler.lost(lane)
                 self.look()
 

@@ -16,7 +16,6 @@ from workers.dispatch import Dispatcher
 from workers.middleware import default_middleware
 from workers.progress import Progress
 
-
 #: New containers, beyond those freed again, after which the collector looks at the youngest.
 GC_THRESHOLD = 10_000
 

@@ -12,6 +12,7 @@ Called from several threads (keeper, watcher, the main loop), so every public me
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -23,15 +24,10 @@ from bus.values import Ordering
 from workers.order import MAX_LANES, Fallen, LaneOrder, Report, SliceOrder
 from workers.owned import Ended, OwnedLane, Running
 from workers.progress import Progress, SlotView
+from workers.slots import Slots
 
 #: A group is fast, and its slices take several lanes, while its mean handler time is below this. Seconds.
 FAST_SECONDS = 0.001
-#: A slice over several lanes that is this long in one message must give the others back. Seconds.
-STUCK_SECONDS = 0.1
-#: A slice over several lanes that is busy for so long while another slot is free shares them. Seconds.
-SHARE_SECONDS = 0.3
-#: How long a slot is kept apart whose slice Celery has dropped. Seconds.
-QUARANTINE_SECONDS = 60.0
 #: Back-off of a lane whose slice had trouble, doubling from the first to the second. Seconds.
 BACKOFF_SECONDS = (0.1, 5.0)
 
@@ -42,16 +38,12 @@ class Scheduler:
     def __init__(
         self, progress: Progress, slots: int, nonce: str, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._progress = progress
         self._nonce = nonce
         self._clock = clock
         self._lock = threading.RLock()
         self._lanes: dict[LaneId, OwnedLane] = {}
         self._queue: deque[LaneId] = deque()
-        self._running: dict[int, Running] = {}
-        self._slots = list(range(progress.slots))
-        self._capacity = slots
-        self._quarantine: dict[int, float] = {}
+        self._slots = Slots(progress, slots, clock)
         self._mean: dict[tuple[str, str], float] = {}
         self._paused: frozenset[tuple[str, str]] = frozenset()
         self.stopped = False
@@ -86,10 +78,11 @@ class Scheduler:
         """Another worker has this lane now. What still runs there is fenced off by Redis."""
         with self._lock:
             lane = self._lanes.get(id)
-            for slot, running in self._running.items():
-                if lane is not None and any(each is lane for each in running.lanes):
-                    self._progress.revoke(slot)  # or it would run messages that are somebody else's now
-            return self._remove(lane) if lane is not None else None
+            if lane is None:
+                return None
+            # Or a slice would run messages that are somebody else's now.
+            self._slots.revoke(lambda running: any(each is lane for each in running.lanes))
+            return self._remove(lane)
 
     def renew(self, id: LaneId, old: str, new: str) -> None:
         """A lane that was taken back from a stuck slice has a new lease: it may be worked on again."""
@@ -169,15 +162,14 @@ class Scheduler:
         """Slices for so many free processes. Each must be started, or reported by `ended`."""
         with self._lock:
             orders: list[SliceOrder] = []
-            self._leave_quarantine()
-            free = min(free, self._capacity - len(self._running))
-            while not self.stopped and len(orders) < free and self._slots:
+            free = min(free, self._slots.room())
+            while not self.stopped and len(orders) < free:
                 lanes = self._next_lanes(free - len(orders))
                 if not lanes:
                     break
                 orders.append(self._start(lanes))
-            for slot in self._running if self._is_anyone_waiting() else ():
-                self._progress.want(slot)
+            if self._is_anyone_waiting():
+                self._slots.hurry()
             return orders
 
     def _next_lanes(self, free: int) -> list[OwnedLane]:
@@ -198,7 +190,7 @@ class Scheduler:
         idle = [lane for lane in others if lane.state == "watched"]
         # Its share of all lanes of the group, also of those that other slots work on: they come back. Lanes
         # with work are dealt out evenly first.
-        share = min(MAX_LANES, -(-len(mates) // max(1, free + len(self._running))))
+        share = min(MAX_LANES, -(-len(mates) // max(1, free + len(self._slots.running))))
         with_work = ready[: -(-(len(ready) + 1) // max(1, free)) - 1]
         return [first, *[*with_work, *idle][: share - 1]]
 
@@ -214,8 +206,7 @@ class Scheduler:
         return None
 
     def _start(self, lanes: list[OwnedLane]) -> SliceOrder:
-        slot, now = self._slots.pop(), self._clock()
-        self._progress.clear(slot)
+        slot, now = self._slots.take(), self._clock()
         orders = []
         for lane in lanes:
             if lane.state == "ready" and lane.id in self._queue:
@@ -236,7 +227,7 @@ class Scheduler:
             lane.state, lane.since, lane.news = "running", now, False
         mean = self._mean.get((lanes[0].id.topic, lanes[0].id.group))
         order = SliceOrder(self._nonce, slot, tuple(orders), mean)
-        self._running[slot] = Running(order, lanes, now)
+        self._slots.running[slot] = Running(order, lanes, now)
         return order
 
     def dropped(self, slot: int, reason: str) -> None:
@@ -246,29 +237,17 @@ class Scheduler:
         QUARANTINE_SECONDS, when a message that was on its way to a process must have arrived.
         """
         with self._lock:
-            running = self._running.pop(slot)
-            self._progress.revoke(slot)
-            self._quarantine[slot] = self._clock() + QUARANTINE_SECONDS
-            view = self._progress.read(slot)
+            running, view = self._slots.keep_apart(slot)
             ours = {id(lane) for lane in self._still_ours(running)}
             for index, lane in enumerate(running.lanes):
                 if id(lane) in ours:
                     lane.fallen = self._fallen(view, index, reason) if reason else Fallen()
-                    lane.state, lane.since, lane.due = "taken back", -QUARANTINE_SECONDS, None
-
-    def _leave_quarantine(self) -> None:
-        now = self._clock()
-        for slot, until in list(self._quarantine.items()):
-            if until <= now or self._progress.read(slot).reports:
-                del self._quarantine[slot]
-                self._slots.append(slot)
+                    lane.state, lane.since, lane.due = "taken back", -math.inf, None
 
     def ended(self, slot: int, *, died: str | None = None) -> Ended:
         """A slice has ended; `died`: why, if its process was lost with it."""
         with self._lock:
-            running = self._running.pop(slot)
-            view = self._progress.read(slot)
-            self._slots.append(slot)
+            running, view = self._slots.give_back(slot)
             group = (running.order.lanes[0].id.topic, running.order.lanes[0].id.group)
             if view.handler_ns:
                 self._mean[group] = view.handler_ns / 1e9
@@ -338,27 +317,11 @@ class Scheduler:
     # ------------------------------------------------------------------ stuck slices
 
     def taken_back(self) -> list[OwnedLane]:
-        """Lanes that need a new lease, then `renew`, because a process may still work under the old one.
-
-        That is so for the other lanes of a slice that sticks in one message. At the first look its slot
-        is revoked; if a later look finds it in the same message still, the child will see the mark
-        before its next one, so the others can be given to somebody else.
-        """
+        """Lanes that need a new lease, then `renew`, because a process may still work under the old one:
+        those of slices that Celery dropped, and the other lanes of a slice that sticks in one message."""
         with self._lock:
-            for slot, running in self._running.items():
-                view = self._progress.read(slot) if len(running.lanes) > 1 else None
-                if view is None or view.running is None:
-                    continue
-                if self._clock() - view.running.since < STUCK_SECONDS:
-                    continue
-                place = (view.running.lane_index, view.running.id)
-                if not running.revoked:
-                    self._progress.revoke(slot)
-                    running.revoked, running.stuck_in = True, place
-                elif running.stuck_in != place:
-                    running.stuck_in = place  # begun before the child could see the mark
-                else:
-                    self._take_back(running, view, place[0])
+            for running, view, stuck in self._slots.stuck():
+                self._take_back(running, view, stuck)
             return self._not_renewed()
 
     def _not_renewed(self) -> list[OwnedLane]:
@@ -374,40 +337,23 @@ class Scheduler:
         for index, lane in enumerate(running.lanes):
             if index != stuck and id(lane) in ours and not lane.leaving:
                 lane.fallen = self._fallen(view, index, "")
-                lane.state, lane.since, lane.due = "taken back", -QUARANTINE_SECONDS, None
+                lane.state, lane.since, lane.due = "taken back", -math.inf, None
 
     def share_out(self) -> None:
-        """A slot is free and no lane is ready: have a busy slice over several lanes end, to share them."""
+        """Have lanes dealt out anew where a slot is free and another slice has several that are busy."""
         with self._lock:
-            if self._is_anyone_waiting() or len(self._running) >= self._capacity:
-                return
-            for slot, running in self._running.items():
-                busy = (
-                    self._clock() - running.began > SHARE_SECONDS and not self._progress.read(slot).client_id
-                )
-                if busy and len(running.lanes) > 1:
-                    self._progress.want(slot)
+            if not self._is_anyone_waiting():
+                self._slots.share_out()
 
     def lingering(self) -> list[int]:
         """Connection ids of slices that wait for more while another lane wants their slot."""
         with self._lock:
-            if not self._is_anyone_waiting():
-                return []
-            clients = [self._progress.read(slot).client_id for slot in self._running]
-            return [client for client in clients if client]
+            return self._slots.lingering() if self._is_anyone_waiting() else []
 
     def overdue(self, limit_of: Callable[[LaneId], float | None]) -> list[int]:
         """Slots in which one message runs longer than the hard time limit of its subscription."""
         with self._lock:
-            slots = []
-            for slot, running in self._running.items():
-                view = self._progress.read(slot)
-                if view.running is None:
-                    continue
-                limit = limit_of(running.lanes[view.running.lane_index].id)
-                if limit is not None and self._clock() - view.running.since > limit:
-                    slots.append(slot)
-            return slots
+            return self._slots.overdue(limit_of)
 
     # ------------------------------------------------------------------ inner
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from bus.errors import BusUnavailable, StaleLease
 from bus.lane import Lane
+from bus.plan import Batch, GroupLost
 from bus.signals import lease_lost
 from bus.subscriptions import Subscription
-from bus.turn import Batch, GroupLost, Turns
+from bus.turn import Turns
 from bus.values import Message, id_pair
 from workers import failures
 from workers.dispatch import Dispatcher, Failed

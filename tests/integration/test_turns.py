@@ -10,12 +10,14 @@ from bus.client import Bus
 from bus.errors import BusUnavailable, ReplyLost, StaleLease
 from bus.keys import Keys
 from bus.lane import Lane, LaneId
+from bus.plan import GroupLost
 from bus.registry import GroupSpec
 from bus.streams import commands
 from bus.streams.connect import Endpoint
 from bus.streams.wire import Link
-from bus.turn import GroupLost, Turns
-from bus.values import TopicSpec
+from bus.turn import Turns
+from bus.values import Message, TopicSpec
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.both_servers
 TOPIC, GROUP = "orders", "stock"
@@ -83,6 +85,10 @@ class World:
 
     def publish(self, count, key=None):
         return [self.bus.publish(TOPIC, number, key=key).id for number in range(count)]
+
+    def take_due(self) -> list[tuple[Lane, Message]]:
+        """What is fetched as soon as something is: a retry is due at the next millisecond of the server."""
+        return wait_until(self.take, 10, "a due retry", 0.001)
 
     def take(self, count=1000):
         """(lane, message) of the next turn that has any, or nothing."""
@@ -349,11 +355,15 @@ def test_messages_behind_a_failing_one_wait_and_come_in_order_after_it(world):
         assert lane.must_wait(message)
         lane.hold(message)
     seen = []
-    while batch := world.take():
-        for _, message in batch:
+
+    def go_on():
+        for _, message in world.take():
             assert not lane.must_wait(message)
             seen.append((message.id, message.attempt))
             lane.done(message)
+        return len(seen) == 4
+
+    wait_until(go_on, 10, "all of the key", 0.001)
     assert seen == [(ids[0], 2), *((id, 1) for id in ids[1:])]
     world.turns.settle()
     assert world.pending() == 0
@@ -367,20 +377,24 @@ def test_what_fails_again_after_its_release_keeps_all_later_ones_of_its_key_behi
     lane.retry(head, 0, "no", 1)
     for _, message in others:
         lane.hold(message)
-    ((_, head),) = world.take()
+    ((_, head),) = world.take_due()
     lane.done(head)
-    released = world.take()
+    released = world.take_due()
     # When the first fails again, the second is held, and the slice ends there
     lane.retry(released[0][1], 0, "no", 1)
     lane.hold(released[1][1])
     seen = []
-    while batch := world.take():
-        for _, message in batch:
+
+    def go_on():
+        for _, message in world.take():
             if lane.must_wait(message):
                 lane.hold(message)
             else:
                 seen.append(message.id)
                 lane.done(message)
+        return len(seen) == 4
+
+    wait_until(go_on, 10, "the others", 0.001)
     # Then none of the others overtakes it
     assert seen == ids[1:]
 

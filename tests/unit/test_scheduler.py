@@ -7,7 +7,8 @@ import pytest
 from bus.lane import LaneId
 from workers.order import MAX_LANES, Report
 from workers.progress import Progress
-from workers.scheduler import BACKOFF_SECONDS, FAST_SECONDS, QUARANTINE_SECONDS, STUCK_SECONDS, Scheduler
+from workers.scheduler import BACKOFF_SECONDS, FAST_SECONDS, Scheduler
+from workers.slots import QUARANTINE_SECONDS, STUCK_SECONDS
 
 GROUP = ("orders", "stock")
 
