@@ -3,7 +3,8 @@
     python -m benchmarks.consume [--messages N] [--rounds R]
 
 Both sides do the same work on the same preloaded messages, with two processes, on the same server:
-decode the JSON of a 200-byte order and call a Python function with it. The clock runs from the moment
+decode the JSON of a 200-byte order and call a Python function with it. A third contestant runs each
+message as an ordinary Celery task (acks_late, no results). The clock runs from the moment
 at which the first message is acknowledged to the moment at which nothing is left.
 """
 
@@ -26,6 +27,8 @@ from bus.streams.embedded import EmbeddedServer
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTITIONS = 8
+#: Celery runs about a thousand a second.
+TASKS = 3000
 
 
 def order(number: int) -> dict[str, object]:
@@ -120,6 +123,29 @@ def loop(server: EmbeddedServer, messages: int) -> float:
         run.end()
 
 
+def tasks(server: EmbeddedServer, count: int) -> float:
+    """One Celery task for each message, on the same Redis, in two processes."""
+    broker = "redis+socket://" + server.url.removeprefix("unix://")
+    environment = {**os.environ, "BENCH_BROKER": broker}
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.tasks", str(count)], cwd=ROOT, env=environment, check=True
+    )
+    client = Bus(server.url).client
+    command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "benchmarks.tasks", "worker", "-c", "2",
+               "-l", "ERROR", "--without-gossip", "--without-mingle", "--without-heartbeat"]  # fmt: skip
+    worker = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        _until(lambda: int(client.call("LLEN", "celery")) < count)
+        began, before = time.perf_counter(), int(client.call("LLEN", "celery"))
+        _until(lambda: not client.call("EXISTS", "celery", "unacked"))
+        return before / (time.perf_counter() - began)
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(60)
+        client.call("FLUSHALL")
+        client.close()
+
+
 def _until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -141,6 +167,7 @@ def main() -> None:
             contestants = {
                 "redis-py loop": lambda: loop(server, options.messages),
                 "jitney worker": lambda: worker(server, options.messages),
+                "celery tasks": lambda: tasks(server, TASKS),
             }
             results = contest.run(contestants, options.rounds, "msg/s")
     contest.show("Consuming 200-byte orders, 8 partitions, 2 processes", results, "redis-py loop", "msg/s")

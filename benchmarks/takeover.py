@@ -66,8 +66,9 @@ class Fleet:
         self._keys = _a_key_for_each_partition()
 
     def start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "workers", "worker", "-c", "1",
-                   "-l", "ERROR", "--without-gossip", "--without-mingle", "-n", f"{uuid.uuid4().hex}@h"]  # fmt: skip
+        name = f"{uuid.uuid4().hex}@h"
+        command = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "workers", "worker", "-n", name,
+                   "-c", "1", "-l", "ERROR", "--without-gossip", "--without-mingle"]  # fmt: skip
         worker = subprocess.Popen(
             command, cwd=ROOT, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -194,9 +195,8 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=20)
     parser.add_argument("--kinds", default="stop,kill,freeze,restart")
     options = parser.parse_args()
-    print(
-        f"Time until every partition is consumed again, {options.events} events of each kind\n{contest.machine()}\n"
-    )
+    print(f"Time until every partition is consumed again, {options.events} events of each kind")
+    print(f"{contest.machine()}\n")
     print("| event | p50 s | max s | longest gap of the others s |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory, EmbeddedServer(Path(directory) / "server") as server:
         for kind in options.kinds.split(","):

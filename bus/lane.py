@@ -14,7 +14,7 @@ with ordering "partition" the whole partition counts as one key. Keyless message
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,8 +117,8 @@ class Lane:
 
     __slots__ = (
         "acks", "failing", "failures", "held", "id", "keys", "last_id", "lease", "loaded", "lost",
-        "marked", "next_due", "ordering", "outcomes", "position", "recovering", "retrying", "seen",
-        "suspect", "trimmed",
+        "marked", "next_due", "ordering", "outcomes", "position", "prove", "recovering", "retrying",
+        "seen", "suspect", "trimmed",
     )  # fmt: skip
 
     def __init__(
@@ -141,6 +141,8 @@ class Lane:
         self.position = "-"
         """Where the search for left-overs goes on."""
         self.lost = False
+        self.prove: Callable[[], bool] | None = None
+        """Asks Redis whether the lease is still ours (see Message.lease_valid)."""
         self.failing: dict[str, set[tuple[int, int]]] = {}
         """Key hash → ids of that key in the retry zset."""
         self.failures: dict[str, Failure] = {}
@@ -210,12 +212,12 @@ class Lane:
 
     def messages(self, entries: Sequence[Sequence[Any]]) -> list[Message]:
         """Entries of the stream as messages."""
-        topic, partition, decode = self.id.topic, self.id.partition, codec.decode
+        topic, partition, decode, prove = self.id.topic, self.id.partition, codec.decode, self.prove
         if any(len(entry[1]) > 4 for entry in entries):
             entries = [entry for entry in entries if self._is_for_us(entry)]
         if self.failures:
             return [self._message(entry[0].decode(), entry[1]) for entry in entries]
-        return [Message(topic, partition, entry[0].decode(), entry[1], decode) for entry in entries]
+        return [Message(topic, partition, entry[0].decode(), entry[1], decode, 1, prove) for entry in entries]
 
     def _is_for_us(self, entry: Sequence[Any]) -> bool:
         """False for a copy that redrive.lua made for another group: here it is settled, unhandled."""
@@ -228,7 +230,8 @@ class Lane:
     def _message(self, message_id: str, fields: list[bytes]) -> Message:
         failure = self.failures.get(message_id)
         attempt = failure.attempts + 1 if failure else 1
-        return Message(self.id.topic, self.id.partition, message_id, fields, codec.decode, attempt)
+        where = (self.id.topic, self.id.partition, message_id)
+        return Message(*where, fields, codec.decode, attempt, self.prove)
 
     def hash_of(self, message: Message) -> str:
         """What ties messages together in order: equal for messages of one key; "" ties to nothing."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from bus.errors import BusUnavailable, ServerError, StaleLease
@@ -49,6 +50,8 @@ class Turns:
         self.marking = True
         """Whether marks are written; not while memory is full."""
         self.lanes = list(lanes)
+        for lane in self.lanes:
+            lane.prove = partial(self.is_ours, lane)
         self.proved = 0.0
         """When the leases were last seen to be ours, by `clock`."""
 
@@ -184,6 +187,14 @@ class Turns:
     def prove(self) -> None:
         """Read the leases again; drop lanes that were lost. Raises StaleLease if none is left."""
         self.prove_by(self.need_link().call(*self.mget()))
+
+    def is_ours(self, lane: Lane) -> bool:
+        """Whether a lane is surely still ours; asked by handlers, between two turns."""
+        try:
+            self.prove()
+        except (BusUnavailable, StaleLease):
+            return False
+        return not lane.lost
 
     def wait(self, seconds: float, on_block: Callable[[int], None]) -> bool:
         """Wait for a new message in any lane that may fetch; True if one came.

@@ -158,7 +158,7 @@ class Position:
 class Message:
     """One message of a topic, as a handler gets it. The value is decoded when first read."""
 
-    __slots__ = ("_decode", "_fields", "_value", "attempt", "id", "partition", "topic")
+    __slots__ = ("_decode", "_fields", "_prove", "_value", "attempt", "id", "partition", "topic")
 
     def __init__(
         self,
@@ -168,6 +168,7 @@ class Message:
         fields: list[bytes],
         decode: Callable[[list[bytes]], tuple[Any, str | None, Mapping[str, str]]],
         attempt: int = 1,
+        prove: Callable[[], bool] | None = None,
     ) -> None:
         self.topic = topic
         self.partition = partition
@@ -175,6 +176,7 @@ class Message:
         self.attempt = attempt
         self._fields = fields
         self._decode = decode
+        self._prove = prove
         self._value: tuple[Any, str | None, Mapping[str, str]] | None = None
 
     @property
@@ -206,6 +208,15 @@ class Message:
     def timestamp(self) -> datetime:
         """When Redis stored the message, by the server's clock (from the id, to the millisecond)."""
         return datetime.fromtimestamp(int(self.id.partition("-")[0]) / 1000, UTC)
+
+    def lease_valid(self) -> bool:
+        """Whether this worker still owns the lane of the message, asked of Redis now (one round trip).
+
+        For handlers that run for long and do something that must not be done twice: False when another
+        worker has taken over, when that cannot be known, and outside of a handler. Call it in the
+        thread in which the handler runs.
+        """
+        return self._prove is not None and self._prove()
 
     def __repr__(self) -> str:
         return f"<Message {self.topic}/{self.partition}/{self.id} attempt {self.attempt}>"

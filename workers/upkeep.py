@@ -18,6 +18,8 @@ from bus.errors import BusError
 
 logger = logging.getLogger("jitney.workers")
 
+#: What is wrong is said at once, then so often. Seconds.
+COMPLAIN_SECONDS = 60.0
 #: How often topics are trimmed. Seconds.
 TRIM_SECONDS = 30.0
 
@@ -30,6 +32,7 @@ class Upkeep(threading.Thread):
         self._bus = bus
         self._is_leader = is_leader
         self._stopping = threading.Event()
+        self._quiet_until = 0.0
         self._due = {self._copy_marks: 0.0, self._trim: 0.0}
 
     def stop(self) -> None:
@@ -48,7 +51,9 @@ class Upkeep(threading.Thread):
         try:
             step()
         except (BusError, DatabaseError) as error:
-            logger.warning("Upkeep (%s) failed and is tried again: %s", step.__name__.strip("_"), error)
+            if time.monotonic() >= self._quiet_until:
+                self._quiet_until = time.monotonic() + COMPLAIN_SECONDS
+                logger.warning("Upkeep (%s) failed and is tried again: %s", step.__name__.strip("_"), error)
             close_old_connections()
 
     def _copy_marks(self) -> None:
