@@ -1,8 +1,9 @@
 # make demo   runs everything on this machine: server, web, worker, orders
 # make test   installs what it needs and runs all checks; ARGS go to pytest: make test ARGS="-k embedded"
+# make chaos  runs workers under a storm of faults: make chaos ARGS="--minutes 10 --seed 7"
 PYTHON := .venv/bin/python
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test chaos lint clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -14,6 +15,9 @@ test: .venv/.development
 	scripts/install-test-services
 	$(MAKE) --no-print-directory lint
 	$(PYTHON) -m pytest $(ARGS)
+
+chaos: .venv/.development
+	@exec $(PYTHON) -m tests.chaos $(ARGS)
 
 lint: .venv/.development
 	$(PYTHON) -m ruff check .

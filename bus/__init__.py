@@ -123,8 +123,8 @@ def subscribe(
     """Make a function the handler of a topic for a consumer group; return it unchanged.
 
     `ordering`: "key" (messages of one key in publish order, also across retries), "partition", or "none".
-    `batch`: call with an iterable of at most so many messages. `atomic`: run in a transaction of the
-    default database, or of the alias given. `start`: where a new group begins: "earliest", "latest",
+    `batch`: call with an iterable of at most so many messages. `atomic`: not available in this version.
+    `start`: where a new group begins: "earliest", "latest",
     an id, or an ISO time. Limits are in seconds.
 
     The handler returns → done; raises → retry by `retry`, then dead letter; raises bus.Reject → dead letter

@@ -28,6 +28,8 @@ class Place:
     topic: str
     partition: int
     group: str
+    born: str
+    """Which group of that name: a mark of one that was deleted says nothing of the next."""
 
 
 def copy(bus: Bus) -> int:
@@ -43,7 +45,7 @@ def copy(bus: Bus) -> int:
     marks = bus.client.pipe([("GET", _keys(bus, place).mark(place.group)) for place in places])
     rows = [
         MarkCopy(prefix=bus.settings.prefix, topic=place.topic, partition=place.partition, group=place.group,
-                 position=check(mark).decode())
+                 born=place.born, position=check(mark).decode())
         for place, mark in zip(places, marks, strict=True)
         if mark is not None
     ]  # fmt: skip
@@ -51,7 +53,7 @@ def copy(bus: Bus) -> int:
         rows,
         update_conflicts=True,
         unique_fields=["prefix", "topic", "partition", "group"],
-        update_fields=["position", "copied"],
+        update_fields=["born", "position", "copied"],
     )
     return len(rows)
 
@@ -64,7 +66,7 @@ def advance(bus: Bus) -> int:
     from bus.models import MarkCopy  # as in copy()
 
     copies = {
-        Place(row.topic, row.partition, row.group): row.position
+        Place(row.topic, row.partition, row.group, row.born): row.position
         for row in MarkCopy.objects.filter(prefix=bus.settings.prefix)
     }
     places = [place for place in _places(bus, bus.registry.groups()) if place in copies]
@@ -100,7 +102,7 @@ def _places(bus: Bus, groups: list[GroupSpec]) -> Iterator[Place]:
     for group in groups:
         if group.topic in specs:
             for number in range(specs[group.topic].partitions):
-                yield Place(group.topic, number, group.name)
+                yield Place(group.topic, number, group.name, group.born)
 
 
 def _keys(bus: Bus, place: Place) -> PartitionKeys:

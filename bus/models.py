@@ -152,6 +152,7 @@ class MarkCopy(models.Model):
     topic = models.CharField(max_length=100)
     partition = models.PositiveIntegerField()
     group = models.CharField(max_length=100)
+    born = models.CharField(max_length=16)
     position = models.CharField(max_length=41)
     copied = models.DateTimeField(auto_now=True)
 

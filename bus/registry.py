@@ -7,12 +7,12 @@ within that time.
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import orjson
 
@@ -39,6 +39,8 @@ class GroupSpec:
     start: str = "earliest"
     """Where the group began: earliest, latest or an id."""
     paused: bool = False
+    born: str = ""
+    """Set when the group is declared first; one that is deleted and declared again is another group."""
 
 
 def _dump_topic(spec: TopicSpec) -> bytes:
@@ -178,7 +180,8 @@ class Registry:
             if before is None or before.ordering != spec.ordering:
                 start = self._start_id(spec.start if before is None else before.start)
                 paused = before.paused if before else spec.paused
-                record = {"ordering": spec.ordering, "start": start, "paused": paused}
+                born = before.born if before else secrets.token_hex(8)
+                record = {"ordering": spec.ordering, "start": start, "paused": paused, "born": born}
                 self._client.call(
                     "HSET", self._keys.groups, f"{spec.topic}/{spec.name}", orjson.dumps(record)
                 )
@@ -192,7 +195,9 @@ class Registry:
 
     def set_group(self, spec: GroupSpec) -> None:
         """Replace the declaration of a group, for example to pause it."""
-        record: dict[str, Any] = {"ordering": spec.ordering, "start": spec.start, "paused": spec.paused}
+        record = {
+            "ordering": spec.ordering, "start": spec.start, "paused": spec.paused, "born": spec.born
+        }  # fmt: skip
         self._client.call("HSET", self._keys.groups, f"{spec.topic}/{spec.name}", orjson.dumps(record))
 
     # ------------------------------------------------------------------ shared

@@ -186,6 +186,8 @@ class Turns:
 
     def prove(self) -> None:
         """Read the leases again; drop lanes that were lost. Raises StaleLease if none is left."""
+        if not self.lanes:
+            raise StaleLease("All lanes of this slice were lost before.")
         self.prove_by(self.need_link().call(*self.mget()))
 
     def is_ours(self, lane: Lane) -> bool:

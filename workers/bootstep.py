@@ -1,4 +1,4 @@
-"""Ties the consumer to the life of a Celery worker. With `celery.py` and `slice.py` all that knows Celery."""
+"""Ties the consumer to the life of a Celery worker. With `celery.py` and `broker.py`, all that knows it."""
 
 from __future__ import annotations
 

@@ -132,12 +132,12 @@ class Membership(threading.Thread):
                 work = self._errands.get(timeout=max(0.0, next_look - self._clock()))
             except queue.Empty:
                 work = None
-            if self._stopping.is_set():
-                break
             if work is not None:
                 self._attempt(work)
                 if self._clock() < next_look:
                     continue  # however many errands there are, the beat comes first when it is due
+            if self._stopping.is_set():
+                break  # only now: an errand that was taken from the queue is done, or a lane would stay ours
             looked = self._attempt(self._look)
             next_look = self._clock() + (self._roster.next_look() if looked else random.uniform(0.3, 1.0))
 

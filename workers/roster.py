@@ -35,6 +35,8 @@ class Roster:
         self._groups = sorted({each.group for each in subscriptions})
         self._serves = sorted({f"{each.topic}/{each.group}" for each in subscriptions})
         self._table: dict[str, dict[str, Any]] = {}
+        self._struck_off: set[str] = set()
+        """Workers that we have seen to be gone. One that comes back is among the peers again."""
         self.gone: frozenset[str] = frozenset()
         """Workers in the table that are dead, or provably gone from this host."""
         self.peers: frozenset[str] = frozenset()
@@ -71,7 +73,11 @@ class Roster:
 
     def is_gone(self, incarnation: str) -> bool:
         """Whether the owner of a lease is dead; also for one that is not in the table."""
-        if incarnation in self.peers or not self._liveness.is_dead(incarnation):
+        if incarnation in self.peers:
+            return False
+        if incarnation in self._struck_off:
+            return True
+        if not self._liveness.is_dead(incarnation):
             return False
         # It may have joined, and taken lanes, after we read the table.
         known = incarnation in self._table
@@ -86,6 +92,7 @@ class Roster:
         forgotten = sorted((ours | self._liveness.long_dead()) & self.gone)
         if forgotten:
             self._bus.client.call("HDEL", self._bus.keys.workers, *forgotten)
+            self._struck_off.update(forgotten)
         return forgotten
 
     def leave(self) -> None:

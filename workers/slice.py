@@ -207,7 +207,7 @@ class Slice:
         clock, handled = time.monotonic, 0
         began = now = clock()
         for message in messages:
-            look = stopping(slot) or now > self._ends or now - self._turns.proved > PROVE_SECONDS
+            look = lane.lost or stopping(slot) or now > self._ends or now - self._turns.proved > PROVE_SECONDS
             if look and not self._may_go_on(lane):
                 lane.leave_over()
                 break

@@ -84,7 +84,8 @@ def test_frozen_workers_that_come_back_settle_fetch_and_reorder_nothing(shop: Sh
     # They began nothing that another had begun before, and said that their leases were lost
     assert begun_twice(shop, frozen, thawed) == []
     for worker in (whole, parent):
-        assert worker.says("is not ours any more") or worker.says("another worker goes on there")
+        said = worker.says("is not ours any more") or worker.says("another worker goes on there")
+        assert said, f"{worker.name} lost its leases without a word"
     # The worker whose child was frozen lost nothing and was never thought dead
     assert not child.says("is not ours any more")
     assert_no_overlap(shop, "keyed", {*child.children(), *healthy.children()})

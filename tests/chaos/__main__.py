@@ -21,7 +21,9 @@ def main() -> int:
     temporary = given is None
     directory = Path(tempfile.mkdtemp(prefix="jitney-chaos-")) if given is None else given
     directory.mkdir(parents=True, exist_ok=True)
-    print(f"Chaos for {options.seconds:.0f} s, seed {options.seed}; logs and ledgers: {directory}", flush=True)
+    print(
+        f"Chaos for {options.seconds:.0f} s, seed {options.seed}; logs and ledgers: {directory}", flush=True
+    )
     try:
         verdict = Run(options, directory, lambda line: print(line, flush=True))()
     except KeyboardInterrupt:
@@ -50,7 +52,9 @@ def _parse() -> tuple[Options, Path | None]:
     parser.add_argument("--workers", type=int, default=usual.workers)
     parser.add_argument("--processes", type=int, default=usual.processes, help="of each worker")
     parser.add_argument("--drain", type=float, default=usual.drain, help="seconds to settle everything")
-    parser.add_argument("--directory", type=Path, help="where logs and ledgers go and stay (default: a temporary one)")
+    parser.add_argument(
+        "--directory", type=Path, help="where logs and ledgers go and stay (default: a temporary one)"
+    )
     parser.add_argument("--sabotage", choices=sorted(sabotage.WAYS), default="",
                         help="break one promise in the workers, to see that it is noticed")  # fmt: skip
     given = parser.parse_args()

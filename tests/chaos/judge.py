@@ -113,7 +113,11 @@ def judge(published: Sequence[Published], handled: Sequence[Handling], faults: S
         published=len(published),
         handled=len(first),
         lost=[each for place, each in stored.items() if place not in first],
-        unexpected=[entry for entry in handled if not _is_known(stored.get(_place(entry)), entry)],
+        unexpected=[
+            entry
+            for entry in handled
+            if entry.what == "start" and not _is_known(stored.get(_place(entry)), entry)
+        ],
         disorder=_disorder(first.values()),
         repeats=_Attribution(handled, recoveries).repeats(),
         faults=list(faults),

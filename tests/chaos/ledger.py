@@ -64,7 +64,9 @@ def read_published(path: Path) -> list[Published]:
 def read_handled(path: Path) -> list[Handling]:
     """In the order of their times."""
     entries = [
-        Handling(what, topic, int(partition), id, name, key, int(seq), int(attempt), worker, int(pid), int(at))
+        Handling(
+            what, topic, int(partition), id, name, key, int(seq), int(attempt), worker, int(pid), int(at)
+        )
         for what, topic, partition, id, name, key, seq, attempt, worker, pid, at in _lines(path)
     ]
     return sorted(entries, key=lambda entry: entry.at)

@@ -10,7 +10,6 @@ import argparse
 import os
 import random
 import signal
-import sys
 import time
 
 from bus import codec
@@ -98,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

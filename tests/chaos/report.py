@@ -22,8 +22,8 @@ def report(verdict: Verdict) -> str:
         f"  without a fault     {len(verdict.unexplained):>8,}",
     ]
     for left in verdict.leftovers:
-        lines.append(f"group {left.group:<15} lag {left.lag}, pending {left.pending}, retrying {left.retrying}, "
-                     f"held {left.held}, dead {left.dead}")  # fmt: skip
+        lines.append(f"group {left.group:<15} lag {left.lag}, pending {left.pending}, "
+                     f"retrying {left.retrying}, held {left.held}, dead {left.dead}")  # fmt: skip
     lines.append(f"faults                {len(verdict.faults):>8,}  {_counts(verdict.kinds)}")
     if verdict.longest is not None:
         fault, seconds = verdict.longest
@@ -48,4 +48,6 @@ def _last(verdict: Verdict) -> str:
     faults = len(verdict.faults)
     if verdict.wrong:
         return f"chaos FAILED after {faults} faults: {'; '.join(verdict.wrong)}"
-    return f"chaos passed: {verdict.published:,} messages, {faults} faults, nothing lost, nothing out of order"
+    return (
+        f"chaos passed: {verdict.published:,} messages, {faults} faults, nothing lost, nothing out of order"
+    )

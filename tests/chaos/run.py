@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from tests.chaos import plan
 from tests.chaos.faults import Injector
 from tests.chaos.judge import Leftover, Verdict, judge
 from tests.chaos.ledger import read_handled, read_published
-from tests.chaos.processes import Fleet, Process
-from tests.chaos.shop.topics import GROUPS, keyed, loose
+from tests.chaos.processes import ROOT, Fleet, Process
+from tests.chaos.shop.topics import GROUPS
 from tests.waiting import wait_until
 
 PREFIX = "chaos"
@@ -92,10 +93,16 @@ class Run:
         for name, partitions in PARTITIONS.items():
             self._bus.topic(name, partitions=partitions)
         self._bus.registry.project(self._bus.declared.specs().values())
+        self._migrate()
         self._fleet.tend()
         wait_until(self._all_ready, START_SECONDS, "the workers to be ready")
         for number in range(PUBLISHERS):
             self._publishers.append(self._publisher(number))
+
+    def _migrate(self) -> None:
+        """Workers copy marks into the database."""
+        command = [sys.executable, "-m", "django", "migrate", "--verbosity", "0", "--noinput"]
+        subprocess.run(command, cwd=ROOT, env=self._environment(), check=True, timeout=START_SECONDS)
 
     def _all_ready(self) -> bool:
         self._fleet.tend()
@@ -181,6 +188,3 @@ class Run:
             "CHAOS_SABOTAGE": self._options.sabotage,
             "PYTHONWARNINGS": "ignore",
         }
-
-
-__all__ = ["Options", "Run", "keyed", "loose"]

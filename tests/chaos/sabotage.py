@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import bus.turn
+import bus.plan
 import workers.consumer
 import workers.slice
 from bus.errors import ServerError
@@ -65,7 +65,7 @@ def unfenced_script(name: str) -> Script:
 def no_fence() -> None:
     workers.slice.Turns = UnfencedTurns  # type: ignore[misc]
     workers.consumer.Membership = StubbornMembership  # type: ignore[misc]
-    bus.turn.script = unfenced_script
+    bus.plan.script = unfenced_script
 
 
 # ---------------------------------------------------------------------- no durable retries

@@ -1,0 +1,72 @@
+"""The run itself, on real processes, and the proof that it notices what it is there to notice.
+
+At most two minutes in all; `make chaos ARGS="--minutes 30 --seed 7"` runs it for longer.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.judge import Verdict
+from tests.chaos.processes import ROOT
+from tests.chaos.report import report
+from tests.chaos.run import Options, Run
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def run(directory: Path, **options: object) -> Verdict:
+    verdict = Run(Options(**options), directory, print)()  # type: ignore[arg-type]
+    print(report(verdict))
+    return verdict
+
+
+def test_nothing_is_lost_repeated_without_a_fault_or_out_of_order_under_every_kind_of_fault(
+    tmp_path: Path,
+) -> None:
+    # given a storm in which every kind of fault comes
+    command = [sys.executable, "-m", "tests.chaos", "--minutes", "0.75", "--interval", "2.5", "--seed", "7",
+               "--rate", "100", "--directory", str(tmp_path)]  # fmt: skip
+
+    # when
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+
+    # then
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("chaos passed: ")
+
+
+def test_clean_stops_repeat_nothing(tmp_path: Path) -> None:
+    verdict = run(tmp_path, seconds=12, interval=1.5, only=("stop",), workers=3, rate=100)
+    assert not verdict.wrong
+    assert not verdict.repeats
+    assert verdict.kinds["stop"] > 2
+
+
+def test_without_the_fence_a_thawed_worker_breaks_the_order(tmp_path: Path) -> None:
+    verdict = run(
+        tmp_path, seconds=30, interval=2, only=("freeze",), workers=2, rate=200, drain=5, sabotage="fence"
+    )
+    assert verdict.disorder
+
+
+def test_without_durable_retries_what_a_killed_process_was_to_try_again_is_lost(tmp_path: Path) -> None:
+    verdict = run(
+        tmp_path, seconds=10, interval=1, only=("child", "kill"), workers=2, rate=200, drain=10,
+        sabotage="retries",
+    )  # fmt: skip
+    assert verdict.lost
+    assert all(left.clean for left in verdict.leftovers), "the bus itself must think that all is well"
+
+
+def test_without_recovery_what_a_killed_process_had_in_hand_is_lost(tmp_path: Path) -> None:
+    verdict = run(
+        tmp_path, seconds=8, interval=1, only=("child", "kill"), workers=2, rate=200, drain=5,
+        sabotage="recovery",
+    )  # fmt: skip
+    assert verdict.lost
+    assert any(left.pending for left in verdict.leftovers)

@@ -1,0 +1,128 @@
+"""The judge, on ledgers made by hand. Times in seconds."""
+
+from __future__ import annotations
+
+from tests.chaos import plan
+from tests.chaos.faults import Fault
+from tests.chaos.judge import SECOND, Verdict, judge
+from tests.chaos.ledger import Handling, Published
+
+
+def published(seq: int, at: float = 0.0) -> Published:
+    return Published("keyed", 0, f"{seq}-0", f"p0-{seq}", "k", seq, int(at * SECOND))
+
+
+def handled(seq: int, at: float, *, worker: str = "w1", pid: int = 1, what: str = "end") -> list[Handling]:
+    """A handling that took 0.01 s."""
+    both = []
+    for word, time in (("start", at - 0.01), (what, at)):
+        both.append(Handling(word, "keyed", 0, f"{seq}-0", f"p0-{seq}", "k", seq, 1, worker, pid,
+                             int(time * SECOND)))  # fmt: skip
+    return both
+
+
+def fault(kind: str, at: float, *, worker: str | None = "w1", pid: int | None = None) -> Fault:
+    return Fault(kind, int(at * SECOND), int(at * SECOND), worker, pid)
+
+
+def verdict(messages: list[Published], handlings: list[list[Handling]], *faults: Fault) -> Verdict:
+    lines = sorted((line for pair in handlings for line in pair), key=lambda line: line.at)
+    return judge(messages, lines, faults)
+
+
+def test_a_run_in_which_each_message_is_handled_once_in_order_is_right() -> None:
+    found = verdict([published(0), published(1)], [handled(0, 1.0), handled(1, 2.0)])
+    assert not found.wrong
+    assert found.handled == 2
+
+
+def test_a_message_that_no_handler_finished_is_lost() -> None:
+    found = verdict([published(0), published(1)], [handled(0, 1.0), handled(1, 2.0, what="fail")])
+    assert found.wrong == ["lost 1"]
+
+
+def test_a_message_that_nobody_published_is_unexpected() -> None:
+    found = verdict([published(0)], [handled(0, 1.0), handled(1, 2.0)])
+    assert found.wrong == ["unexpected 1"]
+
+
+def test_a_key_that_went_on_before_its_earlier_message_was_done_is_out_of_order() -> None:
+    found = verdict([published(0), published(1)], [handled(1, 1.0), handled(0, 2.0)])
+    assert found.wrong == ["order violations 1"]
+
+
+def test_a_repetition_of_an_older_message_is_no_violation_of_order() -> None:
+    found = verdict(
+        [published(0), published(1)],
+        [handled(0, 1.0), handled(1, 1.1), handled(0, 3.0, worker="w2", pid=2)],
+        fault("kill", 1.2),
+    )
+    assert not found.wrong
+
+
+def test_a_repeat_is_explained_by_the_kill_of_the_process_that_had_just_finished_it() -> None:
+    found = verdict(
+        [published(0)], [handled(0, 1.0), handled(0, 3.0, worker="w2", pid=2)], fault("kill", 1.1)
+    )
+    assert found.explained == {"kill": 1}
+
+
+def test_a_repeat_is_not_explained_by_the_kill_of_another_worker() -> None:
+    found = verdict(
+        [published(0)],
+        [handled(0, 1.0), handled(0, 3.0, worker="w2", pid=2)],
+        fault("kill", 1.1, worker="w3"),
+    )
+    assert found.wrong == ["unexplained duplicates 1"]
+
+
+def test_a_repeat_is_not_explained_by_the_kill_of_another_process_of_its_worker() -> None:
+    found = verdict([published(0)], [handled(0, 1.0), handled(0, 3.0)], fault("child", 1.1, pid=9))
+    assert found.wrong == ["unexplained duplicates 1"]
+
+
+def test_a_repeat_is_never_explained_by_a_clean_stop() -> None:
+    found = verdict(
+        [published(0)], [handled(0, 1.0), handled(0, 3.0, worker="w2", pid=2)], fault("stop", 1.1)
+    )
+    assert found.wrong == ["unexplained duplicates 1"]
+
+
+def test_what_was_finished_more_than_a_batch_before_the_fault_must_not_be_repeated() -> None:
+    messages = [published(seq) for seq in range(3)]
+    handlings = [handled(0, 1.0), handled(1, 5.0), handled(2, 5.1)]
+    found = verdict(messages, [*handlings, handled(0, 7.0, worker="w2", pid=2)], fault("kill", 5.2))
+    assert found.wrong == ["unexplained duplicates 1"]
+
+
+def test_a_repeat_long_after_the_recovery_is_not_explained() -> None:
+    found = verdict(
+        [published(0)], [handled(0, 1.0), handled(0, 60.0, worker="w2", pid=2)], fault("kill", 1.1)
+    )
+    assert found.wrong == ["unexplained duplicates 1"]
+
+
+def test_recovery_lasts_until_everything_published_before_the_fault_is_handled() -> None:
+    messages = [published(0, at=1.0), published(1, at=1.1), published(2, at=9.0)]
+    found = verdict(messages, [handled(0, 1.2), handled(1, 6.5), handled(2, 20.0)], fault("kill", 1.5))
+    assert found.longest is not None
+    assert found.longest[1] == 5.0
+
+
+def test_a_run_in_which_nothing_was_published_proves_nothing() -> None:
+    assert verdict([], []).wrong == ["nothing was published"]
+
+
+def test_the_same_seed_draws_the_same_faults() -> None:
+    assert plan.draw(7, 60, plan.KINDS, 4) == plan.draw(7, 60, plan.KINDS, 4)
+    assert plan.draw(7, 60, plan.KINDS, 4) != plan.draw(8, 60, plan.KINDS, 4)
+
+
+def test_while_a_worker_is_frozen_the_server_is_left_alone_and_every_kind_comes() -> None:
+    for seed in range(20):
+        drawn = plan.draw(seed, 60, plan.KINDS, 2.5)
+        assert {each.kind for each in drawn} == set(plan.KINDS)
+        freezes = [each for each in drawn if each.kind == "freeze"]
+        for freeze in freezes:
+            during = [each for each in drawn if 0 < each.at - freeze.at < freeze.seconds]
+            assert not any(each.kind in (*plan.SERVER_KINDS, "freeze") for each in during)

@@ -1,0 +1,113 @@
+"""Workers come and go: what they leave behind is taken over, and then it is gone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import orjson
+import pytest
+
+from bus.client import Bus
+from bus.registry import GroupSpec
+from bus.streams.commands import fields_of, scan, text
+from bus.streams.embedded import EmbeddedServer
+from bus.subscriptions import Subscription
+from bus.values import Message
+from tests.integration.inline import InlineWorker
+from tests.waiting import wait_until
+from workers.identity import this_process
+
+PARTITIONS = 2
+
+
+@pytest.fixture
+def bus(server: EmbeddedServer, prefix: str) -> Any:
+    bus = Bus(server.url, prefix=prefix)
+    for topic in ("keyed", "loose"):
+        bus.topic(topic, partitions=PARTITIONS)
+    bus.registry.project(bus.declared.specs().values())
+    bus.registry.declare_groups(
+        [GroupSpec(topic="keyed", name="g"), GroupSpec(topic="loose", name="g", ordering="none")]
+    )
+    yield bus
+    bus.close()
+
+
+def a_dead_process() -> int:
+    """The id of a process of this machine that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def leave_behind(bus: Bus, number: int, pid: int) -> None:
+    """What a worker leaves that was killed: its record, leases, a lane with a name, messages in hand."""
+    name = f"short-lived-{number}"
+    record = {**this_process().to_record(), "pid": pid, "serves": ["keyed/g", "loose/g"], "groups": ["g"],
+              "processes": 1, "beat": 1}  # fmt: skip
+    partition = number % PARTITIONS
+    loose, keyed = bus.keys.partition("loose", partition), bus.keys.partition("keyed", partition)
+    lane = f"{name}.0"
+    count = 1 if number % 3 == 0 else 0
+    calls: list[tuple[Any, ...]] = [
+        ("HSET", bus.keys.workers, name, orjson.dumps(record)),
+        ("SET", loose.lease("g", lane), f"{name}:1"),
+        ("XGROUP", "CREATECONSUMER", loose.stream, "g", lane),
+        ("SET", keyed.lease("g", "0"), f"{name}:2"),
+    ]
+    if count:
+        calls += [
+            ("XREADGROUP", "GROUP", "g", lane, "COUNT", 1, "STREAMS", loose.stream, ">"),
+            ("XREADGROUP", "GROUP", "g", "0", "COUNT", 1, "STREAMS", keyed.stream, ">"),
+        ]
+    for reply in bus.client.pipe(calls):
+        assert not isinstance(reply, Exception), reply
+
+
+@pytest.mark.both_servers
+def test_names_and_lanes_do_not_pile_up_after_two_hundred_short_lived_workers(
+    bus: Bus, transactional_db: None
+) -> None:
+    # Given 200 workers that were killed one after the other, a third of them with messages in hand
+    for topic in ("keyed", "loose"):
+        bus.publish_many(topic, range(100), key=lambda value: str(value % 7))
+    pid = a_dead_process()
+    for number in range(200):
+        leave_behind(bus, number, pid)
+    seen: dict[str, list[int]] = {"keyed": [], "loose": []}
+
+    def handle(message: Message) -> None:
+        seen[message.topic].append(message.value)
+
+    subscriptions = [
+        Subscription(topic="keyed", group="g", handler=handle),
+        Subscription(topic="loose", group="g", handler=handle, ordering="none"),
+    ]
+
+    # When one worker lives: it has the lane "0" of each of the four homes, and one more for its slot in each
+    # unordered one
+    with InlineWorker(bus, subscriptions) as worker:
+
+        def only_it_is_left() -> bool:
+            table = fields_of(bus.client.call("HGETALL", bus.keys.workers))
+            streams = [bus.keys.partition("loose", number).stream for number in range(PARTITIONS)]
+            lanes = [
+                text(fields_of(raw)["name"])
+                for stream in streams
+                for raw in bus.client.call("XINFO", "CONSUMERS", stream, "g")
+            ]
+            leases = scan(bus.client, f"{bus.settings.prefix}:*:lease:*")
+            return (
+                set(table) == {worker.name}
+                and all(lane.startswith((worker.name, "0")) for lane in lanes)
+                and len(leases) == 3 * PARTITIONS
+            )
+
+        wait_until(only_it_is_left, 60, "everything else to be gone", 0.2)
+        wait_until(lambda: len(seen["keyed"]) + len(seen["loose"]) == 200, 30, "all messages")
+
+    # Then every message was handled once, those in dead hands too
+    assert sorted(seen["keyed"]) == sorted(seen["loose"]) == list(range(100))
+    assert bus.client.call("HLEN", bus.keys.workers) == 0
