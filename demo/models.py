@@ -16,7 +16,6 @@ from django.db import models
 
 import bus
 
-
 if TYPE_CHECKING:
     _Text = models.TextField[Any, Any]
 else:
