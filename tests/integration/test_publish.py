@@ -15,7 +15,7 @@ from bus.registry import GroupSpec
 from bus.streams import commands
 from bus.streams.embedded import EmbeddedServer
 from bus.values import Receipt
-from tests.proxy import DroppingProxy
+from tests.proxy import Proxy
 
 
 @pytest.fixture
@@ -28,13 +28,13 @@ def bus(server: EmbeddedServer, prefix: str) -> Iterator[Bus]:
 
 
 @pytest.fixture
-def proxy(server: EmbeddedServer) -> Iterator[DroppingProxy]:
-    with DroppingProxy(server.url) as proxy:
+def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
+    with Proxy(server.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def proxied(proxy: DroppingProxy, bus: Bus) -> Iterator[Bus]:
+def proxied(proxy: Proxy, bus: Bus) -> Iterator[Bus]:
     """The same bus behind a proxy that can lose requests and replies; it knows the topic already."""
     proxied = Bus(proxy.url, prefix=bus.settings.prefix, timeout=20)
     bus.publish("orders", "the first one")
@@ -148,7 +148,7 @@ def test_a_publish_whose_reply_is_lost_is_uncertain_and_stored_at_most_once(
         proxied.publish("orders", "the uncertain one")
     # Then it was sent once: it is there once or not at all
     assert count(bus) - before == there
-    assert proxy.lost == 1
+    assert proxy.dropped == 1
     # And the next one works
     proxy.loses = "nothing"
     proxied.publish("orders", "the next one")

@@ -16,7 +16,7 @@ from bus.errors import BusFull, BusUnavailable, ReplyLost, ServerError
 from bus.streams.connect import Client, Endpoint
 from bus.streams.embedded import EmbeddedServer
 from bus.streams.wire import Link
-from tests.proxy import DroppingProxy
+from tests.proxy import Proxy
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -30,13 +30,13 @@ def link(client: Client) -> Iterator[Link]:
 
 
 @pytest.fixture
-def proxy(server: EmbeddedServer) -> Iterator[DroppingProxy]:
-    with DroppingProxy(server.url) as proxy:
+def proxy(server: EmbeddedServer) -> Iterator[Proxy]:
+    with Proxy(server.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def proxied(proxy: DroppingProxy) -> Iterator[Client]:
+def proxied(proxy: Proxy) -> Iterator[Client]:
     """A client whose server is behind the proxy."""
     client = Client(Endpoint(proxy.url, timeout=20))
     yield client
@@ -115,7 +115,7 @@ def test_a_lost_reply_is_an_error_that_leaves_open_what_happened_and_nothing_is_
         proxied.call("INCR", prefix)
     # Then it has happened at most once, and the client did not try again
     assert client.call("GET", prefix) == (b"1" if loses == "replies" else None)
-    assert proxy.lost == 1
+    assert proxy.dropped == 1
     # And the next call makes a new connection
     proxy.loses = "nothing"
     assert proxied.call("PING") == b"PONG"
