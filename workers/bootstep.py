@@ -199,12 +199,19 @@ class _Slices:
     def settle_flushed(self) -> None:
         """Celery has dropped, without a word, the requests that no process had accepted yet.
 
-        One of them may still run, if a process had read it but not said so: the consumer sees to that.
+        What the pool still has goes on and reports as ever. One that it has dropped may yet be on its
+        way to a process: the consumer sees to that.
         """
+        kept = self._in_pool()
         for task_id, sent in list(self._sent.items()):
-            if sent.request is None or sent.request not in worker_state.active_requests:
+            if kept is not None and task_id not in kept:
                 del self._sent[task_id]
                 self._consumer.dropped(sent.slot)
+
+    def _in_pool(self) -> set[str] | None:
+        """Ids of the requests that the prefork pool still has; None for a pool that drops none (threads)."""
+        jobs = getattr(getattr(self._c.pool, "_pool", None), "_cache", None)
+        return None if jobs is None else {job.correlation_id for job in list(jobs.values())}
 
     def _over(self, task_id: str) -> None:
         """Acknowledged or rejected, in the main loop or (threads pool) in a pool thread."""

@@ -24,8 +24,11 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
     """Waits for the broker with the main loop running."""
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Called at each (re)connection; the first one of a worker waits as Celery does."""
-        if not self.first_connection_attempt and self.hub is not None:
+        """Called at each (re)connection. The first one of a worker waits as Celery does.
+
+        So do further connections beside the main one, whose place in the loop must not be taken.
+        """
+        if not self.first_connection_attempt and self.hub is not None and self.connection is None:
             self._run_until_reachable(conn)
         return super().ensure_connected(conn)
 

@@ -99,6 +99,8 @@ class Consumer:
         """No new slices; those that run finish the message in hand and settle. Safe in a signal handler."""
         self.scheduler.stopped = True
         self.progress.set_drain()
+        if self._membership is not None:
+            self._membership.look()  # idle lanes need not wait for the end of the pool
 
     def stop(self) -> None:
         """The pool has ended: give the lanes back and end the threads."""

@@ -69,6 +69,7 @@ class Membership(threading.Thread):
         self._errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._declared = False
+        self._leaving = False
         self._complained = -COMPLAIN_SECONDS
         self._adopt_at = 0.0
         self.heard_at = clock()
@@ -167,15 +168,20 @@ class Membership(threading.Thread):
         return True
 
     def _look(self) -> None:
-        self._roster.beat()
+        leaving = self._scheduler.stopped
+        self._roster.beat(leaving=leaving)
         homes = self._homes()
         leases = self._leases.read(homes)
         self._bury(leases)
         self._drop_lost()  # first: what is lost must not be given up as if it were ours, without a word
         wanted = self._assigned(homes, leases)
         self._give_up(wanted)
-        self._acquire(wanted, leases)
-        self._tend_unordered(wanted)
+        self._free_strays(leases, wanted)
+        if leaving:
+            self._say_leaving()
+        else:
+            self._acquire(wanted, leases)
+            self._tend_unordered(wanted)
         self._on_change()
 
     # ------------------------------------------------------------------ what there is
@@ -265,6 +271,23 @@ class Membership(threading.Thread):
             elif (left := self._scheduler.leave(lane)) is not None:
                 free.append(left)
         self._leases.give_back(free)
+
+    def _say_leaving(self) -> None:
+        # Once: whoever sees a hint looks again, ourselves included.
+        if not self._leaving:
+            self._leaving = True
+            self._bus.registry.hint("leave")
+
+    def _free_strays(self, leases: dict[LaneId, str], wanted: set[LaneId]) -> None:
+        """Leases that bear our name but are not held: the reply to an acquisition was lost, and meanwhile
+        the lane should be somebody else's."""
+        owned = self._scheduler.owned()
+        strays = {
+            lane: value
+            for lane, value in leases.items()
+            if owner_of(value) == self._me and lane not in owned and lane not in wanted
+        }
+        self._leases.swap(Swap(lane, value, freed(value)) for lane, value in strays.items())
 
     def _acquire(self, wanted: set[LaneId], leases: dict[LaneId, str]) -> None:
         ordering = {(each.topic, each.group): each.ordering for each in self._subscriptions}

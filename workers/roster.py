@@ -47,14 +47,15 @@ class Roster:
         """The first live incarnation in sort order: it does the upkeep."""
         return min(self.peers, default="")
 
-    def beat(self) -> None:
-        """Raise our counter, read everybody's, and judge."""
+    def beat(self, *, leaving: bool = False) -> None:
+        """Raise our counter, read everybody's, and judge. `leaving`: this worker takes no lanes any more."""
         self._beat += 1
         record = {
             **self._identity.to_record(),
             "groups": self._groups,
             "serves": self._serves,
             "processes": self._processes,
+            "leaving": leaving,
             "beat": self._beat,
         }
         me, key = self._identity.incarnation, self._bus.keys.workers
@@ -68,8 +69,9 @@ class Roster:
             self._bus.registry.hint("join")
 
     def serving(self) -> dict[str, set[str]]:
-        """Live worker → what it serves, as `topic/group`."""
-        return {name: set(self._table[name].get("serves", ())) for name in self.peers}
+        """Live worker that is not about to leave → what it serves, as `topic/group`."""
+        known = {name: self._table[name] for name in self.peers}
+        return {name: set(each.get("serves", ())) for name, each in known.items() if not each.get("leaving")}
 
     def is_gone(self, incarnation: str) -> bool:
         """Whether the owner of a lease is dead; also for one that is not in the table."""
