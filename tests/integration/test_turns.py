@@ -194,6 +194,18 @@ def test_who_has_lost_the_lease_cannot_record_a_failure_either(world, outcome):
     assert world.bus.client.call("EXISTS", keys.retry(GROUP), keys.state(GROUP), keys.dead(GROUP)) == 0
 
 
+def test_a_handler_can_ask_whether_its_lease_is_still_valid(world):
+    world.publish(2)
+    (_, message), (_, other) = world.take()
+    assert message.lease_valid()
+    world.bus.client.call("SET", world.keys().lease(GROUP, "0"), "another:1")
+    assert not message.lease_valid()
+    assert not other.lease_valid()
+    # And the slice ends as a stale one, whatever is asked of it next
+    with pytest.raises(StaleLease):
+        world.turns.prove()
+
+
 def test_a_lease_that_vanished_is_a_lost_one(world):
     world.bus.client.call("DEL", world.keys().lease(GROUP, "0"))
     with pytest.raises(StaleLease):
