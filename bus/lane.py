@@ -251,7 +251,9 @@ class Lane:
         """Whether new messages may be fetched: not past the held limit, nor past a failing partition."""
         if self.ordering == "partition" and self.failing:
             return False
-        return self.held + self.retrying < held_limit
+        # What this turn settles counts too, or a fetch in the same turn would go a whole batch further.
+        unsettled = len(self.outcomes.held) + len(self.outcomes.retry)
+        return self.held + self.retrying + unsettled < held_limit
 
     # ------------------------------------------------------------------ outcomes
 

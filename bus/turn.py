@@ -52,8 +52,10 @@ class Turns:
         self.lanes = list(lanes)
         for lane in self.lanes:
             lane.prove = partial(self.is_ours, lane)
+        self._asked = 0.0
         self.proved = 0.0
-        """When the leases were last seen to be ours, by `clock`."""
+        """Since when it is not known that the leases are ours, by `clock`: the last time we asked, not that
+        at which we read the answer, which may have lain there while this process was frozen."""
 
     # ------------------------------------------------------------------ opening
 
@@ -67,6 +69,7 @@ class Turns:
         late = self._void_late_turns()
         # The link may still watch the leases of the slice before.
         opening: list[Command] = [*late, ("UNWATCH",), self.watch(), self.mget(), ("TIME",)]
+        self._asked = self._clock()
         replies = self._link.pipe([*opening, *self._reads()])
         raise_first_error(replies)
         replies = replies[len(late) :]
@@ -180,6 +183,7 @@ class Turns:
     def _turn(self, count: int) -> Batch | None:
         link = self.need_link()
         plan = Plan(self, count)
+        self._asked = self._clock()
         link.send(plan.packed, plan.replies)
         replies = [link.receive() for _ in range(plan.replies)]
         return plan.take_in(replies)
@@ -188,6 +192,7 @@ class Turns:
         """Read the leases again; drop lanes that were lost. Raises StaleLease if none is left."""
         if not self.lanes:
             raise StaleLease("All lanes of this slice were lost before.")
+        self._asked = self._clock()
         self.prove_by(self.need_link().call(*self.mget()))
 
     def is_ours(self, lane: Lane) -> bool:
@@ -248,7 +253,7 @@ class Turns:
         for lane, value in zip(self.lanes, values, strict=True):
             lane.lost = value is None or value.decode() != lane.lease
         self.drop(lane for lane in self.lanes if lane.lost)
-        self.proved = self._clock()
+        self.proved = self._asked
 
     def drop(self, lost: Iterable[Lane]) -> None:
         """Go on without these lanes. Raises StaleLease if none is left."""

@@ -215,6 +215,10 @@ class _Slices:
 
     def _over(self, task_id: str) -> None:
         """Acknowledged or rejected, in the main loop or (threads pool) in a pool thread."""
+        if self._consumer.scheduler.stopped:
+            # The loop does not turn any more while the pool ends: lanes are given back from here.
+            self._ended(task_id)
+            return
         self._mail.append(lambda: self._ended(task_id))
         self.wake()
 

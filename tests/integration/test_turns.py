@@ -194,6 +194,24 @@ def test_who_has_lost_the_lease_cannot_record_a_failure_either(world, outcome):
     assert world.bus.client.call("EXISTS", keys.retry(GROUP), keys.state(GROUP), keys.dead(GROUP)) == 0
 
 
+def test_an_answer_that_lay_there_while_the_process_was_frozen_proves_nothing_about_now(world, monkeypatch):
+    # Given a process that is frozen for a minute between sending a turn and reading its reply
+    assert not world.take()  # there are no left-overs
+    now = [1000.0]
+    monkeypatch.setattr(world.turns, "_clock", lambda: now[0])
+    receive = Link.receive
+
+    def receive_late(link):
+        now[0] = 1060.0
+        return receive(link)
+
+    world.publish(2)
+    monkeypatch.setattr(Link, "receive", receive_late)
+    assert world.turns.take(10)
+    # Then its leases count as proven a minute ago, so it asks before it runs what it was given
+    assert world.turns.proved == 1000.0
+
+
 def test_a_handler_can_ask_whether_its_lease_is_still_valid(world):
     world.publish(2)
     (_, message), (_, other) = world.take()
