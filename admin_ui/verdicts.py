@@ -27,7 +27,11 @@ class Verdict:
 
 NO_WORKERS = Verdict(_("no workers"), "bad", _("Messages wait, and no running worker serves this group."))
 MISSING = Verdict(_("missing"), "bad", _("Redis has lost this group in some partitions."))
-HELD_BACK = Verdict(_("held back"), "warn", _("Messages wait behind a failing message of the same key."))
+HELD_BACK = Verdict(
+    _("held back"),
+    "warn",
+    _("Messages wait behind a failing message of the same key; at the held limit, fetching stops."),
+)
 DEAD = Verdict(_("dead letters"), "warn", _("Messages were given up; an operator must decide about them."))
 RETRYING = Verdict(_("retrying"), "warn", _("Messages failed and will be tried again."))
 UNKNOWN = Verdict(_("unknown"), "warn", _("The server cannot tell how far behind this group is."))

@@ -23,6 +23,8 @@ GROUP = "stock"
 class World:
     """One partition with ten messages, of which a slice has handled eight in every possible way."""
 
+    turns: Turns | None = None
+
     def __init__(self, server: EmbeddedServer, prefix: str) -> None:
         self.bus = Bus(server.url, prefix=prefix)
         self.bus.topic("orders")
@@ -33,13 +35,16 @@ class World:
         self.take_over("one:1")
 
     def close(self) -> None:
-        link = self.turns.close()
-        if link is not None:
-            link.close()
+        self._end_turns()
         self.bus.close()
+
+    def _end_turns(self) -> None:
+        if self.turns is not None and (link := self.turns.close()) is not None:
+            link.close()
 
     def take_over(self, lease: str) -> None:
         self.bus.client.call("SET", self.keys.lease(GROUP, "0"), lease)
+        self._end_turns()
         self.lane = Lane(LaneId("orders", 0, GROUP), self.keys, lease, "key")
         self.turns = Turns(self.bus.endpoint, [self.lane], held_limit=100, dead_limit=100)
         self.turns.open()

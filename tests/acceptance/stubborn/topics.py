@@ -1,0 +1,5 @@
+"""One topic in order."""
+
+import bus
+
+readings = bus.topic("readings", partitions=4)

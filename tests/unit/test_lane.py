@@ -1,0 +1,41 @@
+"""What one lane knows of its messages, without a server."""
+
+from __future__ import annotations
+
+from bus import codec
+from bus.keys import Keys
+from bus.lane import Lane, LaneId
+from bus.values import Message
+
+
+def a_lane() -> Lane:
+    lane = Lane(LaneId("orders", 0, "ledger"), Keys("t").partition("orders", 0), "a:1", "key", "0-0")
+    lane.load([], [], 0)
+    lane.recovered()
+    return lane
+
+
+def message(number: int, key: bytes = b"a") -> Message:
+    return Message("orders", 0, f"1-{number}", [b"v", b"1", b"k", key], codec.decode, 1, None)
+
+
+def test_messages_that_are_held_back_in_this_turn_count_towards_the_held_limit_of_its_fetch() -> None:
+    # Given a lane below its limit, whose last settled turn left nothing waiting
+    lane = a_lane()
+    assert lane.may_fetch(10)
+
+    # When a key fails, and later messages of it are held back
+    lane.retry(message(1), 1.0, "boom", 0)
+    for number in range(2, 10):
+        lane.hold(message(number))
+    assert lane.may_fetch(10)
+    lane.hold(message(10))
+
+    # Then the turn that settles them does not fetch any more
+    assert not lane.may_fetch(10)
+
+    # And it is so, too, once they are settled, until fewer wait
+    lane.settled([], 1, 9, 0)
+    assert not lane.may_fetch(10)
+    lane.settled([], 1, 8, 0)
+    assert lane.may_fetch(10)
