@@ -117,9 +117,12 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
 
     def stop(self, c: Any) -> None:
         """The broker connection was lost, or the worker stops."""
+        running = c.blueprint.state == bootsteps.RUN
         if self._slices is not None:
             self._slices.settle_flushed()
-        if c.blueprint.state != bootsteps.RUN and self._consumer is not None:
+            if running:
+                self._slices.keep_time()  # Celery has cancelled the timers with the connection
+        if not running and self._consumer is not None:
             self._consumer.drain()
 
     def shutdown(self, _c: Any) -> None:

@@ -1,0 +1,29 @@
+"""Not handlers: imported in every worker, it puts a bug into the thread that DOOMED names.
+
+The thread goes on as ever until the file DOOM exists, and then ends with an error that it does not expect.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from workers.membership import Membership
+from workers.watcher import Watcher
+
+
+def _doom(thread: type[Watcher] | type[Membership], method: str) -> None:
+    sound = getattr(thread, method)
+
+    def doomed(self: Watcher | Membership, *arguments: object) -> object:
+        if Path(os.environ["DOOM"]).exists():
+            raise RuntimeError("told to end the thread")
+        return sound(self, *arguments)
+
+    setattr(thread, method, doomed)
+
+
+if os.environ.get("DOOMED") == "watcher":
+    _doom(Watcher, "_watch_once")
+if os.environ.get("DOOMED") == "membership":
+    _doom(Membership, "_attempt")

@@ -1,0 +1,65 @@
+"""A worker that can never consume again ends with a failing exit code, so that it is started anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bus.streams.embedded import EmbeddedServer
+from tests.acceptance.shopping import Shop
+from tests.servers import valkey_server
+from tests.waiting import wait_until
+from workers.celery import broker_url
+
+
+@pytest.fixture
+def broker(shop: Shop, tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """The broker of the shop's workers, beside the server of the bus."""
+    with valkey_server(tmp_path / "broker") as server:
+        shop.environment["CELERY_BROKER_URL"] = broker_url(server.url)
+        yield server
+
+
+@pytest.fixture
+def doom(shop: Shop, tmp_path: Path) -> Path:
+    """The file whose making dooms the workers of the shop."""
+    shop.environment["DJANGO_SETTINGS_MODULE"] = "tests.acceptance.doomed.settings"
+    shop.environment["DOOM"] = str(tmp_path / "doom")
+    return tmp_path / "doom"
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("thread", "alone"), [("watcher", False), ("membership", True)])
+def test_a_worker_whose_thread_has_ended_exits_non_zero_and_its_successor_does_the_rest(
+    shop: Shop, broker: EmbeddedServer, doom: Path, thread: str, alone: bool
+) -> None:
+    # Given a worker in the middle of its work, with its broker or without
+    shop.environment["DOOMED"] = thread
+    first = shop.worker("one", "-c", "3").wait_ready()
+    shop.publish("keyed", 400, sleep=0.02)
+    shop.wait_lines(40, timeout=90)
+    if alone:
+        broker.kill()
+        wait_until(lambda: first.says("The Celery broker is away"), 90, "the broker to be missed")
+
+    # When a thread that it cannot do without ends by a bug
+    doom.touch()
+
+    # Then it says why, and ends with a failure
+    assert first.wait(90) == 1
+    why = f"the thread jitney-{thread} has ended"
+    assert first.says("CRITICAL")
+    assert first.says(f"This worker cannot consume any more ({why}) and exits, to be restarted.")
+
+    # And another does what is left and what comes, and nothing again
+    shop.publish("keyed", 100, first=400)
+    if alone:
+        broker.start()
+    shop.environment["DOOMED"] = ""
+    second = shop.worker("two", "-c", "3").wait_ready()
+    shop.wait_idle("keyed", 90)
+    shop.assert_each_once("keyed", 500)
+    shop.assert_order("keyed", by=lambda line: line.key)
+    assert second.stop() == 0
