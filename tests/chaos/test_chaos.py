@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,27 +48,36 @@ def test_clean_stops_repeat_nothing(tmp_path: Path) -> None:
     assert verdict.kinds["stop"] > 2
 
 
+def assert_noticed(directory: Path, noticed: Callable[[Verdict], bool], **options: object) -> None:
+    """The sabotage shows in a run. A storm in which it happens to do no harm proves nothing: then another."""
+    for seed in (1, 2, 3):
+        (directory / str(seed)).mkdir()
+        if noticed(run(directory / str(seed), seed=seed, **options)):
+            return
+    pytest.fail(f"Three runs with the sabotage {options['sabotage']!r} showed nothing of it.")
+
+
 def test_without_the_fence_a_thawed_worker_breaks_the_order_or_repeats_what_others_did(
     tmp_path: Path,
 ) -> None:
-    verdict = run(
-        tmp_path, seconds=27, interval=1, only=("freeze",), workers=2, rate=200, drain=5, sabotage="fence"
-    )
-    assert verdict.disorder or verdict.unexplained, "two workers were at the same lanes"
+    assert_noticed(
+        tmp_path,
+        lambda verdict: bool(verdict.disorder or verdict.unexplained),  # two workers at the same lanes
+        seconds=27, interval=1, only=("freeze",), workers=2, rate=200, drain=5, sabotage="fence",
+    )  # fmt: skip
 
 
 def test_without_durable_retries_what_a_killed_process_was_to_try_again_is_lost(tmp_path: Path) -> None:
-    verdict = run(
-        tmp_path, seconds=8, interval=1, only=("child", "kill"), workers=2, rate=200, drain=4,
-        sabotage="retries",
+    assert_noticed(
+        tmp_path,
+        lambda verdict: bool(verdict.lost),
+        seconds=8, interval=1, only=("child", "kill"), workers=2, rate=200, drain=4, sabotage="retries",
     )  # fmt: skip
-    assert verdict.lost
 
 
 def test_without_recovery_what_a_killed_process_had_in_hand_is_lost(tmp_path: Path) -> None:
-    verdict = run(
-        tmp_path, seconds=6, interval=1, only=("child", "kill"), workers=2, rate=200, drain=4,
-        sabotage="recovery",
+    assert_noticed(
+        tmp_path,
+        lambda verdict: bool(verdict.lost) and any(left.pending for left in verdict.leftovers),
+        seconds=6, interval=1, only=("child", "kill"), workers=2, rate=200, drain=4, sabotage="recovery",
     )  # fmt: skip
-    assert verdict.lost
-    assert any(left.pending for left in verdict.leftovers)
