@@ -15,8 +15,9 @@ from tests.servers import CHROMIUM_NAMES, program, redis7_server, valkey_server
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests marked `both_servers` run on each family of servers."""
-    if "server" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_servers"):
-        metafunc.parametrize("server", ["valkey", "redis7"], indirect=True)
+    if metafunc.definition.get_closest_marker("both_servers"):
+        for name in {"server", "own_server"} & set(metafunc.fixturenames):
+            metafunc.parametrize(name, ["valkey", "redis7"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -41,9 +42,10 @@ def server(request: pytest.FixtureRequest) -> EmbeddedServer:
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    """A Valkey for this test alone, which may kill, freeze and restart it."""
-    with valkey_server(tmp_path / "server") as server:
+def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """A server for this test alone, which may kill, freeze and restart it: of a family as for `server`."""
+    make = redis7_server if getattr(request, "param", "valkey") == "redis7" else valkey_server
+    with make(tmp_path / "server") as server:
         yield server
 
 

@@ -74,6 +74,7 @@ def test_a_deleted_stream_begins_anew_and_nothing_settled_comes_again(shop: Shop
     shop.assert_each_once("keyed", 300)
 
 
+@pytest.mark.both_servers
 def test_after_flushall_workers_and_publishers_go_on_by_themselves(own_shop: Shop) -> None:
     shop = own_shop
     shop.worker().wait_ready()
@@ -88,6 +89,7 @@ def test_after_flushall_workers_and_publishers_go_on_by_themselves(own_shop: Sho
     assert sorted(group.name for group in shop.bus.registry.groups()) == sorted(g for g, _ in GROUPS.values())
 
 
+@pytest.mark.both_servers
 def test_a_server_that_comes_back_with_older_data_does_not_repeat_what_was_settled(
     own_shop: Shop, own_server: EmbeddedServer, tmp_path: Path
 ) -> None:
