@@ -79,10 +79,6 @@ class Link:
         poll.register(self._socket, select.POLLIN | select.POLLHUP | select.POLLERR)
         return bool(poll.poll(0))
 
-    def set_timeout(self, seconds: float | None) -> None:
-        if self._socket is not None:
-            self._socket.settimeout(seconds)
-
     def send(self, packed: bytes, replies: int) -> None:
         """Send packed commands for which `replies` replies will be read. Raises ReplyLost."""
         if self._socket is None:
