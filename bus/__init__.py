@@ -6,7 +6,7 @@ This module is the public API. It can be imported before Django is configured, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from bus import default as _default
@@ -78,17 +78,28 @@ def topic(name: str, *, partitions: int = 1, retention: str | timedelta | float 
 
 
 def publish(
-    topic: str, value: Any, *, key: str | None = None, headers: Mapping[str, str] | None = None
+    topic: str,
+    value: Any,
+    *,
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    message_id: str | None = None,
+    delay: float | timedelta | None = None,
+    at: datetime | None = None,
 ) -> Receipt:
     """Store one message in a topic of the default bus and return its receipt.
 
     `value`: anything JSON can hold, or bytes, which are kept as they are. Messages of one `key` keep
-    their order. `headers`: str to str.
+    their order. `headers`: str to str. `message_id`: stored once within BUS["DEDUPE_WINDOW"] seconds; a
+    second publish returns the first receipt with `duplicate=True`. `delay` (seconds) or `at` (an aware
+    datetime): stored then, by the server's clock, by a worker; the receipt's id is then `d` and a number.
 
     Raises InvalidMessage, UnknownTopic, BusUnavailable or BusFull (nothing was written), or
-    PublishUncertain (the reply was lost: it may or may not be stored).
+    PublishUncertain (the reply was lost: it may or may not be stored; with a `message_id` publish it again).
     """
-    return _default.get().publish(topic, value, key=key, headers=headers)
+    return _default.get().publish(
+        topic, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
+    )
 
 
 def publish_many(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -52,7 +52,13 @@ class Bus:
 
     @cached_property
     def publisher(self) -> Publisher:
-        return Publisher(self.client, self.registry, self.keys, max_bytes=self.settings.max_message_bytes)
+        return Publisher(
+            self.client,
+            self.registry,
+            self.keys,
+            max_bytes=self.settings.max_message_bytes,
+            window=self.settings.dedupe_window,
+        )
 
     def topic(
         self, name: str, *, partitions: int = 1, retention: str | timedelta | float | None = None
@@ -63,10 +69,18 @@ class Bus:
         return TopicHandle(name, lambda: self)
 
     def publish(
-        self, topic: str, value: Any, *, key: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        topic: str,
+        value: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
     ) -> Receipt:
-        """Store one message; see Publisher.publish for the errors."""
-        return self.publisher.publish(topic, value, key, headers)
+        """Store one message; see bus.publish for the arguments, Publisher.publish for the errors."""
+        return self.publisher.publish(topic, value, key, headers, message_id=message_id, delay=delay, at=at)
 
     def publish_many(
         self,
@@ -107,10 +121,19 @@ class TopicHandle:
     """The bus is asked for at each call, so that a handle made at import follows the settings."""
 
     def publish(
-        self, value: Any, *, key: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        value: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
     ) -> Receipt:
-        """Store one message in this topic."""
-        return self.get_bus().publish(self.name, value, key=key, headers=headers)
+        """Store one message in this topic; see bus.publish."""
+        return self.get_bus().publish(
+            self.name, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
+        )
 
     def publish_many(
         self,

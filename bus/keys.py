@@ -84,6 +84,16 @@ class PartitionKeys:
         """string with a TTL: the receipt of a message that was published with this id."""
         return f"{self.stream}:once:{message_id}"
 
+    @property
+    def delayed(self) -> str:
+        """zset: number of a message that is not due yet → due time (server clock, ms)."""
+        return f"{self.stream}:delayed"
+
+    @property
+    def delayed_body(self) -> str:
+        """hash: number → the message, as netstrings; `last` is the last number given."""
+        return f"{self.stream}:delayed:body"
+
     def waiting(self, group: str) -> list[str]:
         """Mark, retry, held and state: what says which messages a group has not settled."""
         return [self.mark(group), self.retry(group), self.held(group), self.state(group)]
