@@ -108,13 +108,14 @@ def publish_many(
     *,
     key: Callable[[Any], str | None] | None = None,
     headers: Callable[[Any], Mapping[str, str] | None] | None = None,
+    message_id: Callable[[Any], str | None] | None = None,
 ) -> int:
     """Store messages in their order, from any iterable however long; return how many.
 
-    `key` and `headers` are called with each value. Raises what `publish` raises, for the message at fault;
-    those before it are stored.
+    `key`, `headers` and `message_id` are called with each value. Raises what `publish` raises, for the
+    message at fault; those before it are stored, and a note on the error says how many.
     """
-    return _default.get().publish_many(topic, values, key=key, headers=headers)
+    return _default.get().publish_many(topic, values, key=key, headers=headers, message_id=message_id)
 
 
 def subscribe(

@@ -89,12 +89,13 @@ class Bus:
         *,
         key: Callable[[Any], str | None] | None = None,
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
+        message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
         """Store messages in their order from any iterable, however long; return how many.
 
-        `key` and `headers` are called with each value. Raises what Publisher.publish_many raises.
+        `key`, `headers` and `message_id` are called with each value. Raises as Publisher.publish_many.
         """
-        return sum(1 for _ in self.publisher.publish_many(topic, values, key, headers))
+        return self.publisher.publish_many(topic, values, key, headers, message_id)
 
     def publish_iter(
         self,
@@ -103,9 +104,10 @@ class Bus:
         *,
         key: Callable[[Any], str | None] | None = None,
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
+        message_id: Callable[[Any], str | None] | None = None,
     ) -> Iterator[Receipt]:
         """Like publish_many, but yields each receipt as its reply arrives."""
-        return self.publisher.publish_many(topic, values, key, headers)
+        return self.publisher.publish_iter(topic, values, key, headers, message_id)
 
     def close(self) -> None:
         """Close idle connections. The bus can be used again afterwards."""
@@ -141,6 +143,7 @@ class TopicHandle:
         *,
         key: Callable[[Any], str | None] | None = None,
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
+        message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
         """Store messages in their order; return how many."""
-        return self.get_bus().publish_many(self.name, values, key=key, headers=headers)
+        return self.get_bus().publish_many(self.name, values, key=key, headers=headers, message_id=message_id)

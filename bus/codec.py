@@ -98,10 +98,19 @@ def _json(topic: str, value: Any) -> bytes:
     except (orjson.JSONEncodeError, RecursionError) as error:
         where = _offender(value, "value") or f"value: {error}"
         raise InvalidMessage(f"Message for {topic!r} cannot be written as JSON: {where}.") from error
-    # orjson writes NaN and infinities as null, which would change the message without a word.
-    if b"null" in packed and (where := _not_finite(value, "value")):
-        raise InvalidMessage(f"Message for {topic!r} cannot be written as JSON: {where}.")
+    if b"null" in packed:
+        check_finite(topic, value)
     return packed
+
+
+def check_finite(topic: str, value: Any) -> None:
+    """Raise InvalidMessage where a value holds NaN or an infinity, with the path to it.
+
+    To be asked where the JSON has a "null": orjson writes them so, which would change the message without
+    a word.
+    """
+    if where := _not_finite(value, "value"):
+        raise InvalidMessage(f"Message for {topic!r} cannot be written as JSON: {where}.")
 
 
 def _offender(value: Any, path: str, above: tuple[int, ...] = ()) -> str:

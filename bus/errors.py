@@ -18,6 +18,9 @@ Retry, Reject               raised by handlers, to be tried again or to become a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class BusError(Exception):
     """Base of all errors of the bus."""
@@ -58,6 +61,9 @@ class BusUnavailable(BusError, ConnectionError):
 
 class ReplyLost(BusUnavailable):
     """The connection broke after a command was sent: it may or may not have happened."""
+
+    replies: Sequence[Any] = ()
+    """Where several were asked for at once: those that came before."""
 
 
 class PublishUncertain(BusError, ConnectionError):

@@ -8,26 +8,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from bus import codec
 from bus import draft as drafts
 from bus.draft import Draft, Headers, once_command, receipt_of
-from bus.errors import BusError, BusUnavailable, PublishUncertain, ReplyLost, ServerError, UnknownTopic
+from bus.errors import BusError, PublishUncertain, ReplyLost, ServerError, UnknownTopic
 from bus.keys import Keys
-from bus.partition import partition_of
+from bus.packer import Packed, Packer
 from bus.registry import Registry
-from bus.streams.commands import add_command, is_noscript
-from bus.streams.connect import Client, error_of
-from bus.streams.wire import Command, Link, pack_all
-from bus.values import Receipt, TopicSpec
+from bus.streams.commands import is_noscript, script
+from bus.streams.connect import Client, check, error_of
+from bus.streams.wire import Command, Link
+from bus.values import Receipt
 
 #: Messages in one write. A pipeline of 500 is within 2 % of one of 1,000 and answers sooner.
 BATCH = 500
+#: Bytes in one write, so that large messages do not pile up. Half of what a socket's buffer holds would do.
+BATCH_BYTES = 1 << 20
 
 #: Messages in one `send_once`: their fields together must stay below what Lua's unpack takes.
 MAX_ONCE = 500
 
-#: What one write holds: (partition, its XADD) of each message.
-Batch = list[tuple[int, Command]]
+#: Scripts that store messages: a link that may send them by their SHA-1 has the server know them first.
+SCRIPTS = ("once", "delay")
 
 
 class Publisher:
@@ -43,6 +44,9 @@ class Publisher:
         self._max_bytes = max_bytes
         self._window = window
         self._turn = itertools.count()
+        self._packers: dict[str, Packer] = {}
+
+    # ------------------------------------------------------------------ one
 
     def publish(
         self,
@@ -60,6 +64,10 @@ class Publisher:
         Raises InvalidMessage, UnknownTopic, BusUnavailable, BusFull (nothing was written) or
         PublishUncertain (the reply was lost; with a message_id it is safe to publish again).
         """
+        if headers is None and message_id is None and delay is None and at is None:
+            partition, packed = self.packer(topic).pack(value, key, next(self._turn))
+            reply = self._call(topic, partition, lambda: self._client.call_packed(packed))
+            return Receipt(topic, partition, reply.decode())
         return self.send(self.draft(topic, value, key, headers, message_id=message_id, delay=delay, at=at))
 
     def draft(
@@ -81,7 +89,7 @@ class Publisher:
     def send(self, draft: Draft) -> Receipt:
         """Store a draft and return its receipt. Raises what `publish` raises, but for InvalidMessage."""
         spec = self._registry.spec(draft.topic)
-        partition = draft.partition(spec.partitions, self._next)
+        partition = draft.partition(spec.partitions, lambda: next(self._turn))
         keys = self._keys.partition(draft.topic, partition)
         reply = self._store(
             draft.topic, partition, lambda by_text: draft.command(keys, self._window, by_text=by_text)
@@ -107,161 +115,268 @@ class Publisher:
         )
         return [receipt_of(topic, partition, [each]) for each in reply]
 
+    def _store(self, topic: str, partition: int, command: Callable[[bool], Command]) -> Any:
+        """The reply to a command that may be a script; `command` is asked for it by SHA-1, or in full."""
+
+        def call() -> Any:
+            try:
+                return self._client.call(*command(False))
+            except ServerError as error:
+                if not is_noscript(error):
+                    raise
+                return self._client.call(*command(True))
+
+        return self._call(topic, partition, call)
+
+    def _call(self, topic: str, partition: int, call: Callable[[], Any]) -> Any:
+        """The reply to a command that stores, sent again only where nil says that nothing was written."""
+        try:
+            reply = call()
+            if reply is None:
+                self.mend(topic, partition, reply)
+                reply = call()
+        except ReplyLost as error:
+            raise uncertain(topic, error) from error
+        if reply is None:
+            raise vanished(topic)
+        return reply
+
+    # ------------------------------------------------------------------ many
+
     def publish_many(
         self,
         topic: str,
         values: Iterable[Any],
         key: Callable[[Any], str | None] | None = None,
         headers: Callable[[Any], Headers | None] | None = None,
-    ) -> Iterator[Receipt]:
-        """Store messages in their order, BATCH in a write, two writes in flight; yield their receipts.
+        message_id: Callable[[Any], str | None] | None = None,
+    ) -> int:
+        """Store messages in their order, BATCH in a write, two writes in flight; return how many.
 
-        Lazy: nothing is written before the first receipt is asked for. On an error the message at
-        fault is the one after the last receipt. If it cannot be published (InvalidMessage, an error of
-        `values`, `key` or `headers`) all before it are stored and none after it; if the server refuses
-        it, later ones under way may be stored or not.
+        On an error all before the message at fault are stored, and a note on the error says which it is. If
+        it cannot be published (InvalidMessage, an error of `values`, `key`, `headers` or `message_id`) none
+        after it is stored; if the server refuses it, later ones under way may be stored or not.
         """
-        spec = self._registry.spec(topic)
-        link = self._client.borrow()
+        stored = 0
         try:
-            yield from self._stream_batches(link, spec, values, key, headers)
-        except ReplyLost as error:
-            raise self._uncertain(topic, error) from error
-        finally:
-            if link.pending:
-                link.close()
-            self._client.give_back(link)
+            for _, replies in self._waves(topic, values, key, headers, message_id):
+                stored += len(replies)
+        except BusError as error:
+            error.add_note(f"{stored:,} messages of this call are known to be stored; the next is at fault.")
+            raise
+        return stored
 
-    def _stream_batches(
+    def publish_iter(
         self,
-        link: Link,
-        spec: TopicSpec,
+        topic: str,
+        values: Iterable[Any],
+        key: Callable[[Any], str | None] | None = None,
+        headers: Callable[[Any], Headers | None] | None = None,
+        message_id: Callable[[Any], str | None] | None = None,
+    ) -> Iterator[Receipt]:
+        """Like publish_many, but yields each receipt as its reply arrives.
+
+        Lazy: nothing is written before the first receipt is asked for. On an error the message at fault is
+        the one after the last receipt.
+        """
+        for partitions, replies in self._waves(topic, values, key, headers, message_id):
+            for partition, reply in zip(partitions, replies, strict=True):
+                yield receipt_of(topic, partition, reply)
+
+    def _waves(
+        self,
+        topic: str,
         values: Iterable[Any],
         key: Callable[[Any], str | None] | None,
         headers: Callable[[Any], Headers | None] | None,
-    ) -> Iterator[Receipt]:
-        flying: deque[Batch] = deque()
+        message_id: Callable[[Any], str | None] | None,
+    ) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
+        """Partitions and replies of what is stored, in the order of the values; then the error, if any."""
+        wave = _Waves(self, topic, self._client.borrow())
+        try:
+            if message_id is not None:
+                self.load_scripts(wave.link)
+            yield from wave.run(self._writes(topic, values, key, headers, message_id))
+        finally:
+            wave.end(self._client)
+
+    def _writes(
+        self,
+        topic: str,
+        values: Iterable[Any],
+        key: Callable[[Any], str | None] | None,
+        headers: Callable[[Any], Headers | None] | None,
+        message_id: Callable[[Any], str | None] | None,
+    ) -> Iterator[tuple[list[Packed], Exception | None]]:
+        """What goes with one write; the last with the error that ended them, so that what came before it
+        is stored."""
+        write: list[Packed] = []
+        size, turn, simple = 0, self._turn, headers is None and message_id is None
+        packer = self.packer(topic)
+        pack, pack_any, take = packer.pack, packer.pack_any, write.append
+        try:
+            for value in values:
+                name = None if key is None else key(value)
+                if simple:
+                    packed = pack(value, name, next(turn))
+                else:
+                    packed = pack_any(value, name, headers and headers(value), turn=next(turn),
+                                      message_id=message_id and message_id(value))  # fmt: skip
+                take(packed)
+                size += len(packed[1])
+                if len(write) == BATCH or size > BATCH_BYTES:
+                    yield write, None
+                    write, size, packer = [], 0, self.packer(topic)
+                    pack, pack_any, take = packer.pack, packer.pack_any, write.append
+        except Exception as error:
+            yield write, error
+            return
+        if write:
+            yield write, None
+
+    # ------------------------------------------------------------------ shared with the producer
+
+    def packer(self, topic: str) -> Packer:
+        """The packer of a topic by its present spec. Raises UnknownTopic or BusUnavailable."""
+        spec = self._registry.spec(topic)
+        packer = self._packers.get(topic)
+        if packer is None or packer.spec is not spec:
+            packer = Packer(spec, self._keys, max_bytes=self._max_bytes, window=self._window)
+            self._packers[topic] = packer
+        return packer
+
+    def load_scripts(self, link: Link) -> None:
+        """Have the server know the scripts that store messages. Raises BusUnavailable or ServerError."""
+        for reply in link.pipe([("SCRIPT", "LOAD", script(name).text) for name in SCRIPTS]):
+            check(reply)
+
+    def mend(self, topic: str, partition: int, reply: Any) -> None:
+        """See to it that a command can succeed that was answered so that nothing was written.
+
+        Raises UnknownTopic where the stream has vanished because the topic was deleted, BusUnavailable.
+        """
+        if is_noscript(reply):
+            link = self._client.borrow()
+            try:
+                self.load_scripts(link)
+            finally:
+                self._client.give_back(link)
+        else:
+            self._registry.forget_cache()
+            self._registry.restore_partition(topic, partition)
+
+
+class _Waves:
+    """The writes of one call of publish_many, two in flight on one link."""
+
+    def __init__(self, publisher: Publisher, topic: str, link: Link) -> None:
+        self._publisher = publisher
+        self._topic = topic
+        self.link = link
+        self._flying: deque[list[Packed]] = deque()
+
+    def run(
+        self, writes: Iterator[tuple[list[Packed], Exception | None]]
+    ) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
         failure: Exception | None = None
-        for batch, error in self._batches(spec, values, key, headers):
+        for write, error in writes:
             failure = error
-            link.send(pack_all(command for _, command in batch), len(batch))
-            flying.append(batch)
-            if len(flying) == 2:
-                yield from self._receipts(link, spec, flying)
-        while flying:
-            yield from self._receipts(link, spec, flying)
+            self._send(write)
+            if len(self._flying) == 2:
+                yield from self._land()
+        while self._flying:
+            yield from self._land()
         if failure is not None:
             raise failure
 
-    def _receipts(self, link: Link, spec: TopicSpec, flying: deque[Batch]) -> Iterator[Receipt]:
-        """The receipts of the oldest write under way."""
-        batch = flying.popleft()
-        for index, (partition, _command) in enumerate(batch):
-            reply = link.receive()
+    def end(self, client: Client) -> None:
+        if self.link.pending:
+            self.link.close()
+        client.give_back(self.link)
+
+    def _send(self, write: list[Packed]) -> None:
+        try:
+            self.link.send(b"".join([packed for _, packed in write]), len(write))
+        except ReplyLost as error:
+            raise uncertain(self._topic, error) from error
+        self._flying.append(write)
+
+    def _land(self) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
+        """The replies to the oldest write under way."""
+        write = self._flying.popleft()
+        try:
+            replies = self.link.receive_many(len(write))
+        except ReplyLost as error:
+            got = list(error.replies)
+            yield from self._check(write[: len(got)], got)
+            raise uncertain(self._topic, error) from error
+        yield from self._check(write, replies)
+
+    def _check(
+        self, write: list[Packed], replies: list[Any]
+    ) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
+        if any(each is None or each.__class__ is ServerError for each in replies):
+            yield from self._mended(write, replies)
+        else:
+            yield [partition for partition, _ in write], replies
+
+    def _mended(
+        self, write: list[Packed], replies: list[Any]
+    ) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
+        """Something was refused. What is under way must be answered before anything is sent again, or
+        later messages of a key would overtake those that were refused."""
+        for each in self._flying:
+            write, replies = write + each, replies + self.link.receive_many(len(each))
+        self._flying.clear()
+        again = resendable([partition for partition, _ in write], replies)
+        for index, ((partition, packed), reply) in enumerate(zip(write, replies, strict=True)):
+            if index in again:
+                reply = self._send_again(partition, packed, reply)  # noqa: PLW2901  it is the reply that counts
             if reply is None:
-                yield from self._receipts_after_loss(link, spec, batch[index:], flying)
-                return
-            yield self._receipt(spec, partition, reply)
+                raise vanished(self._topic)
+            yield [partition], [_checked(reply)]
 
-    def _receipts_after_loss(
-        self, link: Link, spec: TopicSpec, refused: Batch, flying: deque[Batch]
-    ) -> Iterator[Receipt]:
-        """A stream has vanished. What was sent meanwhile must be answered before it is made again, or later
-        messages of a key would overtake those that were refused."""
-        rest = [*refused, *(item for batch in flying for item in batch)]
-        flying.clear()
-        replies = [None, *(link.receive() for _ in rest[1:])]
-        for (partition, command), reply in zip(rest, replies, strict=True):
-            added = self._add(spec, partition, command) if reply is None else reply
-            yield self._receipt(spec, partition, added)
-
-    def _batches(
-        self,
-        spec: TopicSpec,
-        values: Iterable[Any],
-        key: Callable[[Any], str | None] | None,
-        headers: Callable[[Any], Headers | None] | None,
-    ) -> Iterator[tuple[Batch, Exception | None]]:
-        """The writes; the last one with the error that ended them, so that what came before it is stored."""
-        batch: Batch = []
-        streams = [self._keys.partition(spec.name, number).stream for number in range(spec.partitions)]
+    def _send_again(self, partition: int, packed: bytes, reply: Any) -> Any:
+        self._publisher.mend(self._topic, partition, reply)
         try:
-            for value in values:
-                name = key(value) if key else None
-                fields = codec.encode(spec.name, value, name, headers(value) if headers else None,
-                                      max_bytes=self._max_bytes)  # fmt: skip
-                partition = self._partition(spec, name)
-                batch.append((partition, add_command(streams[partition], fields)))
-                if len(batch) == BATCH:
-                    yield batch, None
-                    batch = []
-        except Exception as error:
-            yield batch, error
-            return
-        if batch:
-            yield batch, None
-
-    def _store(self, topic: str, partition: int, command: Callable[[bool], Command]) -> Any:
-        """The reply to a command that stores; `command` is asked for it with whole scripts where need be."""
-        try:
-            reply = self._call_script(command)
-            if reply is None:
-                # The stream has vanished and nothing was written.
-                self._registry.forget_cache()
-                self._registry.restore_partition(topic, partition)
-                reply = self._call_script(command)
+            self.link.send(packed, 1)
+            return self.link.receive()
         except ReplyLost as error:
-            raise self._uncertain(topic, error) from error
-        if reply is None:
-            raise UnknownTopic(topic, "Its stream vanished again while the message was being published.")
-        return reply
+            raise uncertain(self._topic, error) from error
 
-    def _call_script(self, command: Callable[[bool], Command]) -> Any:
-        try:
-            return self._client.call(*command(False))
-        except ServerError as error:
-            if not is_noscript(error):
-                raise
-            return self._client.call(*command(True))
 
-    def _next(self) -> int:
-        return next(self._turn)
+def resendable(places: Sequence[Any], replies: Sequence[Any]) -> set[int]:
+    """Which of the messages sent in this order can be sent again without a break in the order.
 
-    def _partition(self, spec: TopicSpec, key: str | None) -> int:
-        if spec.partitions == 1:
-            return 0
-        if key is None:
-            return next(self._turn) % spec.partitions
-        return partition_of(key, spec.partitions)
+    Those that were refused for a reason that can be mended (nothing was written), and after which nothing
+    of the same place was stored.
+    """
+    again: set[int] = set()
+    closed: set[Any] = set()
+    for index in range(len(replies) - 1, -1, -1):
+        reply = replies[index]
+        if reply is None or is_noscript(reply):
+            if places[index] not in closed:
+                again.add(index)
+        elif not isinstance(reply, ServerError):
+            closed.add(places[index])
+    return again
 
-    def _add(self, spec: TopicSpec, partition: int, command: Command) -> bytes:
-        try:
-            reply = self._client.call(*command)
-        except ReplyLost as error:
-            raise self._uncertain(spec.name, error) from error
-        return reply if reply is not None else self._add_restored(spec, partition, command)
 
-    def _add_restored(self, spec: TopicSpec, partition: int, command: Command) -> bytes:
-        # XADD NOMKSTREAM answered nil: the stream has vanished and nothing was written.
-        self._registry.forget_cache()
-        self._registry.restore_partition(spec.name, partition)
-        try:
-            reply = self._client.call(*command)
-        except ReplyLost as error:
-            raise self._uncertain(spec.name, error) from error
-        if reply is None:
-            raise UnknownTopic(spec.name, "Its stream vanished again while the message was being published.")
-        return bytes(reply)
+def uncertain(topic: str, error: ReplyLost) -> PublishUncertain:
+    """The error for a message whose reply was lost."""
+    return PublishUncertain(
+        f"The reply to a publish to {topic!r} was lost, so the message may or may not be stored: {error} "
+        "A message with a message_id can safely be published again."
+    )
 
-    @staticmethod
-    def _receipt(spec: TopicSpec, partition: int, reply: Any) -> Receipt:
-        if isinstance(reply, ServerError):
-            raise error_of(reply)
-        return Receipt(spec.name, partition, reply.decode())
 
-    @staticmethod
-    def _uncertain(topic: str, error: BusUnavailable) -> BusError:
-        return PublishUncertain(
-            f"The reply to a publish to {topic!r} was lost, so the message may or may not be stored: {error} "
-            "A message with a message_id can safely be published again."
-        )
+def vanished(topic: str) -> UnknownTopic:
+    """The error for a message whose stream was missing, and is missing again."""
+    return UnknownTopic(topic, "Its stream vanished again while the message was being published.")
+
+
+def _checked(reply: Any) -> Any:
+    if isinstance(reply, ServerError):
+        raise error_of(reply)
+    return reply

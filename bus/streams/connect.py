@@ -172,6 +172,16 @@ class Client:
         """One command and its reply. Raises BusUnavailable, ReplyLost, BusFull or ServerError."""
         return check(self._with_link(lambda link: link.call(*command)))
 
+    def call_packed(self, packed: bytes) -> Any:
+        """One command that is packed already, and its reply. Raises as `call`."""
+        link = self.borrow()
+        try:
+            link.send(packed, 1)
+            reply = link.receive()
+        finally:
+            self.give_back(link)
+        return check(reply)
+
     def pipe(self, commands: Sequence[Command]) -> list[Any]:
         """Many commands in one round trip; errors of the server are ServerError values among the replies."""
         if not commands:

@@ -40,10 +40,22 @@ def pack_all(commands: Iterable[Command]) -> bytes:
     return b"".join([_pack(tuple(command)) for command in commands])
 
 
+def add_head(stream: str, fields: int) -> bytes:
+    """All that is the same in each XADD of so many fields to a stream, up to the length of the first value.
+
+    The first field is `v`. What follows is `<length>\\r\\n<value>\\r\\n`, and the other fields in full.
+    NOMKSTREAM: a stream without its groups would lose messages for them, so none is ever made by XADD.
+    """
+    name = stream.encode()
+    return b"*%d\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n$1\r\n*\r\n$1\r\nv\r\n$" % (
+        4 + 2 * fields, len(name), name,
+    )  # fmt: skip
+
+
 class Link:
     """A connected socket. Not thread-safe. After any error it is closed and stays closed."""
 
-    __slots__ = ("_connection", "_reader", "_socket", "client_id", "pending")
+    __slots__ = ("_connection", "_poll", "_reader", "_socket", "client_id", "pending")
 
     def __init__(self, connection: AbstractConnection) -> None:
         """Connect. Raises BusUnavailable; nothing was written then."""
@@ -58,6 +70,8 @@ class Link:
             raise BusUnavailable(f"Cannot connect to Redis: {error}") from error
         self._socket = connection._sock
         self._reader = hiredis.Reader(replyError=ServerError)
+        self._poll = select.poll()
+        self._poll.register(self.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
 
     @property
     def closed(self) -> bool:
@@ -73,11 +87,7 @@ class Link:
 
     def stale(self) -> bool:
         """True if the server has closed an idle connection (or sent something nobody asked for)."""
-        if self._socket is None:
-            return True
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN | select.POLLHUP | select.POLLERR)
-        return bool(poll.poll(0))
+        return self._socket is None or bool(self._poll.poll(0))
 
     def send(self, packed: bytes, replies: int) -> None:
         """Send packed commands for which `replies` replies will be read. Raises ReplyLost."""
@@ -114,10 +124,31 @@ class Link:
         self.pending -= 1
         return reply
 
+    def receive_many(self, count: int) -> list[Any]:
+        """The next `count` replies, as `receive` gives each.
+
+        Raises ReplyLost, with those that came before the connection broke in `replies`.
+        """
+        replies: list[Any] = []
+        gets, take = self._reader.gets, replies.append
+        try:
+            while len(replies) < count:
+                reply = gets()
+                if reply is False:
+                    # Reads what is there, then goes on without a look at the socket until it is used up.
+                    replies.append(self.receive())
+                else:
+                    take(reply)
+                    self.pending -= 1
+        except ReplyLost as error:
+            error.replies = replies
+            raise
+        return replies
+
     def pipe(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one write and read all their replies; errors are values among them."""
         self.send(pack_all(commands), len(commands))
-        return [self.receive() for _ in commands]
+        return self.receive_many(len(commands))
 
     def call(self, *command: Argument) -> Any:
         """Send one command; return its reply, an error as a ServerError value."""

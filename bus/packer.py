@@ -1,0 +1,105 @@
+"""Values → packed XADDs of one topic: the fast way from a value to bytes on the wire.
+
+What nearly every message is (a JSON value, perhaps with a key) is encoded, checked and packed here in
+one function, with all that repeats made once: 0.9 µs instead of 2.5. Anything else (headers, bytes, a
+message_id, a delay, whatever is wrong) goes the general way, through `bus.draft`, which also says what is
+wrong. Both ways store the same fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+from zlib import crc32
+
+import orjson
+
+from bus import codec
+from bus import draft as drafts
+from bus.draft import Draft, Headers
+from bus.keys import Keys
+from bus.streams.wire import add_head, pack
+from bus.values import TopicSpec
+
+Packed = tuple[int, bytes]
+"""The partition, and the command in RESP."""
+
+
+class Packer:
+    """Packs messages for one topic as its spec is now."""
+
+    __slots__ = ("_heads", "_keyed_heads", "_keys", "_max_bytes", "_one", "_window", "pack", "spec")
+
+    def __init__(self, spec: TopicSpec, keys: Keys, *, max_bytes: int, window: int) -> None:
+        self.spec = spec
+        self._keys = [keys.partition(spec.name, number) for number in range(spec.partitions)]
+        self._max_bytes = max_bytes
+        self._window = window
+        self._heads = [add_head(each.stream, 1) for each in self._keys]
+        self._keyed_heads = [add_head(each.stream, 2) for each in self._keys]
+        self.pack = self._make_pack()
+
+    def _make_pack(self) -> Callable[[Any, str | None, int], Packed]:
+        """`pack(value, key, turn)`: a message with a JSON value; `turn`: the partition where there is no key.
+
+        Raises InvalidMessage. A closure, so that nothing is looked up on the hot path.
+        """
+        heads, keyed_heads, partitions = self._heads, self._keyed_heads, self.spec.partitions
+        max_bytes, dumps, crc, general = self._max_bytes, orjson.dumps, crc32, self.pack_any
+        topic, check_finite = self.spec.name, codec.check_finite
+
+        def pack(value: Any, key: str | None, turn: int) -> Packed:
+            try:
+                packed = dumps(value)
+                if b"null" in packed:
+                    check_finite(topic, value)
+                size = len(packed)
+                if key is None:
+                    if size > max_bytes:
+                        return general(value, key, turn=turn)
+                    partition = turn % partitions
+                    return partition, b"%b%d\r\n%b\r\n" % (heads[partition], size, packed)
+                if key.__class__ is not str:
+                    return general(value, key, turn=turn)
+                name = key.encode()
+                length = len(name)
+                if size + length > max_bytes:
+                    return general(value, key, turn=turn)
+                partition = crc(name) % partitions
+                return partition, b"%b%d\r\n%b\r\n$1\r\nk\r\n$%d\r\n%b\r\n" % (
+                    keyed_heads[partition], size, packed, length, name,
+                )  # fmt: skip
+            except (TypeError, ValueError, RecursionError):  # bytes, or what the general way explains
+                return general(value, key, turn=turn)
+
+        return pack
+
+    def pack_any(
+        self,
+        value: Any,
+        key: str | None = None,
+        headers: Headers | None = None,
+        *,
+        turn: int,
+        message_id: str | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+    ) -> Packed:
+        """Any message, and the one that says what is wrong with it. Raises InvalidMessage."""
+        draft = drafts.make(
+            self.spec.name,
+            value,
+            key,
+            headers,
+            message_id=message_id,
+            delay=delay,
+            at=at,
+            max_bytes=self._max_bytes,
+        )
+        return self.pack_draft(draft, turn)
+
+    def pack_draft(self, draft: Draft, turn: int, *, by_text: bool = False) -> Packed:
+        """A draft; `by_text`: with its whole script, which the server does not know."""
+        partition = draft.partition(self.spec.partitions, lambda: turn)
+        return partition, pack(draft.command(self._keys[partition], self._window, by_text=by_text))
