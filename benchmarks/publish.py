@@ -98,7 +98,7 @@ ONE_BY_ONE: dict[str, Callable[[Side], None]] = {"redis-py xadd": redis_one_by_o
 MANY: dict[str, Callable[[Side], None]] = {
     f"redis-py pipeline of {PIPELINE}": redis_pipeline,
     "publish_many": publish_many,
-    #    "Producer": producer,
+    "Producer": producer,
 }
 
 

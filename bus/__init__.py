@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 from bus import default as _default
 from bus.client import Bus, TopicHandle
 from bus.errors import (
+    BufferFull,
     BusError,
     BusFull,
     BusUnavailable,
     ConfigurationError,
     InvalidMessage,
+    ProducerClosed,
     PublishUncertain,
     ReadOnly,
     Reject,
@@ -26,12 +28,16 @@ from bus.errors import (
     UnknownGroup,
     UnknownTopic,
 )
+from bus.future import PublishFuture
+from bus.producer import Producer
 from bus.subscriptions import Handler, Subscription
 from bus.values import Message, Ordering, Position, Receipt, RetryPolicy, TopicSpec, parse_duration
 
 __all__ = [
     # topics and publishing
     "Bus",
+    "Producer",
+    "PublishFuture",
     "TopicHandle",
     "publish",
     "publish_many",
@@ -48,11 +54,13 @@ __all__ = [
     "Reject",
     "Retry",
     # errors
+    "BufferFull",
     "BusError",
     "BusFull",
     "BusUnavailable",
     "ConfigurationError",
     "InvalidMessage",
+    "ProducerClosed",
     "PublishUncertain",
     "ReadOnly",
     "StaleLease",

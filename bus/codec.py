@@ -98,7 +98,7 @@ def _json(topic: str, value: Any) -> bytes:
     except (orjson.JSONEncodeError, RecursionError) as error:
         where = _offender(value, "value") or f"value: {error}"
         raise InvalidMessage(f"Message for {topic!r} cannot be written as JSON: {where}.") from error
-    if b"null" in packed:
+    if packed.find(b"null") >= 0:
         check_finite(topic, value)
     return packed
 

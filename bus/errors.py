@@ -10,6 +10,8 @@ BusError
 │   └── ReplyLost           the connection broke after the command was sent (reads, operator verbs)
 ├── PublishUncertain        the reply to a publish was lost: the message may or may not be stored
 ├── BusFull                 Redis is out of memory; nothing was written
+├── BufferFull              a producer holds as much as it may; the message was not taken
+├── ProducerClosed          the producer is closed; the message was not taken
 ├── StaleLease              another worker took the lane over; nothing was settled
 ├── ReadOnly                BUS["READ_ONLY"] forbids operator verbs
 └── ServerError             Redis answered with an error that Jitney does not expect
@@ -72,6 +74,14 @@ class PublishUncertain(BusError, ConnectionError):
 
 class BusFull(BusError, MemoryError):
     """Redis has reached maxmemory. Nothing was written; consumers go on draining."""
+
+
+class BufferFull(BusError):
+    """A producer with on_full="raise" has as much on its way as it may hold. The message was not taken."""
+
+
+class ProducerClosed(BusError, RuntimeError):
+    """The producer was closed. The message was not taken."""
 
 
 class StaleLease(BusError):

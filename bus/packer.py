@@ -22,14 +22,16 @@ from bus.keys import Keys
 from bus.streams.wire import add_head, pack
 from bus.values import TopicSpec
 
-Packed = tuple[int, bytes]
-"""The partition, and the command in RESP."""
+Place = tuple[str, int]
+"""Topic and partition."""
+Packed = tuple[Place, bytes]
+"""Where a message goes, and the command in RESP."""
 
 
 class Packer:
     """Packs messages for one topic as its spec is now."""
 
-    __slots__ = ("_heads", "_keyed_heads", "_keys", "_max_bytes", "_one", "_window", "pack", "spec")
+    __slots__ = ("_heads", "_keyed_heads", "_keys", "_max_bytes", "_places", "_window", "pack", "spec")
 
     def __init__(self, spec: TopicSpec, keys: Keys, *, max_bytes: int, window: int) -> None:
         self.spec = spec
@@ -38,6 +40,8 @@ class Packer:
         self._window = window
         self._heads = [add_head(each.stream, 1) for each in self._keys]
         self._keyed_heads = [add_head(each.stream, 2) for each in self._keys]
+        self._places = [(spec.name, number) for number in range(spec.partitions)]
+        """Topic and partition, by partition: made once for all messages."""
         self.pack = self._make_pack()
 
     def _make_pack(self) -> Callable[[Any, str | None, int], Packed]:
@@ -45,21 +49,22 @@ class Packer:
 
         Raises InvalidMessage. A closure, so that nothing is looked up on the hot path.
         """
-        heads, keyed_heads, partitions = self._heads, self._keyed_heads, self.spec.partitions
+        heads, keyed_heads, places = self._heads, self._keyed_heads, self._places
+        partitions = self.spec.partitions
         max_bytes, dumps, crc, general = self._max_bytes, orjson.dumps, crc32, self.pack_any
         topic, check_finite = self.spec.name, codec.check_finite
 
         def pack(value: Any, key: str | None, turn: int) -> Packed:
             try:
                 packed = dumps(value)
-                if b"null" in packed:
+                if packed.find(b"null") >= 0:  # `in` raises and catches a TypeError inside for bytes
                     check_finite(topic, value)
                 size = len(packed)
                 if key is None:
                     if size > max_bytes:
                         return general(value, key, turn=turn)
                     partition = turn % partitions
-                    return partition, b"%b%d\r\n%b\r\n" % (heads[partition], size, packed)
+                    return places[partition], b"%b%d\r\n%b\r\n" % (heads[partition], size, packed)
                 if key.__class__ is not str:
                     return general(value, key, turn=turn)
                 name = key.encode()
@@ -67,7 +72,7 @@ class Packer:
                 if size + length > max_bytes:
                     return general(value, key, turn=turn)
                 partition = crc(name) % partitions
-                return partition, b"%b%d\r\n%b\r\n$1\r\nk\r\n$%d\r\n%b\r\n" % (
+                return places[partition], b"%b%d\r\n%b\r\n$1\r\nk\r\n$%d\r\n%b\r\n" % (
                     keyed_heads[partition], size, packed, length, name,
                 )  # fmt: skip
             except (TypeError, ValueError, RecursionError):  # bytes, or what the general way explains
@@ -102,4 +107,6 @@ class Packer:
     def pack_draft(self, draft: Draft, turn: int, *, by_text: bool = False) -> Packed:
         """A draft; `by_text`: with its whole script, which the server does not know."""
         partition = draft.partition(self.spec.partitions, lambda: turn)
-        return partition, pack(draft.command(self._keys[partition], self._window, by_text=by_text))
+        return self._places[partition], pack(
+            draft.command(self._keys[partition], self._window, by_text=by_text)
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -12,12 +13,14 @@ from bus import draft as drafts
 from bus.draft import Draft, Headers, once_command, receipt_of
 from bus.errors import BusError, PublishUncertain, ReplyLost, ServerError, UnknownTopic
 from bus.keys import Keys
-from bus.packer import Packed, Packer
+from bus.packer import Packed, Packer, Place
 from bus.registry import Registry
 from bus.streams.commands import is_noscript, script
 from bus.streams.connect import Client, check, error_of
 from bus.streams.wire import Command, Link
-from bus.values import Receipt
+from bus.values import Receipt, TopicSpec
+
+logger = logging.getLogger("bus.publisher")
 
 #: Messages in one write. A pipeline of 500 is within 2 % of one of 1,000 and answers sooner.
 BATCH = 500
@@ -65,9 +68,9 @@ class Publisher:
         PublishUncertain (the reply was lost; with a message_id it is safe to publish again).
         """
         if headers is None and message_id is None and delay is None and at is None:
-            partition, packed = self.packer(topic).pack(value, key, next(self._turn))
-            reply = self._call(topic, partition, lambda: self._client.call_packed(packed))
-            return Receipt(topic, partition, reply.decode())
+            place, packed = self.packer(topic).pack(value, key, next(self._turn))
+            reply = self._call(*place, lambda: self._client.call_packed(packed))
+            return Receipt(*place, reply.decode())
         return self.send(self.draft(topic, value, key, headers, message_id=message_id, delay=delay, at=at))
 
     def draft(
@@ -179,9 +182,9 @@ class Publisher:
         Lazy: nothing is written before the first receipt is asked for. On an error the message at fault is
         the one after the last receipt.
         """
-        for partitions, replies in self._waves(topic, values, key, headers, message_id):
-            for partition, reply in zip(partitions, replies, strict=True):
-                yield receipt_of(topic, partition, reply)
+        for places, replies in self._waves(topic, values, key, headers, message_id):
+            for place, reply in zip(places, replies, strict=True):
+                yield receipt_of(*place, reply)
 
     def _waves(
         self,
@@ -190,8 +193,8 @@ class Publisher:
         key: Callable[[Any], str | None] | None,
         headers: Callable[[Any], Headers | None] | None,
         message_id: Callable[[Any], str | None] | None,
-    ) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
-        """Partitions and replies of what is stored, in the order of the values; then the error, if any."""
+    ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
+        """Places and replies of what is stored, in the order of the values; then the error, if any."""
         wave = _Waves(self, topic, self._client.borrow())
         try:
             if message_id is not None:
@@ -238,11 +241,28 @@ class Publisher:
 
     def packer(self, topic: str) -> Packer:
         """The packer of a topic by its present spec. Raises UnknownTopic or BusUnavailable."""
-        spec = self._registry.spec(topic)
-        packer = self._packers.get(topic)
+        return self._packer_for(self._registry.spec(topic))
+
+    def known_packer(self, topic: str) -> Packer | None:
+        """The packer of a topic by the spec known last; None if it was never asked for. No I/O."""
+        spec = self._registry.known(topic)
+        return None if spec is None else self._packer_for(spec)
+
+    def refresh(self, topic: str) -> None:
+        """Ask for the spec of a topic again if it is older than it should be.
+
+        Where that fails the known one stays: a message for a topic that is gone is refused when it is sent.
+        """
+        try:
+            self._registry.spec(topic)
+        except BusError as error:
+            logger.debug("The spec of %s cannot be read again: %s", topic, error)
+
+    def _packer_for(self, spec: TopicSpec) -> Packer:
+        packer = self._packers.get(spec.name)
         if packer is None or packer.spec is not spec:
             packer = Packer(spec, self._keys, max_bytes=self._max_bytes, window=self._window)
-            self._packers[topic] = packer
+            self._packers[spec.name] = packer
         return packer
 
     def load_scripts(self, link: Link) -> None:
@@ -277,7 +297,7 @@ class _Waves:
 
     def run(
         self, writes: Iterator[tuple[list[Packed], Exception | None]]
-    ) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
+    ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
         failure: Exception | None = None
         for write, error in writes:
             failure = error
@@ -301,7 +321,7 @@ class _Waves:
             raise uncertain(self._topic, error) from error
         self._flying.append(write)
 
-    def _land(self) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
+    def _land(self) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
         """The replies to the oldest write under way."""
         write = self._flying.popleft()
         try:
@@ -314,30 +334,30 @@ class _Waves:
 
     def _check(
         self, write: list[Packed], replies: list[Any]
-    ) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
+    ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
         if any(each is None or each.__class__ is ServerError for each in replies):
             yield from self._mended(write, replies)
         else:
-            yield [partition for partition, _ in write], replies
+            yield [place for place, _ in write], replies
 
     def _mended(
         self, write: list[Packed], replies: list[Any]
-    ) -> Iterator[tuple[Sequence[int], Sequence[Any]]]:
+    ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
         """Something was refused. What is under way must be answered before anything is sent again, or
         later messages of a key would overtake those that were refused."""
         for each in self._flying:
             write, replies = write + each, replies + self.link.receive_many(len(each))
         self._flying.clear()
-        again = resendable([partition for partition, _ in write], replies)
-        for index, ((partition, packed), reply) in enumerate(zip(write, replies, strict=True)):
+        again = resendable([place for place, _ in write], replies)
+        for index, ((place, packed), reply) in enumerate(zip(write, replies, strict=True)):
             if index in again:
-                reply = self._send_again(partition, packed, reply)  # noqa: PLW2901  it is the reply that counts
+                reply = self._send_again(place, packed, reply)  # noqa: PLW2901  it is the reply that counts
             if reply is None:
                 raise vanished(self._topic)
-            yield [partition], [_checked(reply)]
+            yield [place], [_checked(reply)]
 
-    def _send_again(self, partition: int, packed: bytes, reply: Any) -> Any:
-        self._publisher.mend(self._topic, partition, reply)
+    def _send_again(self, place: Place, packed: bytes, reply: Any) -> Any:
+        self._publisher.mend(*place, reply)
         try:
             self.link.send(packed, 1)
             return self.link.receive()

@@ -104,9 +104,20 @@ class Registry:
             return cached[0]
         check_name("Topic", name)
         raw = self._client.call("HGET", self._keys.topics, name)
-        spec = _load_topic(name, raw) if raw is not None else self._restore(name)
+        try:
+            spec = _load_topic(name, raw) if raw is not None else self._restore(name)
+        except UnknownTopic:
+            self._cache.pop(name, None)
+            raise
+        if cached is not None and cached[0] == spec:
+            spec = cached[0]  # the same object, so that what was made from it stays
         self._cache[name] = (spec, self._clock() + SPEC_SECONDS)
         return spec
+
+    def known(self, name: str) -> TopicSpec | None:
+        """The spec as it was asked for last, however long ago; None if it never was. No I/O."""
+        cached = self._cache.get(name)
+        return None if cached is None else cached[0]
 
     def specs(self) -> dict[str, TopicSpec]:
         """All topics in Redis, by name."""

@@ -1,0 +1,379 @@
+"""The buffered producer: many threads hand in messages, one thread of its own writes them.
+
+    send() → open batch ──full, old, or waited for──▶ queue ──▶ Sender ──▶ Redis
+       ▲                                                          │
+       └── PublishFuture ◀───── replies, errors ──────────────────┘
+
+All batches go over one connection in the order in which they were begun, so the order of each partition is
+that of the calls to `send`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from bus.errors import BufferFull, BusUnavailable, ConfigurationError, ProducerClosed
+from bus.future import Batch, PublishFuture
+from bus.packer import Packer
+from bus.sender import Sender
+
+if TYPE_CHECKING:
+    from bus.client import Bus
+
+logger = logging.getLogger("bus.producer")
+
+#: How long the end of the process waits for what is still buffered. Seconds.
+EXIT_SECONDS = 10.0
+#: Errors that nobody asked for and that `flush` and `close` still know one by one.
+_UNSEEN = 1000
+
+
+class Producer:
+    """Publishes in the background. Safe across threads and forks; to be closed, or used in a `with`."""
+
+    def __init__(
+        self,
+        bus: Bus | None = None,
+        *,
+        linger: float = 0.005,
+        batch_messages: int = 1000,
+        batch_bytes: int = 512 * 1024,
+        buffer_messages: int = 100_000,
+        buffer_bytes: int = 32 * 1024 * 1024,
+        on_full: Literal["block", "raise"] = "block",
+        delivery_timeout: float = 60.0,
+    ) -> None:
+        """Opens no connection. `bus`: None is the default bus.
+
+        `linger`: seconds that a message waits for others to share its write. `batch_messages`, `batch_bytes`:
+        a write has no more. `buffer_messages`, `buffer_bytes`: so much may be on its way; then `send` waits
+        ("block") or raises BufferFull ("raise"). `delivery_timeout`: seconds after which a message fails that
+        could not be written. Raises ConfigurationError.
+        """
+        for name, number, least in (
+            ("linger", linger, 0), ("batch_messages", batch_messages, 1), ("batch_bytes", batch_bytes, 1),
+            ("buffer_messages", buffer_messages, 1), ("buffer_bytes", buffer_bytes, 1),
+            ("delivery_timeout", delivery_timeout, 0),
+        ):  # fmt: skip
+            if isinstance(number, bool) or not isinstance(number, int | float) or not number >= least:
+                raise ConfigurationError(
+                    f"Producer: {name} must be a number, {least} or more, not {number!r}."
+                )
+        if on_full not in ("block", "raise"):
+            raise ConfigurationError(f"Producer: on_full must be 'block' or 'raise', not {on_full!r}.")
+        self._given = bus
+        self._linger = linger
+        self._batch_messages = batch_messages
+        self._batch_bytes = batch_bytes
+        self._buffer_messages = buffer_messages
+        self._buffer_bytes = buffer_bytes
+        self._blocks = on_full == "block"
+        self._delivery_timeout = delivery_timeout
+        self._begin()
+        _producers.add(self)
+
+    def _begin(self) -> None:
+        """Nothing is buffered: the state of a new producer, and of one in a child after a fork."""
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._room = threading.Condition(self._lock)
+        self._open = Batch(self._hurry)
+        self._queue: deque[Batch] = deque()
+        self._flying: dict[int, Batch] = {}
+        self._messages = 0
+        self._bytes = 0
+        self._turn = 0
+        self._packers: dict[str, Packer] = {}
+        self._idle = False
+        self._closed = False
+        self._ends: float | None = None
+        self._unseen: list[Exception] = []
+        self._unseen_count = 0
+        self._sender: Sender | None = None
+
+    # ------------------------------------------------------------------ sending
+
+    def send(
+        self,
+        topic: str,
+        value: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+    ) -> PublishFuture:
+        """Hand in one message; its receipt comes with the future. Arguments as of `bus.publish`.
+
+        Messages without key and message_id stay with one partition for a batch, then go to the next. Raises
+        InvalidMessage, UnknownTopic, ProducerClosed, BufferFull, and BusUnavailable where the topic is not
+        known yet and Redis cannot be asked. Whatever becomes of the message later is in the future.
+        """
+        packer = self._packers.get(topic) or self._look_up(topic)
+        if headers is None and message_id is None and delay is None and at is None:
+            # The hot path: with the lock about 1 µs besides packing.
+            message = packer.pack(value, key, self._turn)
+            with self._lock:
+                batch = self._open
+                index = len(batch.messages)
+                size = batch.size + len(message[1])
+                if index == 0 or size > batch.most_bytes:
+                    batch, index, size = self._begin_batch(len(message[1])), 0, len(message[1])
+                batch.messages.append(message)
+                batch.size = size
+                if index + 1 == batch.most:
+                    self._cut()
+            return PublishFuture(batch, index)
+        message = packer.pack_any(
+            value, key, headers, turn=self._turn, message_id=message_id, delay=delay, at=at
+        )
+        with self._lock:
+            batch = self._open
+            if not batch or batch.size + len(message[1]) > batch.most_bytes:
+                batch = self._begin_batch(len(message[1]))
+            batch.messages.append(message)
+            batch.size += len(message[1])
+            batch.scripted |= message_id is not None or delay is not None or at is not None
+            if message_id is not None:
+                batch.resendable.add(len(batch) - 1)
+            future = PublishFuture(batch, len(batch) - 1)
+            if len(batch) == batch.most:
+                self._cut()
+        return future
+
+    def _begin_batch(self, size: int) -> Batch:
+        """An open batch for a first message of `size` bytes; waits for room where that is wanted."""
+        self._cut()
+        if not self._has_room(size):
+            self._wait_for_room(size)
+        if self._closed:
+            raise ProducerClosed("This producer is closed; the message was not taken.")
+        batch = self._open
+        batch.born = time.monotonic()
+        # What is in the open batch counts only when it is cut, so that counting costs nothing per message.
+        batch.most = min(self._batch_messages, self._buffer_messages - self._messages)
+        batch.most_bytes = max(size, min(self._batch_bytes, self._buffer_bytes - self._bytes))
+        if self._idle or self._sender is None:
+            self._wake()
+        return batch
+
+    def _look_up(self, topic: str) -> Packer:
+        """By the spec that is known, so that neither a slow nor an absent Redis keeps `send` waiting; the
+        sender asks for a newer one. Only a topic's first message waits for Redis."""
+        publisher = self._bus.publisher
+        packer = self._packers[topic] = publisher.known_packer(topic) or publisher.packer(topic)
+        return packer
+
+    @property
+    def _bus(self) -> Bus:
+        if self._given is not None:
+            return self._given
+        from bus import default
+
+        return default.get()
+
+    def _wait_for_room(self, size: int) -> None:
+        if size > self._buffer_bytes:
+            raise BufferFull(
+                f"A message of {size:,} bytes does not fit into this producer: "
+                f"buffer_bytes is {self._buffer_bytes:,}."
+            )
+        if not self._blocks:
+            raise BufferFull(
+                f"{self._messages:,} messages ({self._bytes:,} bytes) are on their way, as much as this "
+                "producer may hold (buffer_messages, buffer_bytes); the message was not taken."
+            )
+        self._room.wait_for(lambda: self._closed or (self._has_room(size) and not self._open.messages))
+
+    def _has_room(self, size: int) -> bool:
+        return self._messages < self._buffer_messages and self._bytes + size <= self._buffer_bytes
+
+    def _cut(self) -> None:
+        """The open batch is complete."""
+        if self._open.messages:
+            self._messages += len(self._open.messages)
+            self._bytes += self._open.size
+            self._open.topics = list(self._packers)
+            self._queue.append(self._open)
+            self._open = Batch(self._hurry)
+            self._turn += 1
+            self._packers.clear()
+            self._wake()
+
+    def _hurry(self, batch: Batch) -> None:
+        """Somebody waits for a message of this batch."""
+        with self._lock:
+            if batch is self._open:
+                self._cut()
+
+    def _wake(self) -> None:
+        if self._sender is None:
+            bus = self._bus
+            self._sender = Sender(
+                bus.client,
+                bus.publisher,
+                self,
+                delivery_timeout=self._delivery_timeout,
+                window=bus.settings.dedupe_window,
+            )
+            self._sender.start()
+        self._work.notify()
+
+    # ------------------------------------------------------------------ for the sender
+
+    def take(self, *, wait: bool) -> Batch | None:
+        """The next batch that is due. Without one: None, or wait for it; None then means the end."""
+        with self._lock:
+            while True:
+                if self._ends is not None and time.monotonic() >= self._ends:
+                    return None
+                if not self._queue and self._open.messages:
+                    left = self._open.born + self._linger - time.monotonic()
+                    if left <= 0 or self._closed:
+                        self._cut()
+                if self._queue:
+                    batch = self._queue.popleft()
+                    self._flying[id(batch)] = batch
+                    return batch
+                if not wait or self._closed:
+                    return None
+                self._idle = not self._open.messages
+                self._work.wait(None if self._idle else left)
+                self._idle = False
+
+    def landed(self, batch: Batch, failed: list[tuple[int, Exception]]) -> None:
+        """Nothing of this batch is on its way any more."""
+        with self._lock:
+            self._flying.pop(id(batch), None)
+            self._messages -= len(batch)
+            self._bytes -= batch.size
+            for _, error in failed:
+                self._unseen_count += 1
+                if len(self._unseen) < _UNSEEN:
+                    self._unseen.append(error)
+            self._room.notify_all()
+
+    def pause(self, seconds: float) -> bool:
+        """Wait so long; False if there is no time left at all."""
+        with self._lock:
+            ends = time.monotonic() + seconds
+            self._work.wait_for(lambda: self._is_over() or time.monotonic() >= ends, seconds)
+            return not self._is_over()
+
+    def _is_over(self) -> bool:
+        return self._ends is not None and time.monotonic() >= self._ends
+
+    # ------------------------------------------------------------------ the end
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything handed in so far is stored or has failed, at most `timeout` seconds.
+
+        Raises TimeoutError; else the first error since the last flush of a message whose future nobody asked,
+        with a note on how many there were.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            self._cut()
+            waiting = [*self._flying.values(), *self._queue]
+        for batch in waiting:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            for index in range(len(batch)):
+                batch.wait(index, left)
+        self._raise_unseen()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Flush and end, after at most `timeout` seconds (None: as long as delivery_timeout lets it).
+
+        What is not stored by then fails: BusUnavailable where it was surely not written, else
+        PublishUncertain. Raises as flush. Idempotent.
+        """
+        with self._lock:
+            if timeout is not None and self._ends is None:
+                self._ends = time.monotonic() + timeout
+            self._closed = True
+            self._cut()
+            self._work.notify_all()
+            self._room.notify_all()
+            sender = self._sender
+        if sender is not None and sender is not threading.current_thread():
+            patience = self._bus.settings.timeout + 1
+            sender.join(None if timeout is None else timeout + patience)
+        _producers.discard(self)
+        if self._fail_the_rest():
+            raise TimeoutError("The producer was closed before all of its messages were stored.")
+        self._raise_unseen()
+
+    def _fail_the_rest(self) -> int:
+        """After the sender has ended: what it did not get to. How many messages."""
+        with self._lock:
+            rest = [*self._queue]
+            self._queue.clear()
+        error = BusUnavailable("The producer was closed before this message was sent; it was not written.")
+        for batch in rest:
+            batch.land([error] * len(batch))
+            self.landed(batch, [])
+        count = sum(len(batch) for batch in rest)
+        if count:
+            logger.error("The producer was closed with %s messages that were not sent.", f"{count:,}")
+        return count
+
+    def _raise_unseen(self) -> None:
+        with self._lock:
+            errors, count = self._unseen, self._unseen_count
+            self._unseen, self._unseen_count = [], 0
+        if errors:
+            if count > 1:
+                errors[0].add_note(f"{count:,} messages of this producer failed; this is the first.")
+            raise errors[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except Exception as own:
+            error.add_note(f"Besides, messages of the producer failed: {own!r}")
+
+    def _after_fork(self) -> None:
+        """In the child: what was buffered is the parent's to send."""
+        closed = self._closed
+        self._begin()
+        self._closed = closed
+
+
+_producers: weakref.WeakSet[Producer] = weakref.WeakSet()
+
+
+def _forget_parent() -> None:
+    for producer in list(_producers):
+        producer._after_fork()
+
+
+def _flush_at_exit() -> None:
+    for producer in list(_producers):
+        try:
+            producer.close(EXIT_SECONDS)
+        except Exception as error:
+            logger.error("At the end of the process messages were not published: %s", error)
+
+
+os.register_at_fork(after_in_child=_forget_parent)
+atexit.register(_flush_at_exit)

@@ -1,0 +1,339 @@
+"""The thread of a producer: writes batches in their order, two in flight, and sends again what may be.
+
+What may be sent again without a second copy: what the server refused (it wrote nothing), and what has a
+message_id. Order is kept per partition: a refused message after which something of its partition was
+stored gets its error instead, since sent again it would stand behind a newer one.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bus.errors import BusError, BusFull, BusUnavailable, ReplyLost, ServerError, UnknownTopic
+from bus.future import PENDING, Batch
+from bus.packer import Place
+from bus.publisher import Publisher, uncertain, vanished
+from bus.streams.commands import is_noscript
+from bus.streams.connect import Client, error_of
+from bus.streams.wire import Link
+
+logger = logging.getLogger("bus.producer")
+
+#: Writes under way at once: the server works on one while the next is packed.
+_FLIGHTS = 2
+#: Back-off while nothing can be written, doubling from the first to the second. Seconds.
+_BACKOFF = (0.05, 1.0)
+#: What is wrong is said at once, then so often. Seconds.
+_COMPLAIN_SECONDS = 60.0
+
+
+class Queue(Protocol):
+    """Where the sender gets its batches from, and whom it tells what became of them."""
+
+    def take(self, *, wait: bool) -> Batch | None:
+        """The next batch that is due. Without one: None, or wait for it; None then means the end."""
+
+    def landed(self, batch: Batch, failed: list[tuple[int, Exception]]) -> None:
+        """Nothing of this batch is on its way any more."""
+
+    def pause(self, seconds: float) -> bool:
+        """Wait so long; False if there is no time left at all."""
+
+
+@dataclass(slots=True)
+class Flight:
+    """What one write holds: a whole batch, or what is left of some."""
+
+    messages: list[tuple[Batch, int]]
+    batch: Batch | None = None
+    """The batch, where the flight is all of it; `messages` is made only when it is needed."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> Flight:
+        return cls([], batch)
+
+    def all_messages(self) -> list[tuple[Batch, int]]:
+        if self.batch is None:
+            return self.messages
+        return [(self.batch, index) for index in range(len(self.batch))]
+
+    def batches(self) -> list[Batch]:
+        if self.batch is not None:
+            return [self.batch]
+        return list({id(batch): batch for batch, _ in self.messages}.values())
+
+    def __len__(self) -> int:
+        return len(self.messages) if self.batch is None else len(self.batch)
+
+    def write(self) -> tuple[bytes, int]:
+        """The bytes, and how many messages they are."""
+        if self.batch is not None:
+            return b"".join([packed for _, packed in self.batch.messages]), len(self.batch)
+        return b"".join([batch.messages[index][1] for batch, index in self.messages]), len(self.messages)
+
+
+class _Mended(UnknownTopic):
+    """A stream had vanished, or the server did not know a script. It does now."""
+
+    def __init__(self, text: str) -> None:
+        BusError.__init__(self, text)
+
+
+class Sender(threading.Thread):
+    """Sends what its queue gives until the queue ends."""
+
+    def __init__(
+        self,
+        client: Client,
+        publisher: Publisher,
+        queue: Queue,
+        *,
+        delivery_timeout: float,
+        window: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`delivery_timeout`: seconds after which a message fails that could not be written.
+        `window`: seconds for which a message_id is known."""
+        super().__init__(name="jitney-producer", daemon=True)
+        self._client = client
+        self._publisher = publisher
+        self._queue = queue
+        self._delivery_timeout = delivery_timeout
+        self._window = window
+        self._clock = clock
+        self._link: Link | None = None
+        self._flights: deque[Flight] = deque()
+        self._again: deque[Flight] = deque()
+        """What must be sent before anything new."""
+        self._trouble: BusError | None = None
+        """Why nothing could be written the last time."""
+        self._troubles = 0
+        self._quiet_until = 0.0
+        self._knows_scripts = False
+
+    def run(self) -> None:
+        try:
+            while self._step():
+                pass
+        except BaseException as error:
+            # Whoever waits for a receipt must not wait for ever.
+            logger.exception("The thread of a producer broke.")
+            self._lost(ReplyLost(f"the producer broke: {error!r}"), [])
+            self._give_up(BusUnavailable(f"The producer broke before this was sent: {error!r}"))
+            raise
+        finally:
+            self._close_link()
+
+    def _step(self) -> bool:
+        """Send the next flight or land the oldest; False at the end."""
+        if self._again:
+            # One at a time: what comes after it must not overtake what is refused once more.
+            if not self._flights:
+                self._send(self._again.popleft())
+            if self._flights:
+                self._land()
+            return True
+        flying = len(self._flights)
+        batch = self._queue.take(wait=not flying) if flying < _FLIGHTS else None
+        if batch is not None:
+            self._send(Flight.of(batch))
+        elif flying:
+            self._land()
+        return batch is not None or flying > 0
+
+    # ------------------------------------------------------------------ the way out
+
+    def _send(self, flight: Flight) -> None:
+        if self._trouble is not None:
+            flight = self._without_late(flight, self._trouble)
+            if not flight.messages:
+                return
+        try:
+            link = self._connect()
+            for topic in {topic for batch in flight.batches() for topic in batch.topics}:
+                self._publisher.refresh(topic)
+            if not self._knows_scripts and any(batch.scripted for batch in flight.batches()):
+                self._publisher.load_scripts(link)
+                self._knows_scripts = True
+        except BusError as error:
+            self._again.appendleft(flight)
+            self._back_off(error)
+            return
+        now = self._clock()
+        for batch in flight.batches():
+            batch.sent = batch.sent or now
+        self._flights.append(flight)
+        try:
+            link.send(*flight.write())
+        except BusUnavailable as error:
+            self._lost(error, [])
+
+    def _without_late(self, flight: Flight, error: BusError) -> Flight:
+        messages = flight.all_messages()
+        late = [each for each in messages if self._is_late(each[0])]
+        self._judge(late, [error] * len(late))
+        return Flight([each for each in messages if not self._is_late(each[0])]) if late else Flight(messages)
+
+    def _connect(self) -> Link:
+        # Where something is under way the link is open: what breaks it clears the flights.
+        if self._link is None or (not self._flights and self._link.stale()):
+            self._close_link()
+            self._link = self._client.endpoint.connect()
+        return self._link
+
+    def _close_link(self) -> None:
+        link, self._link, self._knows_scripts = self._link, None, False
+        if link is not None:
+            link.close()
+
+    # ------------------------------------------------------------------ the way back
+
+    def _land(self) -> None:
+        """Read the replies to the oldest flight."""
+        flight, link = self._flights[0], self._link
+        assert link is not None
+        try:
+            replies = link.receive_many(len(flight))
+        except BusUnavailable as error:
+            self._lost(error, list(getattr(error, "replies", ())))
+            return
+        if flight.batch is None or not _all_stored(replies):
+            self._sort_out(replies)
+            return
+        self._flights.popleft()
+        self._trouble, self._troubles = None, 0
+        flight.batch.land(replies)
+        self._queue.landed(flight.batch, [])
+
+    def _lost(self, error: BusUnavailable, replies: list[Any]) -> None:
+        """The connection broke after these replies."""
+        self._close_link()
+        self._sort(replies, error)
+
+    def _sort_out(self, replies: list[Any]) -> None:
+        """Something was refused, or is sent again: read the replies to all that is under way."""
+        link = self._link
+        assert link is not None
+        under_way = sum(map(len, self._flights))
+        try:
+            replies = replies + link.receive_many(under_way - len(replies))
+        except BusUnavailable as error:
+            self._lost(error, replies + list(getattr(error, "replies", ())))
+            return
+        self._sort(replies, None)
+
+    def _sort(self, replies: list[Any], lost: BusUnavailable | None) -> None:
+        """Into what is settled and what is sent again. `lost`: why there are no more replies."""
+        messages = [each for flight in self._flights for each in flight.all_messages()]
+        self._flights.clear()
+        replies = replies + [PENDING] * (len(messages) - len(replies))
+        verdicts: list[Any] = []
+        again: list[tuple[Batch, int]] = []
+        refusal: BusError | None = None
+        closed: set[Place] = set()
+        mended: dict[Place, BusError | None] = {}
+        # From the last to the first: was something of the same partition stored after it, or may have been?
+        for (batch, index), reply in zip(reversed(messages), reversed(replies), strict=True):
+            place = batch.place(index)
+            verdict: Any = reply
+            error: BusError | None = lost
+            if reply is PENDING:
+                if not (index in batch.resendable and self._may_resend(batch)):
+                    verdict = uncertain(place[0], ReplyLost(str(lost)))
+                closed.add(place)
+            elif reply is None or isinstance(reply, ServerError):
+                error = self._refusal(place, reply, mended)
+                passing = isinstance(error, BusFull | BusUnavailable | _Mended)
+                verdict = PENDING if passing and place not in closed and not self._is_late(batch) else error
+            else:
+                closed.add(place)
+            verdicts.append(verdict)
+            if verdict is PENDING:
+                refusal = error
+                again.append((batch, index))
+        self._judge(messages, verdicts[::-1])
+        if refusal is None:
+            self._trouble, self._troubles = None, 0
+        else:
+            self._again.appendleft(Flight(again[::-1]))
+            self._back_off(refusal)
+
+    def _may_resend(self, batch: Batch) -> bool:
+        """Whether the server surely still knows the message_ids of a batch."""
+        sent_for = 0.0 if batch.sent is None else self._clock() - batch.sent
+        return sent_for < self._window / 2 and not self._is_late(batch)
+
+    def _refusal(self, place: Place, reply: Any, mended: dict[Place, BusError | None]) -> BusError:
+        """Why a message was refused, after an attempt to mend it: once for each partition."""
+        if reply is not None and not is_noscript(reply):
+            return error_of(reply)
+        if place not in mended:
+            mended[place] = self._mend(place, reply)
+        return mended[place] or _Mended(str(vanished(place[0])) if reply is None else str(reply))
+
+    def _mend(self, place: Place, reply: Any) -> BusError | None:
+        try:
+            self._publisher.mend(*place, reply)
+        except BusError as error:
+            return error
+        return None
+
+    def _is_late(self, batch: Batch) -> bool:
+        return self._clock() - batch.born >= self._delivery_timeout
+
+    # ------------------------------------------------------------------ what becomes of messages
+
+    def _judge(self, messages: list[tuple[Batch, int]], verdicts: Sequence[Any]) -> None:
+        """Give every message its outcome that has one."""
+        by_batch: dict[int, tuple[Batch, dict[int, Any]]] = {}
+        for (batch, index), verdict in zip(messages, verdicts, strict=True):
+            if verdict is not PENDING:
+                by_batch.setdefault(id(batch), (batch, {}))[1][index] = verdict
+        for batch, outcomes in by_batch.values():
+            _complain(batch, outcomes)
+            batch.settle(outcomes)
+            if batch.is_done():
+                self._queue.landed(batch, _failures(batch))
+
+    def _back_off(self, error: BusError) -> None:
+        least, most = _BACKOFF
+        if self._clock() >= self._quiet_until:
+            self._quiet_until = self._clock() + _COMPLAIN_SECONDS
+            logger.warning("The producer cannot write for now and goes on trying: %s", error)
+        self._trouble = error
+        seconds = min(most, least * 2 ** min(self._troubles, 10)) * random.uniform(0.5, 1.5)
+        self._troubles += 1
+        if not self._queue.pause(seconds):
+            self._give_up(error)
+
+    def _give_up(self, error: BusError) -> None:
+        """The producer is being closed and its time is over: what waits was surely not written."""
+        for flight in self._again:
+            messages = flight.all_messages()
+            self._judge(messages, [error] * len(messages))
+        self._again.clear()
+
+
+def _all_stored(replies: list[Any]) -> bool:
+    return set(map(type, replies)) <= {bytes, list}
+
+
+def _failures(batch: Batch) -> list[tuple[int, Exception]]:
+    return [(index, each) for index, each in enumerate(batch.outcomes or ()) if isinstance(each, Exception)]
+
+
+def _complain(batch: Batch, outcomes: dict[int, Any]) -> None:
+    """One line for each topic and kind of error, so that nothing is dropped in silence."""
+    failed: dict[tuple[str, str], list[Exception]] = {}
+    for index, each in outcomes.items():
+        if isinstance(each, Exception):
+            failed.setdefault((batch.place(index)[0], type(each).__name__), []).append(each)
+    for (topic, kind), errors in failed.items():
+        logger.error("%s message(s) to %s: %s: %s", f"{len(errors):,}", topic, kind, errors[-1])
