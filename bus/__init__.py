@@ -5,7 +5,7 @@ This module is the public API. It can be imported before Django is configured, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -39,6 +39,8 @@ __all__ = [
     "Producer",
     "PublishFuture",
     "TopicHandle",
+    "apublish",
+    "apublish_many",
     "publish",
     "publish_many",
     "topic",
@@ -124,6 +126,34 @@ def publish_many(
     message at fault; those before it are stored, and a note on the error says how many.
     """
     return _default.get().publish_many(topic, values, key=key, headers=headers, message_id=message_id)
+
+
+async def apublish(
+    topic: str,
+    value: Any,
+    *,
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    message_id: str | None = None,
+    delay: float | timedelta | None = None,
+    at: datetime | None = None,
+) -> Receipt:
+    """`publish` for an event loop, which it never blocks. A cancelled task does not take the message back."""
+    return await _default.get().apublish(
+        topic, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
+    )
+
+
+async def apublish_many(
+    topic: str,
+    values: Iterable[Any] | AsyncIterable[Any],
+    *,
+    key: Callable[[Any], str | None] | None = None,
+    headers: Callable[[Any], Mapping[str, str] | None] | None = None,
+    message_id: Callable[[Any], str | None] | None = None,
+) -> int:
+    """`publish_many` for an event loop, which it never blocks; `values` may be asynchronous."""
+    return await _default.get().apublish_many(topic, values, key=key, headers=headers, message_id=message_id)
 
 
 def subscribe(

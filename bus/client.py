@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
+from bus.asynchronous import AsyncPublisher
 from bus.conf import Settings
 from bus.keys import Keys
 from bus.publisher import Publisher
@@ -60,6 +61,10 @@ class Bus:
             window=self.settings.dedupe_window,
         )
 
+    @cached_property
+    def async_publisher(self) -> AsyncPublisher:
+        return AsyncPublisher(self)
+
     def topic(
         self, name: str, *, partitions: int = 1, retention: str | timedelta | float | None = None
     ) -> TopicHandle:
@@ -109,8 +114,39 @@ class Bus:
         """Like publish_many, but yields each receipt as its reply arrives."""
         return self.publisher.publish_iter(topic, values, key, headers, message_id)
 
+    async def apublish(
+        self,
+        topic: str,
+        value: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+    ) -> Receipt:
+        """`publish` for an event loop, which it never blocks."""
+        return await self.async_publisher.publish(
+            topic, value, key, headers, message_id=message_id, delay=delay, at=at
+        )
+
+    async def apublish_many(
+        self,
+        topic: str,
+        values: Iterable[Any] | AsyncIterable[Any],
+        *,
+        key: Callable[[Any], str | None] | None = None,
+        headers: Callable[[Any], Mapping[str, str] | None] | None = None,
+        message_id: Callable[[Any], str | None] | None = None,
+    ) -> int:
+        """`publish_many` for an event loop, which it never blocks; `values` may be asynchronous."""
+        return await self.async_publisher.publish_many(topic, values, key, headers, message_id)
+
     def close(self) -> None:
-        """Close idle connections. The bus can be used again afterwards."""
+        """Write what apublish has buffered, and close idle connections. The bus can be used again then."""
+        asynchronous = self.__dict__.pop("async_publisher", None)
+        if asynchronous is not None:
+            asynchronous.close()
         self.client.close()
 
 
@@ -147,3 +183,31 @@ class TopicHandle:
     ) -> int:
         """Store messages in their order; return how many."""
         return self.get_bus().publish_many(self.name, values, key=key, headers=headers, message_id=message_id)
+
+    async def apublish(
+        self,
+        value: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+    ) -> Receipt:
+        """`publish` for an event loop, which it never blocks."""
+        return await self.get_bus().apublish(
+            self.name, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
+        )
+
+    async def apublish_many(
+        self,
+        values: Iterable[Any] | AsyncIterable[Any],
+        *,
+        key: Callable[[Any], str | None] | None = None,
+        headers: Callable[[Any], Mapping[str, str] | None] | None = None,
+        message_id: Callable[[Any], str | None] | None = None,
+    ) -> int:
+        """`publish_many` for an event loop, which it never blocks; `values` may be asynchronous."""
+        return await self.get_bus().apublish_many(
+            self.name, values, key=key, headers=headers, message_id=message_id
+        )

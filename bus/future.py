@@ -11,12 +11,15 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bus.draft import receipt_of
 from bus.errors import BusError
 from bus.packer import Packed, Place
 from bus.values import Receipt
+
+if TYPE_CHECKING:
+    import asyncio
 
 PENDING = object()
 """The outcome of a message that is still on its way."""
@@ -185,7 +188,7 @@ class PublishFuture:
             if not waiter.done():
                 waiter.set_result(None)
 
-        self.add_done_callback(lambda _: _from_thread(loop, wake))
+        self.add_done_callback(lambda _: call_in_loop(loop, wake))
         self.hurry()
         yield from waiter.__await__()
         return self.result(0)
@@ -204,7 +207,8 @@ def _call(callback: Callable[[PublishFuture], object], future: PublishFuture) ->
         logging.getLogger("bus.producer").exception("A callback of a published message failed.")
 
 
-def _from_thread(loop: Any, work: Callable[[], None]) -> None:
+def call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+    """Have an event loop call something soon, from any thread."""
     try:
         loop.call_soon_threadsafe(work)
     except RuntimeError:

@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -100,6 +100,7 @@ class Producer:
         self._ends: float | None = None
         self._unseen: list[Exception] = []
         self._unseen_count = 0
+        self._room_waiters: list[Callable[[], None]] = []
         self._sender: Sender | None = None
 
     # ------------------------------------------------------------------ sending
@@ -264,6 +265,18 @@ class Producer:
                 if len(self._unseen) < _UNSEEN:
                     self._unseen.append(error)
             self._room.notify_all()
+            waiting, self._room_waiters = self._room_waiters, []
+        for callback in waiting:
+            callback()
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call once when something has left the buffer, in the producer's thread; at once if it is empty."""
+        with self._lock:
+            if self._flying or self._queue or self._open:
+                self._cut()
+                self._room_waiters.append(callback)
+                return
+        callback()
 
     def pause(self, seconds: float) -> bool:
         """Wait so long; False if there is no time left at all."""

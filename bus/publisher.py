@@ -17,7 +17,8 @@ from bus.packer import Packed, Packer, Place
 from bus.registry import Registry
 from bus.streams.commands import is_noscript, script
 from bus.streams.connect import Client, check, error_of
-from bus.streams.wire import Command, Link
+from bus.streams.convoy import Convoy
+from bus.streams.wire import Command, Link, pack
 from bus.values import Receipt, TopicSpec
 
 logger = logging.getLogger("bus.publisher")
@@ -46,6 +47,7 @@ class Publisher:
         self._keys = keys
         self._max_bytes = max_bytes
         self._window = window
+        self._convoy = Convoy(client)
         self._turn = itertools.count()
         self._packers: dict[str, Packer] = {}
 
@@ -69,7 +71,7 @@ class Publisher:
         """
         if headers is None and message_id is None and delay is None and at is None:
             place, packed = self.packer(topic).pack(value, key, next(self._turn))
-            reply = self._call(*place, lambda: self._client.call_packed(packed))
+            reply = self._call(*place, lambda: self._convoy.call(packed))
             return Receipt(*place, reply.decode())
         return self.send(self.draft(topic, value, key, headers, message_id=message_id, delay=delay, at=at))
 
@@ -123,11 +125,11 @@ class Publisher:
 
         def call() -> Any:
             try:
-                return self._client.call(*command(False))
+                return self._convoy.call(pack(command(False)))
             except ServerError as error:
                 if not is_noscript(error):
                     raise
-                return self._client.call(*command(True))
+                return self._convoy.call(pack(command(True)))
 
         return self._call(topic, partition, call)
 

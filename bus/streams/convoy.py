@@ -1,0 +1,118 @@
+"""Commands of many threads that go together: one write and one read for all who wait.
+
+A few threads are faster each on a connection of its own. A crowd gets into its own way: then all but LEADERS
+line up, and when a round trip ends, whoever stands first in the line sends for all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from bus.errors import BusError, ReplyLost
+from bus.streams.connect import Client, check
+
+#: Callers at once up to which each goes for itself (measured: see docs/performance.md).
+CROWD = 24
+#: Round trips under way at once in a crowd. With 1 the server idles while the next convoy is packed.
+LEADERS = 2
+#: Commands in one convoy at most, and about as many bytes: a connection that breaks makes no more uncertain.
+_LONGEST = 500
+_LARGEST = 1 << 20
+
+
+class _Caller:
+    """One thread that stands in the line."""
+
+    __slots__ = ("called", "convoy", "error", "packed", "reply")
+
+    def __init__(self, packed: bytes) -> None:
+        self.packed = packed
+        self.called = threading.Lock()
+        self.called.acquire()
+        self.convoy: list[_Caller] = []
+        """The line that this thread sends for; empty: somebody else did."""
+        self.reply: Any = None
+        self.error: BusError | None = None
+
+
+class Convoy:
+    """Sends commands over a client's links. Thread-safe; a forked child begins with an empty line."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._line: list[_Caller] = []
+        self._inside = 0
+        self._leaders = 0
+
+    def call(self, packed: bytes) -> Any:
+        """One packed command and its reply. Raises as `Client.call`."""
+        if self._pid != os.getpid():
+            self._begin()
+        caller: _Caller | None = None
+        with self._lock:
+            self._inside += 1
+            if self._inside > CROWD and self._leaders >= LEADERS:
+                caller = _Caller(packed)
+                self._line.append(caller)
+            else:
+                self._leaders += 1
+        try:
+            return self._client.call_packed(packed) if caller is None else self._wait(caller)
+        finally:
+            self._leave(led=caller is None or bool(caller.convoy))
+
+    def _wait(self, caller: _Caller) -> Any:
+        caller.called.acquire()
+        if caller.convoy:
+            self._lead(caller.convoy)
+        if caller.error is not None:
+            raise caller.error
+        return check(caller.reply)
+
+    def _leave(self, *, led: bool) -> None:
+        """A caller has its reply; if it led, whoever stands first in the line goes for all of it."""
+        convoy: list[_Caller] = []
+        with self._lock:
+            self._inside -= 1
+            if not led:
+                return
+            size = 0
+            while self._leaders <= LEADERS and self._line and len(convoy) < _LONGEST and size < _LARGEST:
+                caller = self._line.pop(0)
+                size += len(caller.packed)
+                convoy.append(caller)
+            if not convoy:
+                self._leaders -= 1
+        if convoy:
+            convoy[0].convoy = convoy
+            convoy[0].called.release()
+
+    def _lead(self, convoy: list[_Caller]) -> None:
+        try:
+            self._send(convoy)
+        except BaseException as error:
+            # Those who wait must hear of it, whatever it is.
+            for caller in convoy:
+                if caller.reply is None and caller.error is None:
+                    caller.error = error if isinstance(error, BusError) else ReplyLost(repr(error))
+            if not isinstance(error, BusError):
+                raise
+        finally:
+            for caller in convoy[1:]:
+                caller.called.release()
+
+    def _send(self, convoy: list[_Caller]) -> None:
+        link = self._client.borrow()
+        try:
+            link.send(b"".join([caller.packed for caller in convoy]), len(convoy))
+            for caller in convoy:
+                caller.reply = link.receive()
+        finally:
+            self._client.give_back(link)
