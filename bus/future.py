@@ -31,8 +31,8 @@ _events = threading.Lock()
 class Batch:
     """Messages that go with one write, and what became of them."""
 
-    __slots__ = ("_places", "born", "callbacks", "event", "messages", "most", "most_bytes", "on_wait",
-                 "outcomes", "pid", "resendable", "scripted", "sent", "size", "topics")  # fmt: skip
+    __slots__ = ("_places", "asked", "born", "callbacks", "event", "messages", "most", "most_bytes",
+                 "on_wait", "outcomes", "pid", "resendable", "scripted", "sent", "size", "topics")  # fmt: skip
 
     def __init__(self, on_wait: Callable[[Batch], None]) -> None:
         """`on_wait` is called when somebody waits for a message of this batch: it should not linger."""
@@ -53,6 +53,8 @@ class Batch:
         """When it was sent first."""
         self.outcomes: list[Any] | None = None
         """For each message its reply, its error, or PENDING; None while that is so for all."""
+        self.asked: set[int] = set()
+        """Messages whose error somebody was told."""
         self.callbacks: dict[int, list[Callable[[], None]]] = {}
         self.event: threading.Event | None = None
         self.on_wait = on_wait
@@ -94,24 +96,34 @@ class Batch:
 
     def wait(self, index: int, timeout: float | None) -> Any:
         """The outcome of one message. Raises TimeoutError."""
-        if self.outcome(index) is PENDING:
-            self._check_process()
-            self.on_wait(self)
-            deadline = None if timeout is None else time.monotonic() + timeout
-            while self.outcome(index) is PENDING:
-                with _events:
-                    if self.event is None or self.event.is_set():
-                        self.event = threading.Event()
-                    event = self.event
-                if self.outcome(index) is not PENDING:
-                    break
-                left = None if deadline is None else deadline - time.monotonic()
-                if (left is not None and left <= 0) or not event.wait(left):
-                    raise TimeoutError("the message is still on its way")
+        self._wait(lambda: self.outcome(index) is not PENDING, timeout)
+        self.asked.add(index)
         return self.outcome(index)
+
+    def wait_all(self, timeout: float | None) -> None:
+        """Until nothing of it is on its way any more. Raises TimeoutError."""
+        self._wait(self.is_done, timeout)
+
+    def _wait(self, condition: Callable[[], bool], timeout: float | None) -> None:
+        if condition():
+            return
+        self._check_process()
+        self.on_wait(self)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not condition():
+            with _events:
+                if self.event is None:
+                    self.event = threading.Event()
+                event = self.event
+            if condition():  # it came true before the event was there
+                return
+            left = None if deadline is None else deadline - time.monotonic()
+            if (left is not None and left <= 0) or not event.wait(left):
+                raise TimeoutError("the message is still on its way")
 
     def call_back(self, index: int, callback: Callable[[], None]) -> None:
         """Call when the outcome is known, in the producer's thread; at once if it is."""
+        self.asked.add(index)
         with _events:
             if self.outcome(index) is PENDING:
                 self.callbacks.setdefault(index, []).append(callback)

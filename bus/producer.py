@@ -34,8 +34,8 @@ logger = logging.getLogger("bus.producer")
 
 #: How long the end of the process waits for what is still buffered. Seconds.
 EXIT_SECONDS = 10.0
-#: Errors that nobody asked for and that `flush` and `close` still know one by one.
-_UNSEEN = 1000
+#: Failed messages that the next `flush` or `close` still knows, the latest. Each was logged.
+_FAILED = 1000
 
 
 class Producer:
@@ -98,8 +98,7 @@ class Producer:
         self._idle = False
         self._closed = False
         self._ends: float | None = None
-        self._unseen: list[Exception] = []
-        self._unseen_count = 0
+        self._failed: list[tuple[Batch, int, Exception]] = []
         self._room_waiters: list[Callable[[], None]] = []
         self._sender: Sender | None = None
 
@@ -260,10 +259,8 @@ class Producer:
             self._flying.pop(id(batch), None)
             self._messages -= len(batch)
             self._bytes -= batch.size
-            for _, error in failed:
-                self._unseen_count += 1
-                if len(self._unseen) < _UNSEEN:
-                    self._unseen.append(error)
+            self._failed += [(batch, index, error) for index, error in failed]
+            del self._failed[:-_FAILED]
             self._room.notify_all()
             waiting, self._room_waiters = self._room_waiters, []
         for callback in waiting:
@@ -302,9 +299,8 @@ class Producer:
             waiting = [*self._flying.values(), *self._queue]
         for batch in waiting:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            for index in range(len(batch)):
-                batch.wait(index, left)
-        self._raise_unseen()
+            batch.wait_all(left)
+        self._raise_unasked()
 
     def close(self, timeout: float | None = None) -> None:
         """Flush and end, after at most `timeout` seconds (None: as long as delivery_timeout lets it).
@@ -326,7 +322,7 @@ class Producer:
         _producers.discard(self)
         if self._fail_the_rest():
             raise TimeoutError("The producer was closed before all of its messages were stored.")
-        self._raise_unseen()
+        self._raise_unasked()
 
     def _fail_the_rest(self) -> int:
         """After the sender has ended: what it did not get to. How many messages."""
@@ -342,13 +338,12 @@ class Producer:
             logger.error("The producer was closed with %s messages that were not sent.", f"{count:,}")
         return count
 
-    def _raise_unseen(self) -> None:
+    def _raise_unasked(self) -> None:
         with self._lock:
-            errors, count = self._unseen, self._unseen_count
-            self._unseen, self._unseen_count = [], 0
+            failed, self._failed = self._failed, []
+        errors = [error for batch, index, error in failed if index not in batch.asked]
         if errors:
-            if count > 1:
-                errors[0].add_note(f"{count:,} messages of this producer failed; this is the first.")
+            errors[0].add_note(f"{len(errors):,} messages failed, and nobody asked for them.")
             raise errors[0]
 
     def __enter__(self) -> Self:

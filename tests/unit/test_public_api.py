@@ -9,7 +9,7 @@ import sys
 import bus
 
 PROMISED = {
-    "BufferFull", "Producer", "ProducerClosed", "PublishFuture", "apublish", "apublish_many",  # fmt: skip
+    "BufferFull", "Producer", "ProducerClosed", "PublishFuture", "apublish", "apublish_many",
     "Bus", "TopicHandle", "publish", "publish_many", "topic", "RetryPolicy", "subscribe", "Message",
     "Position", "Receipt", "TopicSpec", "Reject", "Retry", "BusError", "BusFull", "BusUnavailable",
     "ConfigurationError", "InvalidMessage", "PublishUncertain", "ReadOnly", "StaleLease", "Undecodable",

@@ -9,6 +9,7 @@
 -- No flags on purpose: see once.lua. The first write (HINCRBY) is the one that a full memory refuses.
 local stream, delayed, body, once = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if redis.call('EXISTS', stream) == 0 then return nil end
+redis.call('XLEN', stream) -- refuses a key of another type now, not when the message is due
 
 local known = once and redis.call('GET', once)
 if known then return {{known, 1}} end
