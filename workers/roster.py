@@ -9,8 +9,10 @@ from typing import Any
 import orjson
 
 from bus.client import Bus
+from bus.lane import LaneId
 from bus.streams import commands
 from bus.subscriptions import Subscription
+from workers.declines import from_text, to_text
 from workers.identity import Identity, is_proven_gone
 from workers.liveness import Liveness
 
@@ -47,8 +49,11 @@ class Roster:
         """The first live incarnation in sort order: it does the upkeep."""
         return min(self.peers, default="")
 
-    def beat(self, *, leaving: bool = False) -> None:
-        """Raise our counter, read everybody's, and judge. `leaving`: this worker takes no lanes any more."""
+    def beat(self, *, leaving: bool = False, declines: Iterable[LaneId] = ()) -> None:
+        """Raise our counter, read everybody's, and judge.
+
+        `leaving`: this worker takes no lanes any more. `declines`: those for which it has no slot.
+        """
         self._beat += 1
         record = {
             **self._identity.to_record(),
@@ -56,6 +61,7 @@ class Roster:
             "serves": self._serves,
             "processes": self._processes,
             "leaving": leaving,
+            "declines": sorted(map(to_text, declines)),
             "beat": self._beat,
         }
         me, key = self._identity.incarnation, self._bus.keys.workers
@@ -72,6 +78,11 @@ class Roster:
         """Live worker that is not about to leave → what it serves, as `topic/group`."""
         known = {name: self._table[name] for name in self.peers}
         return {name: set(each.get("serves", ())) for name, each in known.items() if not each.get("leaving")}
+
+    def declining(self) -> dict[str, set[LaneId]]:
+        """Live worker → the lanes that it declines, where there are any."""
+        known = {name: self._table[name].get("declines") for name in self.peers}
+        return {name: set(map(from_text, texts)) for name, texts in known.items() if texts}
 
     def is_gone(self, incarnation: str) -> bool:
         """Whether the owner of a lease is dead; also for one that is not in the table."""

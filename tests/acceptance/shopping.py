@@ -203,6 +203,11 @@ class Shop:
         except UnknownGroup:
             return [None]
 
+    def lanes_of(self, worker: Worker, topic: str) -> set[int]:
+        """The partitions that a worker owns."""
+        owners = enumerate(self.owners(topic))
+        return {number for number, owner in owners if owner and _pid_of(owner) == worker.pid}
+
     def idle(self, topic: str) -> bool:
         """Everything that was published is settled."""
         try:
