@@ -6,8 +6,8 @@ whoever has an extra keeps it, so that a join or a leave moves few lanes; and an
 whose total over all topics and groups is lower by two or more, so that a hundred topics of one
 partition do not all stay with the worker that was there first.
 
-A worker that declines lanes is busy: it gets none that it does not hold, and those that it declines are free
-for the others. Where that leaves it with less than P // N, the rest is divided among the others.
+A busy worker gets no lane that it does not hold, and those that it declines are free for the others. Where
+that leaves it with less than P // N, the rest is divided among the others.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def assign(
     """Lane → the worker that should own it.
 
     `workers`: live worker → what it serves as `topic/group`, None for everything. `owners`: who holds each
-    lane now; it may name workers that are dead. `declines`: worker → the lanes for which it has no slot; they
-    make it busy, whatever their groups. A lane that nobody serves is left out.
+    lane now; it may name workers that are dead. `declines`: busy worker → the lanes, of whatever group, for
+    which it has no slot, maybe none just now. A lane that nobody serves is left out.
 
     Independent of the order of its arguments; complete; even to ±1 within a topic and group, but for busy
     workers that hold less; and with its own result as `owners` it returns the same result. A busy worker gets
@@ -95,7 +95,7 @@ class _Share:
         owners: Mapping[LaneId, str],
         declines: Mapping[str, Collection[LaneId]],
     ) -> None:
-        busy = [worker for worker in eligible if declines.get(worker)]
+        busy = [worker for worker in eligible if worker in declines]
         if len(busy) == len(eligible):
             busy = []
         self.held: dict[str, list[LaneId]] = {worker: [] for worker in eligible}

@@ -1,8 +1,9 @@
-"""The lanes that a worker declines, having no slot for them: when that begins and when it ends. No I/O.
+"""The lanes that a worker declines, having no slot for them, and how long it is busy. No I/O.
 
 A lane is *starved* when it has had work, and waited for a slot, for DECLINE_SECONDS. The worker then says
-so in its beat, and the assignment gives the lane to a worker that is not *busy*: that declines nothing.
-A busy worker gets no lanes more, whatever their group: all of them share its one pool.
+so in its beat, and the assignment gives the lane to a worker that is not *busy*. A busy worker gets no lanes
+more, whatever their group: all of them share its one pool. It stays busy for a while after the last lane
+was starved, or what it has passed on would come back at once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ DECLINE_SECONDS = 10.0
 #: moment between two long messages would take lanes back and starve them again, each time for
 #: DECLINE_SECONDS; so at most a fourth of the time goes to that.
 REST_SECONDS = 30.0
+#: How soon after a look a busy worker looks for further lanes to decline, at the least. Seconds. With far too
+#: much to do lanes are starved one after the other, and would otherwise cost a look each.
+PATIENCE_SECONDS = 1.0
 
 
 class Declines:
@@ -28,32 +32,35 @@ class Declines:
         self._clock = clock
         self._starved_at = -math.inf
         self.lanes: frozenset[LaneId] = frozenset()
-        """The lanes that were starved since this worker was at rest last; empty: it is not busy."""
+        """The lanes that were starved at the last look."""
+        self.busy = False
+        """Lanes were starved since this worker was at rest last."""
 
     def see(self, waiting: Mapping[LaneId, float], *, at_rest: bool) -> None:
         """Take in how it stands: lane → how long it has waited for a slot, in seconds.
 
         `at_rest`: a slot is free, and nothing waits for one.
         """
-        starved = {lane for lane, seconds in waiting.items() if seconds >= DECLINE_SECONDS}
-        if starved:
-            self._starved_at = self._clock()
-            self.lanes |= starved
+        self.lanes = frozenset(lane for lane, seconds in waiting.items() if seconds >= DECLINE_SECONDS)
+        if self.lanes:
+            self.busy, self._starved_at = True, self._clock()
         elif at_rest and self._clock() - self._starved_at >= REST_SECONDS:
-            self.lanes = frozenset()
+            self.busy = False
 
     def next_look(self, waiting: Mapping[LaneId, float]) -> float:
-        """Seconds until there is a lane more to decline, if all wait on; infinity if there is none."""
+        """Seconds until it is time to decline a lane more, if all wait on; infinity if there is none."""
         left = [DECLINE_SECONDS - seconds for lane, seconds in waiting.items() if lane not in self.lanes]
-        return max(0.0, min(left, default=math.inf))
+        return max(PATIENCE_SECONDS if self.busy else 0.0, min(left, default=math.inf))
+
+    def dump(self) -> list[str] | None:
+        """As it stands in a beat: the lanes as texts; None while the worker is not busy."""
+        if not self.busy:
+            return None
+        # No name of a topic or group has a slash in it.
+        return sorted(f"{lane.topic}/{lane.partition}/{lane.group}" for lane in self.lanes)
 
 
-def to_text(lane: LaneId) -> str:
-    """An ordered lane as it stands in a beat; no name of a topic or group has a slash in it."""
-    return f"{lane.topic}/{lane.partition}/{lane.group}"
-
-
-def from_text(text: str) -> LaneId:
-    """The reverse of `to_text`. Raises ValueError for anything else."""
-    topic, partition, group = text.split("/")
-    return LaneId(topic, int(partition), group)
+def load(texts: list[str]) -> set[LaneId]:
+    """The lanes of somebody's `dump`. Raises ValueError for anything else."""
+    parts = [text.split("/") for text in texts]
+    return {LaneId(topic, int(partition), group) for topic, partition, group in parts}

@@ -175,7 +175,7 @@ class Membership(threading.Thread):
     def _look(self) -> None:
         leaving = self._scheduler.stopped
         self._decline()
-        self._roster.beat(leaving=leaving, declines=self._declines.lanes)
+        self._roster.beat(leaving=leaving, declines=self._declines.dump())
         homes = self._homes()
         leases = self._leases.read(homes)
         self._bury(leases)
@@ -271,11 +271,11 @@ class Membership(threading.Thread):
 
     def _decline(self) -> None:
         """Look which lanes wait for a slot in vain: the beat says so, and others take them."""
-        before = self._declines.lanes
+        before = self._declines.busy
         self._declines.see(self._scheduler.waiting(), at_rest=self._scheduler.is_at_rest())
-        if self._declines.lanes and not before:
-            logger.info("All slots are busy: lanes with work go to workers that have one free.")
-        elif before and not self._declines.lanes:
+        if self._declines.busy and not before:
+            logger.info("All slots are busy: lanes with work go to workers that have one free, if any.")
+        elif before and not self._declines.busy:
             logger.info("There are free slots again: this worker takes lanes as before.")
 
     def _give_up(self, wanted: set[LaneId]) -> None:

@@ -12,7 +12,7 @@ from bus.client import Bus
 from bus.lane import LaneId
 from bus.streams import commands
 from bus.subscriptions import Subscription
-from workers.declines import from_text, to_text
+from workers.declines import load
 from workers.identity import Identity, is_proven_gone
 from workers.liveness import Liveness
 
@@ -49,10 +49,11 @@ class Roster:
         """The first live incarnation in sort order: it does the upkeep."""
         return min(self.peers, default="")
 
-    def beat(self, *, leaving: bool = False, declines: Iterable[LaneId] = ()) -> None:
+    def beat(self, *, leaving: bool = False, declines: list[str] | None = None) -> None:
         """Raise our counter, read everybody's, and judge.
 
-        `leaving`: this worker takes no lanes any more. `declines`: those for which it has no slot.
+        `leaving`: this worker takes no lanes any more. `declines`: that it is busy, and with
+        which it can do nothing, as of `Declines.dump`.
         """
         self._beat += 1
         record = {
@@ -61,7 +62,7 @@ class Roster:
             "serves": self._serves,
             "processes": self._processes,
             "leaving": leaving,
-            "declines": sorted(map(to_text, declines)),
+            "declines": declines,
             "beat": self._beat,
         }
         me, key = self._identity.incarnation, self._bus.keys.workers
@@ -80,9 +81,9 @@ class Roster:
         return {name: set(each.get("serves", ())) for name, each in known.items() if not each.get("leaving")}
 
     def declining(self) -> dict[str, set[LaneId]]:
-        """Live worker → the lanes that it declines, where there are any."""
+        """Live worker that is busy → the lanes that it declines."""
         known = {name: self._table[name].get("declines") for name in self.peers}
-        return {name: set(map(from_text, texts)) for name, texts in known.items() if texts}
+        return {name: load(texts) for name, texts in known.items() if texts is not None}
 
     def is_gone(self, incarnation: str) -> bool:
         """Whether the owner of a lease is dead; also for one that is not in the table."""

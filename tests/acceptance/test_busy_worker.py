@@ -66,3 +66,23 @@ def test_a_busy_worker_passes_on_its_lanes_with_work_and_gets_them_back_when_it_
     later = {line.pid for line in shop.lines("end", TOPIC) if line.n >= COUNT}
     assert process in later
     assert later & set(two.children())
+
+
+def test_a_busy_worker_that_is_alone_gives_nothing_up(shop: Shop, tmp_path: Path) -> None:
+    # Given one worker, whose only process is in a handler without end while work arrives in all lanes
+    one, end = shop.worker("one", "-c", "1").wait_ready(), tmp_path / "end"
+    shop.wait_owners(TOPIC, one)
+    shop.bus.publish(TOPIC, {"n": 0, "until": str(end)}, key=a_key_of(0))
+    shop.wait_lines(1, "start", TOPIC)
+    shop.publish(TOPIC, COUNT - 1, keys=KEYS, first=1)
+
+    # When it would pass on what it cannot serve
+    wait_until(lambda: one.says("All slots are busy"), SOON, "it to say that it is busy")
+
+    # Then it keeps all of it, and does it as soon as it can
+    assert shop.lanes_of(one, TOPIC) == set(range(PARTITIONS))
+    end.touch()
+    shop.wait_idle(TOPIC)
+    assert shop.lanes_of(one, TOPIC) == set(range(PARTITIONS))
+    shop.assert_each_once(TOPIC, COUNT)
+    shop.assert_order(TOPIC, lambda line: line.key)

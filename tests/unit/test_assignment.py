@@ -164,7 +164,7 @@ def test_without_workers_nothing_is_assigned():
 
 
 def random_declines(names, lanes: list[LaneId], owners, seed: int) -> dict[str, set[LaneId]]:
-    """What busy workers may say: some of what they hold, what they have let go since, or nothing."""
+    """What busy workers may say that they decline: some of what they hold, what they have let go, nothing."""
     draw = random.Random(f"{seed} declines")
     declines = {}
     for name in sorted(names):
@@ -175,8 +175,8 @@ def random_declines(names, lanes: list[LaneId], owners, seed: int) -> dict[str, 
 
 
 def free_hands(workers: Serves, lane: LaneId, declines) -> set[str]:
-    """Those who serve the lane's group and decline nothing."""
-    return {name for name in eligible(workers, lane) if not declines.get(name)}
+    """Those who serve the lane's group and are not busy."""
+    return {name for name in eligible(workers, lane) if name not in declines}
 
 
 @given(serving, lanes, owners_by_seed, decliners)
@@ -188,7 +188,7 @@ def test_with_declines_every_lane_still_goes_to_one_who_serves_it(workers, lanes
 
 
 @given(serving, lanes, owners_by_seed, decliners)
-def test_a_declined_lane_goes_to_somebody_who_declines_nothing_if_there_is_one(workers, lanes, seed, names):
+def test_a_declined_lane_goes_to_somebody_who_is_not_busy_if_there_is_one(workers, lanes, seed, names):
     owners = random_owners(lanes, seed)
     declines = random_declines(names, lanes, owners, seed)
     for lane, worker in assign(workers, lanes, owners, declines).items():
@@ -204,7 +204,7 @@ def test_a_busy_worker_gets_no_lane_that_it_does_not_hold(workers, lanes, seed, 
     owners = random_owners(lanes, seed)
     declines = random_declines(names, lanes, owners, seed)
     for lane, worker in assign(workers, lanes, owners, declines).items():
-        if declines.get(worker) and free_hands(workers, lane, declines):
+        if worker in declines and free_hands(workers, lane, declines):
             assert owners.get(lane) == worker
 
 
@@ -228,7 +228,7 @@ def test_a_busy_worker_keeps_what_it_holds_up_to_an_even_share(workers, lanes, s
 
 
 @given(serving, lanes, owners_by_seed, decliners)
-def test_those_who_decline_nothing_share_a_topic_and_group_evenly(workers, lanes, seed, names):
+def test_those_who_are_not_busy_share_a_topic_and_group_evenly(workers, lanes, seed, names):
     owners = random_owners(lanes, seed)
     declines = random_declines(names, lanes, owners, seed)
     assigned = assign(workers, lanes, owners, declines)
@@ -262,6 +262,7 @@ def test_where_all_are_busy_or_nobody_is_declines_change_nothing(workers, lanes,
     ordinary = assign(workers, lanes, owners)
     assert assign(workers, lanes, owners, {name: set(lanes) for name in workers}) == ordinary
     assert assign(workers, lanes, owners, dict.fromkeys(workers, ())) == ordinary
+    assert assign(workers, lanes, owners, {}) == ordinary
     assert assign(workers, lanes, owners, {"dead-1": set(lanes)}) == ordinary
 
 
