@@ -5,6 +5,9 @@ P % N workers get one more, an *extra*. Which workers those are is the only free
 whoever has an extra keeps it, so that a join or a leave moves few lanes; and an extra moves to a worker
 whose total over all topics and groups is lower by two or more, so that a hundred topics of one
 partition do not all stay with the worker that was there first.
+
+A busy worker gets no lane that it does not hold, and those that it declines are free for the others. Where
+that leaves it with less than P // N, the rest is divided among the others.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from operator import attrgetter
+from types import MappingProxyType
 
 from bus.lane import LaneId
 
@@ -25,16 +29,20 @@ def assign(
     workers: Mapping[str, Collection[str] | None],
     lanes: Collection[LaneId],
     owners: Mapping[LaneId, str],
+    declines: Mapping[str, Collection[LaneId]] = MappingProxyType({}),
 ) -> dict[LaneId, str]:
     """Lane → the worker that should own it.
 
     `workers`: live worker → what it serves as `topic/group`, None for everything. `owners`: who holds each
-    lane now; it may name workers that are dead. A lane that nobody serves is left out.
+    lane now; it may name workers that are dead. `declines`: busy worker → the lanes, of whatever group, for
+    which it has no slot, maybe none just now. A lane that nobody serves is left out.
 
-    Independent of the order of its arguments; complete; even to ±1 within a topic and group; and with its
-    own result as `owners` it returns the same result.
+    Independent of the order of its arguments; complete; even to ±1 within a topic and group, but for busy
+    workers that hold less; and with its own result as `owners` it returns the same result. A busy worker gets
+    no lane that it does not hold or declines, unless all who serve the group are busy: then nobody could take
+    over, and what they decline is ignored.
     """
-    shares = _shares(workers, lanes, owners)
+    shares = _shares(workers, lanes, owners, declines)
     loads = dict.fromkeys(workers, 0)
     for share in shares:
         share.count_base(loads)
@@ -57,7 +65,10 @@ def _even_out(shares: list[_Share], loads: dict[str, int]) -> None:
 
 
 def _shares(
-    workers: Mapping[str, Collection[str] | None], lanes: Collection[LaneId], owners: Mapping[LaneId, str]
+    workers: Mapping[str, Collection[str] | None],
+    lanes: Collection[LaneId],
+    owners: Mapping[LaneId, str],
+    declines: Mapping[str, Collection[LaneId]],
 ) -> list[_Share]:
     by_group: defaultdict[tuple[str, str], list[LaneId]] = defaultdict(list)
     for lane in lanes:
@@ -68,26 +79,58 @@ def _shares(
             name for name, serves in workers.items() if serves is None or f"{topic}/{group}" in serves
         )
         if eligible:
-            shares.append(_Share(members, eligible, owners))
+            shares.append(_Share(members, eligible, owners, declines))
     return shares
 
 
 class _Share:
     """How the lanes of one topic and group are divided among the workers that serve the group."""
 
-    __slots__ = ("base", "extra_count", "extras", "free", "held")
+    __slots__ = ("base", "extra_count", "extras", "free", "held", "kept")
 
-    def __init__(self, lanes: list[LaneId], eligible: list[str], owners: Mapping[LaneId, str]) -> None:
-        self.base, self.extra_count = divmod(len(lanes), len(eligible))
+    def __init__(
+        self,
+        lanes: list[LaneId],
+        eligible: list[str],
+        owners: Mapping[LaneId, str],
+        declines: Mapping[str, Collection[LaneId]],
+    ) -> None:
+        busy = [worker for worker in eligible if worker in declines]
+        if len(busy) == len(eligible):
+            busy = []
         self.held: dict[str, list[LaneId]] = {worker: [] for worker in eligible}
         self.free: list[LaneId] = []
         for lane in sorted(lanes, key=_in_order):
-            self.held.get(owners.get(lane, ""), self.free).append(lane)
+            owner = owners.get(lane, "")
+            is_free = owner in busy and lane in declines[owner]
+            (self.free if is_free else self.held.get(owner, self.free)).append(lane)
+        self.kept = self._set_apart(busy, len(lanes))
+        left = len(lanes) - sum(map(len, self.kept.values()))
+        self.base, self.extra_count = divmod(left, len(self.held))
         self.extras: set[str] = set()
+
+    def _set_apart(self, busy: list[str], count: int) -> dict[str, list[LaneId]]:
+        """Busy workers that hold no more than the base, with what they keep; the others share the rest.
+
+        That only raises the base, so it does not matter who goes first. A busy worker that holds more stays
+        among the others: its share is less than it holds, so it gets nothing that it does not have.
+        """
+        kept: dict[str, list[LaneId]] = {}
+        while full := [
+            worker
+            for worker in busy
+            if worker in self.held and len(self.held[worker]) <= count // len(self.held)
+        ]:
+            for worker in full:
+                kept[worker] = self.held.pop(worker)
+                count -= len(kept[worker])
+        return kept
 
     def count_base(self, loads: dict[str, int]) -> None:
         for worker in self.held:
             loads[worker] += self.base
+        for worker, lanes in self.kept.items():
+            loads[worker] += len(lanes)
 
     def keep_extras(self, loads: dict[str, int]) -> None:
         """Whoever holds more than the base has an extra and keeps it, as far as there are extras."""
@@ -131,7 +174,7 @@ class _Share:
 
         In order, so that a worker that takes one of its lanes changes nothing for the other lanes.
         """
-        owned: dict[LaneId, str] = {}
+        owned = {lane: worker for worker, lanes in self.kept.items() for lane in lanes}
         rest, wanting = list(self.free), []
         for worker, lanes in self.held.items():
             size = self.base + (worker in self.extras)

@@ -26,6 +26,7 @@ from bus.signals import lease_lost
 from bus.streams import commands
 from bus.subscriptions import Subscription
 from workers.assignment import assign
+from workers.declines import Declines
 from workers.identity import Identity
 from workers.leases import Leases, Swap, freed, owner_of
 from workers.owned import OwnedLane
@@ -66,6 +67,7 @@ class Membership(threading.Thread):
         self._clock = clock
         self._roster = Roster(bus, identity, self._subscriptions, processes, clock)
         self._leases = Leases(bus, identity.incarnation)
+        self._declines = Declines(clock)
         self._errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._declared = False
@@ -140,7 +142,7 @@ class Membership(threading.Thread):
             if self._stopping.is_set():
                 break  # only now: an errand that was taken from the queue is done, or a lane would stay ours
             looked = self._attempt(self._look)
-            next_look = self._clock() + (self._roster.next_look() if looked else random.uniform(0.3, 1.0))
+            next_look = self._clock() + (self._next_look() if looked else random.uniform(0.3, 1.0))
 
     def leave(self) -> None:
         """The pool and this thread have ended: give everything back."""
@@ -167,9 +169,13 @@ class Membership(threading.Thread):
         self._complained = -COMPLAIN_SECONDS
         return True
 
+    def _next_look(self) -> float:
+        return min(self._roster.next_look(), self._declines.next_look(self._scheduler.waiting()))
+
     def _look(self) -> None:
         leaving = self._scheduler.stopped
-        self._roster.beat(leaving=leaving)
+        self._decline()
+        self._roster.beat(leaving=leaving, declines=self._declines.dump())
         homes = self._homes()
         leases = self._leases.read(homes)
         self._bury(leases)
@@ -260,8 +266,17 @@ class Membership(threading.Thread):
     def _assigned(self, homes: list[LaneId], leases: dict[LaneId, str]) -> set[LaneId]:
         """The homes that should be ours."""
         owners = {lane: owner_of(value) for lane, value in leases.items()}
-        assigned = assign(self._roster.serving(), homes, owners)
+        assigned = assign(self._roster.serving(), homes, owners, self._roster.declining())
         return {lane for lane, worker in assigned.items() if worker == self._me}
+
+    def _decline(self) -> None:
+        """Look which lanes wait for a slot in vain: the beat says so, and others take them."""
+        before = self._declines.busy
+        self._declines.see(self._scheduler.waiting(), at_rest=self._scheduler.is_at_rest())
+        if self._declines.busy and not before:
+            logger.info("All slots are busy: lanes with work go to workers that have one free, if any.")
+        elif before and not self._declines.busy:
+            logger.info("There are free slots again: this worker takes lanes as before.")
 
     def _give_up(self, wanted: set[LaneId]) -> None:
         free = []

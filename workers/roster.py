@@ -9,8 +9,10 @@ from typing import Any
 import orjson
 
 from bus.client import Bus
+from bus.lane import LaneId
 from bus.streams import commands
 from bus.subscriptions import Subscription
+from workers.declines import load
 from workers.identity import Identity, is_proven_gone
 from workers.liveness import Liveness
 
@@ -47,8 +49,12 @@ class Roster:
         """The first live incarnation in sort order: it does the upkeep."""
         return min(self.peers, default="")
 
-    def beat(self, *, leaving: bool = False) -> None:
-        """Raise our counter, read everybody's, and judge. `leaving`: this worker takes no lanes any more."""
+    def beat(self, *, leaving: bool = False, declines: list[str] | None = None) -> None:
+        """Raise our counter, read everybody's, and judge.
+
+        `leaving`: this worker takes no lanes any more. `declines`: that it is busy, and with
+        which it can do nothing, as of `Declines.dump`.
+        """
         self._beat += 1
         record = {
             **self._identity.to_record(),
@@ -56,6 +62,7 @@ class Roster:
             "serves": self._serves,
             "processes": self._processes,
             "leaving": leaving,
+            "declines": declines,
             "beat": self._beat,
         }
         me, key = self._identity.incarnation, self._bus.keys.workers
@@ -72,6 +79,11 @@ class Roster:
         """Live worker that is not about to leave → what it serves, as `topic/group`."""
         known = {name: self._table[name] for name in self.peers}
         return {name: set(each.get("serves", ())) for name, each in known.items() if not each.get("leaving")}
+
+    def declining(self) -> dict[str, set[LaneId]]:
+        """Live worker that is busy → the lanes that it declines."""
+        known = {name: self._table[name].get("declines") for name in self.peers}
+        return {name: load(texts) for name, texts in known.items() if texts is not None}
 
     def is_gone(self, incarnation: str) -> bool:
         """Whether the owner of a lease is dead; also for one that is not in the table."""

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from bus.lane import LaneId
+from bus.lane import ORDERED_LANE, LaneId
 from bus.values import Ordering
 from workers.order import MAX_LANES, Fallen, LaneOrder, Report, SliceOrder
 from workers.owned import Ended, OwnedLane, Running
@@ -100,7 +100,10 @@ class Scheduler:
     def pause(self, groups: Iterable[tuple[str, str]]) -> None:
         """Lanes of these (topic, group) get no new slices."""
         with self._lock:
-            self._paused = frozenset(groups)
+            before, self._paused = self._paused, frozenset(groups)
+            for lane in self._lanes.values():
+                if lane.state == "ready" and (lane.id.topic, lane.id.group) in before - self._paused:
+                    lane.since = self._clock()  # until now it waited for its group, not for a slot
 
     # ------------------------------------------------------------------ work is found
 
@@ -155,6 +158,21 @@ class Scheduler:
                 if lane.due is not None and lane.state in ("watched", "backing off")
             ]
             return min(dues, default=None)
+
+    def waiting(self) -> dict[LaneId, float]:
+        """Ordered lanes with work that wait for a slot, each with how long it has. Seconds."""
+        with self._lock:
+            ready = [lane for lane in self._lanes.values() if lane.state == "ready"]
+            return {
+                lane.id: self._clock() - lane.since
+                for lane in ready
+                if lane.id.lane == ORDERED_LANE and not self._is_paused(lane)
+            }
+
+    def is_at_rest(self) -> bool:
+        """A slot is free, or its slice lingers and would end for another lane; and no lane waits for one."""
+        with self._lock:
+            return not self._is_anyone_waiting() and bool(self._slots.room() > 0 or self._slots.lingering())
 
     # ------------------------------------------------------------------ slices
 

@@ -203,6 +203,11 @@ class Shop:
         except UnknownGroup:
             return [None]
 
+    def lanes_of(self, worker: Worker, topic: str) -> set[int]:
+        """The partitions that a worker owns."""
+        owners = enumerate(self.owners(topic))
+        return {number for number, owner in owners if owner and pid_of(owner) == worker.pid}
+
     def idle(self, topic: str) -> bool:
         """Everything that was published is settled."""
         try:
@@ -224,7 +229,7 @@ class Shop:
 
         def settled() -> bool:
             owners = self.owners(topic)
-            return all(owners) and {_pid_of(owner) for owner in owners if owner} == mine
+            return all(owners) and {pid_of(owner) for owner in owners if owner} == mine
 
         wait_until(settled, timeout, f"{topic} to be owned by {', '.join(worker.name for worker in workers)}")
 
@@ -269,6 +274,6 @@ class Shop:
             last[by(line)] = line.n
 
 
-def _pid_of(incarnation: str) -> int:
-    """Incarnations are `host-pid-start-token`."""
+def pid_of(incarnation: str) -> int:
+    """The process of a worker. Incarnations are `host-pid-start-token`."""
     return int(incarnation.rsplit("-", 3)[1])

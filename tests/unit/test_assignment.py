@@ -28,6 +28,7 @@ lanes = places.map(lanes_of)
 everybody = st.sets(st.sampled_from(NAMES)).map(dict.fromkeys)
 serving = st.dictionaries(st.sampled_from(NAMES), st.none() | st.sets(st.sampled_from(PLACES)))
 owners_by_seed = st.integers(0, 2**16)
+decliners = st.sets(st.sampled_from(NAMES))
 
 
 def random_owners(lanes: list[LaneId], seed: int) -> dict[LaneId, str]:
@@ -157,3 +158,125 @@ def test_lanes_of_one_partition_are_divided_too():
 
 def test_without_workers_nothing_is_assigned():
     assert assign({}, lanes_of({"orders/inventory": 3}), {}) == {}
+
+
+# ---------------------------------------------------------------------- lanes that are declined
+
+
+def random_declines(names, lanes: list[LaneId], owners, seed: int) -> dict[str, set[LaneId]]:
+    """What busy workers may say that they decline: some of what they hold, what they have let go, nothing."""
+    draw = random.Random(f"{seed} declines")
+    declines = {}
+    for name in sorted(names):
+        held = [lane for lane in lanes if owners.get(lane) == name]
+        some = draw.sample(held, draw.randint(0, len(held)))
+        declines[name] = {*some, *draw.sample(lanes, min(len(lanes), draw.randint(0, 2)))}
+    return declines
+
+
+def free_hands(workers: Serves, lane: LaneId, declines) -> set[str]:
+    """Those who serve the lane's group and are not busy."""
+    return {name for name in eligible(workers, lane) if name not in declines}
+
+
+@given(serving, lanes, owners_by_seed, decliners)
+def test_with_declines_every_lane_still_goes_to_one_who_serves_it(workers, lanes, seed, names):
+    owners = random_owners(lanes, seed)
+    assigned = assign(workers, lanes, owners, random_declines(names, lanes, owners, seed))
+    assert set(assigned) == {lane for lane in lanes if eligible(workers, lane)}
+    assert all(worker in eligible(workers, lane) for lane, worker in assigned.items())
+
+
+@given(serving, lanes, owners_by_seed, decliners)
+def test_a_declined_lane_goes_to_somebody_who_is_not_busy_if_there_is_one(workers, lanes, seed, names):
+    owners = random_owners(lanes, seed)
+    declines = random_declines(names, lanes, owners, seed)
+    for lane, worker in assign(workers, lanes, owners, declines).items():
+        free = free_hands(workers, lane, declines)
+        if free and lane in declines.get(owners.get(lane, ""), ()):
+            assert worker in free
+        if free:
+            assert lane not in declines.get(worker, ())
+
+
+@given(serving, lanes, owners_by_seed, decliners)
+def test_a_busy_worker_gets_no_lane_that_it_does_not_hold(workers, lanes, seed, names):
+    owners = random_owners(lanes, seed)
+    declines = random_declines(names, lanes, owners, seed)
+    for lane, worker in assign(workers, lanes, owners, declines).items():
+        if worker in declines and free_hands(workers, lane, declines):
+            assert owners.get(lane) == worker
+
+
+@given(serving, lanes, owners_by_seed, decliners)
+def test_a_busy_worker_keeps_what_it_holds_up_to_an_even_share(workers, lanes, seed, names):
+    owners = random_owners(lanes, seed)
+    declines = random_declines(names, lanes, owners, seed)
+    assigned = assign(workers, lanes, owners, declines)
+    for place in {(lane.topic, lane.group) for lane in assigned}:
+        here = [lane for lane in lanes if (lane.topic, lane.group) == place]
+        free = free_hands(workers, here[0], declines)
+        counts = Counter(assigned[lane] for lane in here)
+        held = Counter(
+            owners[lane]
+            for lane in here
+            if lane in owners and lane not in declines.get(owners[lane], ()) and owners[lane] in workers
+        )
+        least = min((counts[name] for name in free), default=0)
+        for name in set(eligible(workers, here[0])) - free if free else ():
+            assert min(held[name], least) <= counts[name] <= min(held[name], least + 1)
+
+
+@given(serving, lanes, owners_by_seed, decliners)
+def test_those_who_are_not_busy_share_a_topic_and_group_evenly(workers, lanes, seed, names):
+    owners = random_owners(lanes, seed)
+    declines = random_declines(names, lanes, owners, seed)
+    assigned = assign(workers, lanes, owners, declines)
+    for place in {(lane.topic, lane.group) for lane in assigned}:
+        counts = Counter(worker for lane, worker in assigned.items() if (lane.topic, lane.group) == place)
+        shares = [counts[name] for name in free_hands(workers, LaneId(place[0], 0, place[1]), declines)]
+        assert max(shares, default=0) - min(shares, default=0) <= 1
+
+
+@given(serving, lanes, owners_by_seed, decliners)
+def test_with_declines_the_order_of_the_tables_does_not_matter(workers, lanes, seed, names):
+    owners = random_owners(lanes, seed)
+    declines = random_declines(names, lanes, owners, seed)
+    draw = random.Random(seed)
+    shuffled = [dict(draw.sample(sorted(each.items()), len(each))) for each in (workers, owners, declines)]
+    other_lanes = draw.sample(lanes, len(lanes))
+    assert assign(shuffled[0], other_lanes, *shuffled[1:]) == assign(workers, lanes, owners, declines)
+
+
+@given(serving, lanes, owners_by_seed, decliners)
+def test_with_declines_an_assignment_that_is_carried_out_is_assigned_again(workers, lanes, seed, names):
+    owners = random_owners(lanes, seed)
+    declines = random_declines(names, lanes, owners, seed)
+    assigned = assign(workers, lanes, owners, declines)
+    assert assign(workers, lanes, assigned, declines) == assigned
+
+
+@given(serving, lanes, owners_by_seed)
+def test_where_all_are_busy_or_nobody_is_declines_change_nothing(workers, lanes, seed):
+    owners = random_owners(lanes, seed)
+    ordinary = assign(workers, lanes, owners)
+    assert assign(workers, lanes, owners, {name: set(lanes) for name in workers}) == ordinary
+    assert assign(workers, lanes, owners, dict.fromkeys(workers, ())) == ordinary
+    assert assign(workers, lanes, owners, {}) == ordinary
+    assert assign(workers, lanes, owners, {"dead-1": set(lanes)}) == ordinary
+
+
+def test_a_busy_worker_passes_on_what_it_declines_and_nothing_else():
+    lanes = lanes_of({"orders/inventory": 8})
+    owners = {lane: ("a", "b")[lane.partition % 2] for lane in lanes}
+    declined = {lanes[0], lanes[4]}
+    assigned = assign({"a": None, "b": None}, lanes, owners, {"a": declined})
+    assert {lane for lane in lanes if assigned[lane] != owners[lane]} == declined
+
+
+def test_a_worker_that_is_busy_with_one_group_gets_no_lanes_of_another():
+    # Given that nobody has the lanes of the second group yet
+    lanes = lanes_of({"orders/inventory": 2, "clicks/stats": 4})
+    owners = {lane: ("a", "b")[lane.partition] for lane in lanes if lane.topic == "orders"}
+    assigned = assign({"a": None, "b": None}, lanes, owners, {"a": {LaneId("orders", 0, "inventory")}})
+    assert set(assigned.values()) == {"b"}

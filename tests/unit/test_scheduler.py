@@ -309,6 +309,52 @@ def test_a_slice_of_a_lost_lane_is_told_to_stop(world):
     assert world.progress.stopping(order.slot)
 
 
+# ---------------------------------------------------------------------- waiting for a slot
+
+
+def test_lanes_with_work_say_how_long_they_have_waited_for_a_slot(world):
+    first, second = world.own(0, 1)
+    (order,) = world.plan(1)
+    world.clock.now += 4
+    assert world.scheduler.waiting() == {second: 4.0}
+    # A slice that ended with more to do waits anew, an idle lane does not wait
+    world.end(order, Report.MORE)
+    world.clock.now += 1
+    assert world.scheduler.waiting() == {second: 5.0, first: 1.0}
+    while orders := world.plan():
+        world.end(orders[0])
+    assert world.scheduler.waiting() == {}
+
+
+def test_a_paused_lane_waits_for_its_group_and_not_for_a_slot(world):
+    (id,) = world.own(0)
+    world.scheduler.pause([GROUP])
+    world.clock.now += 60
+    assert world.scheduler.waiting() == {}
+    world.scheduler.pause([])
+    world.clock.now += 1
+    assert world.scheduler.waiting() == {id: 1.0}
+
+
+def test_lanes_that_are_one_slots_own_are_not_said_to_wait(world):
+    world.scheduler.add(LaneId("orders", 0, "stock", "me.1"), "me:0", "none")
+    world.clock.now += 60
+    assert world.scheduler.waiting() == {}
+
+
+def test_a_worker_is_at_rest_while_a_slot_is_free_or_lingers_and_nothing_waits(world):
+    world.own(0, 1, 2)
+    assert not world.scheduler.is_at_rest()
+    first, second = world.plan(2)
+    world.end(first)
+    (third,) = world.plan()
+    assert not world.scheduler.is_at_rest()  # both slots are at work
+    world.progress.waiting(third.slot, 77)
+    assert world.scheduler.is_at_rest()
+    world.end(second)
+    assert world.scheduler.is_at_rest()
+
+
 # ---------------------------------------------------------------------- death
 
 

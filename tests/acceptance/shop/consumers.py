@@ -2,6 +2,7 @@
 
 A message's value is {"n": number} and any of these. Where it says "attempts", all up to that one do so.
     sleep, slow     sleep so many seconds (at so many attempts, else at every one)
+    until           wait until a file of this name exists
     stubborn        attempts that never end, whatever is raised inside them
     die, exit       attempts that kill their process by SIGKILL, or end it by os._exit
     fail            attempts that raise
@@ -43,6 +44,9 @@ def act(message: bus.Message) -> None:
     ledger.write("start", *_place(message))
     if what.get("sleep") and message.attempt <= what.get("slow", message.attempt):
         time.sleep(what["sleep"])
+    if what.get("until"):
+        while not os.path.exists(what["until"]):
+            time.sleep(0.05)
     if message.attempt <= what.get("stubborn", 0):
         _stay()
     _fall(message)
