@@ -93,6 +93,22 @@ class DelayedMessage:
     """Its id is `d17`. It has no timestamp: it is not stored in its topic yet."""
 
 
+@dataclass(slots=True)
+class Cancelled:
+    """How many messages that were to be cancelled were, and how many were not there any more."""
+
+    cancelled: int = 0
+    gone: int = 0
+
+    def add(self, removed: Sequence[bool]) -> None:
+        self.cancelled += sum(removed)
+        self.gone += len(removed) - sum(removed)
+
+    @property
+    def total(self) -> int:
+        return self.cancelled + self.gone
+
+
 class _Row(NamedTuple):
     """A row of the zset: when it is due (ms), and its padded number."""
 
@@ -204,6 +220,14 @@ def count(bus: Bus, topic: str, partition: int | None = None) -> int:
     return sum(check(reply) for reply in bus.client.pipe(asked))
 
 
+def present(bus: Bus, topic: str, refs: Iterable[DelayedRef]) -> int:
+    """How many of these messages still wait. Raises UnknownTopic and BusUnavailable."""
+    known = dict(_partitions(bus, topic, None))
+    wanted = [ref for ref in dict.fromkeys(refs) if ref.partition in known]
+    asked = [("ZSCORE", known[ref.partition].delayed, ref.member) for ref in wanted]
+    return sum(check(reply) is not None for reply in bus.client.pipe(asked))
+
+
 def find(bus: Bus, topic: str, partition: int | None = None) -> Iterator[DelayedMessage]:
     """The messages that wait, in order of due time over all partitions; read in pages as they are asked for.
 
@@ -214,9 +238,18 @@ def find(bus: Bus, topic: str, partition: int | None = None) -> Iterator[Delayed
 
 
 def refs(bus: Bus, topic: str, partition: int | None = None) -> Iterator[DelayedRef]:
-    """Which messages wait, partition by partition in due order, without reading them. Raises as `find`."""
+    """Which messages wait now, partition by partition in due order, without reading them.
+
+    What is published from now on is left out, so this ends. Raises as `find`.
+    """
     chosen = _partitions(bus, topic, partition)
-    return (ref for number, keys in chosen for _due, ref in _rows(bus, number, keys, BATCH))
+    lasts = bus.client.pipe([("HGET", keys.delayed_body, "last") for _, keys in chosen])
+    return (
+        ref
+        for (number, keys), last in zip(chosen, lasts, strict=True)
+        for _due, ref in _rows(bus, number, keys, BATCH)
+        if ref.number <= int(check(last) or 0)
+    )
 
 
 def _read(bus: Bus, topic: str, rows: Iterator[tuple[float, DelayedRef]]) -> Iterator[DelayedMessage]:
@@ -293,8 +326,8 @@ def split(body: bytes) -> list[bytes] | None:
 
 
 def batches(refs: Iterable[DelayedRef]) -> Iterator[list[DelayedRef]]:
-    """Refs as they are to be cancelled, at most BATCH at a time, each once."""
-    rest = iter(dict.fromkeys(refs)) if isinstance(refs, Sequence) else iter(refs)
+    """Refs as they are to be cancelled, at most BATCH at a time."""
+    rest = iter(refs)
     while batch := list(islice(rest, BATCH)):
         yield batch
 
