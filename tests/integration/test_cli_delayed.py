@@ -150,6 +150,14 @@ def test_what_steers_a_terminal_or_cannot_be_read_is_shown_escaped(run: Run, bus
     assert "delayed" in unreadable["undecodable"]
 
 
+def test_describing_a_topic_says_how_many_wait_and_when_the_next_is_due(run: Run, bus: Bus) -> None:
+    assert "delayed" not in run("topic", "describe", TOPIC).out
+    schedule(bus, 3)
+    assert "delayed: 3; the next is due 2040-01-31 11:58:00 UTC" in run("topic", "describe", TOPIC).out
+    data = run("topic", "describe", TOPIC, "--json").data["topic"]
+    assert (data["delayed"], data["next_due"]) == (3, "2040-01-31T11:58:00+00:00")
+
+
 # ---------------------------------------------------------------------- cancelling
 
 
