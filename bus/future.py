@@ -31,8 +31,24 @@ _events = threading.Lock()
 class Batch:
     """Messages that go with one write, and what became of them."""
 
-    __slots__ = ("_places", "asked", "born", "callbacks", "event", "messages", "most", "most_bytes",
-                 "on_wait", "outcomes", "pid", "resendable", "scripted", "sent", "size", "topics")
+    __slots__ = (
+        "_places",
+        "asked",
+        "born",
+        "callbacks",
+        "event",
+        "messages",
+        "most",
+        "most_bytes",
+        "on_wait",
+        "outcomes",
+        "pid",
+        "resendable",
+        "scripted",
+        "sent",
+        "size",
+        "topics",
+    )
 
     def __init__(self, on_wait: Callable[[Batch], None]) -> None:
         """`on_wait` is called when somebody waits for a message of this batch: it should not linger."""

@@ -7,7 +7,7 @@ caller that is rolled back, the record goes with it.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,9 +17,10 @@ from typing import Any, Literal
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from bus import deadletters, groups
+from bus import deadletters, delayed, groups
 from bus.client import Bus
 from bus.deadletters import Fate, LetterRef, Selection, Tally
+from bus.delayed import Cancelled, DelayedRef
 from bus.errors import BusError, ConfigurationError, ReadOnly, UnknownTopic
 from bus.models import AuditRecord, Topic
 from bus.values import Ordering
@@ -243,6 +244,42 @@ def _line(letter: LetterRef, fate: Fate | None) -> dict[str, str]:
         "reason": letter.reason[:_AUDITED_REASON],
         "outcome": outcome,
     }
+
+
+# ---------------------------------------------------------------------- delayed messages
+
+
+def cancel_delayed(
+    bus: Bus,
+    topic: str,
+    refs: Iterable[DelayedRef],
+    *,
+    actor: Actor,
+    tell: Callable[[int], None] | None = None,
+) -> Cancelled:
+    """Remove messages that wait until they are due; the records keep their ids, not their values.
+
+    `tell` is called with how many are dealt with so far. Every delayed.BATCH messages leave a record of
+    their own. Raises as delayed.cancel; what was cancelled by then stays so.
+    """
+    tally = Cancelled()
+
+    def cancel(batch: Sequence[DelayedRef], record: AuditRecord) -> None:
+        record.detail = {"messages": [{"message": str(ref), "outcome": "unknown"} for ref in batch]}
+        removed = delayed.cancel(bus, topic, batch)
+        for line, there in zip(record.detail["messages"], removed, strict=True):
+            line["outcome"] = "cancelled" if there else "gone"
+        tally.add(removed)
+        if tell is not None:
+            tell(tally.total)
+
+    batches = delayed.batches(refs)
+    with _audited(bus, actor, "cancel delayed", topic) as record:
+        cancel(next(batches, []), record)
+    for batch in batches:
+        with _audited(bus, actor, "cancel delayed", topic) as record:
+            cancel(batch, record)
+    return tally
 
 
 # ---------------------------------------------------------------------- shared

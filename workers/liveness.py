@@ -16,6 +16,10 @@ BEAT_SECONDS = 3.0
 #: How long a counter must stand still, under observation, until its worker counts as dead. Seconds.
 DEAD_SECONDS = 15.0
 
+#: A counter that stood still for so long belongs to nobody who leads: two beats and a margin. Seconds.
+#: A mistake costs nothing here, since two leaders at once do no harm; a wait makes delayed messages late.
+LEAD_SECONDS = 2 * BEAT_SECONDS + 1.5
+
 #: How long the record of a dead worker stays for the others to observe it themselves. Seconds.
 FORGET_SECONDS = 60.0
 
@@ -23,7 +27,7 @@ FORGET_SECONDS = 60.0
 #: One look may be late by the client's timeout; with 15 s a pause alone could use up DEAD_SECONDS.
 MAX_GAP = 10.0
 
-#: A reading just before the end of DEAD_SECONDS would be for nothing. Seconds.
+#: A reading just before the end of DEAD_SECONDS or LEAD_SECONDS would be for nothing. Seconds.
 _MARGIN = 0.01
 
 
@@ -74,13 +78,21 @@ class Liveness:
             return False
         return self._last - self._since.get(incarnation, self._began) >= DEAD_SECONDS
 
+    def moving(self) -> set[str]:
+        """The workers in the table that may lead: their counter was seen to move within LEAD_SECONDS, or has
+        not been observed for as long. The observer always may."""
+        present = [name for name, counter in self._counters.items() if counter is not None]
+        return {name for name in present if name == self._me or self._last - self._since[name] < LEAD_SECONDS}
+
     def long_dead(self) -> set[str]:
         """The workers in the table that have been dead for FORGET_SECONDS: nobody needs their record."""
         return {name for name in self.dead() if self._last - self._since[name] >= FORGET_SECONDS}
 
     def next_look(self, now: float) -> float:
-        """Seconds until the next reading is due: a beat, or less if somebody may turn out dead before."""
-        ends = [since + DEAD_SECONDS + _MARGIN - now for since in self._since.values()]
+        """Seconds until the next reading is due: a beat, or less if somebody may turn out dead, or too slow
+        to lead, before."""
+        limits = (LEAD_SECONDS, DEAD_SECONDS)
+        ends = [since + limit + _MARGIN - now for since in self._since.values() for limit in limits]
         return min([BEAT_SECONDS, *(seconds for seconds in ends if seconds > 0)])
 
     def _start(self, now: float) -> None:

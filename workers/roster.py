@@ -43,11 +43,9 @@ class Roster:
         """Workers in the table that are dead, or provably gone from this host."""
         self.peers: frozenset[str] = frozenset()
         """Live workers, this one included."""
-
-    @property
-    def leader(self) -> str:
-        """The first live incarnation in sort order: it does the upkeep."""
-        return min(self.peers, default="")
+        self.leader = ""
+        """Who does the upkeep: the first in sort order of the workers whose beat was seen to move lately.
+        That is known sooner than who is dead, and leases do not hang on it."""
 
     def beat(self, *, leaving: bool = False, declines: list[str] | None = None) -> None:
         """Raise our counter, read everybody's, and judge.
@@ -72,6 +70,7 @@ class Roster:
         proven = {name for name, known in self._table.items() if name != me and is_proven_gone(known)}
         self.gone = frozenset(self._liveness.dead() | proven)
         self.peers = frozenset(self._table.keys() - self.gone)
+        self.leader = min(self._liveness.moving() & self.peers, default=me)
         if self._beat == 1:
             self._bus.registry.hint("join")
 

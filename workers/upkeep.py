@@ -1,6 +1,6 @@
-"""Calls the functions of `bus` that are due, in the first live worker in sort order.
+"""Calls the functions of `bus` that are due, in the worker that leads (see `workers.roster.Roster.leader`).
 
-Two at once do no harm: each step is one script per partition.
+Two at once do no harm: each step is one script per partition, or an update that says the same twice.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from django.db import DatabaseError, close_old_connections, connections
 
-from bus import marks, retention
+from bus import delayed, marks, retention
 from bus.client import Bus
 from bus.errors import BusError
 
@@ -24,37 +25,71 @@ COMPLAIN_SECONDS = 60.0
 TRIM_SECONDS = 30.0
 
 
+@dataclass(slots=True)
+class Step:
+    """One thing that upkeep does again and again."""
+
+    work: Callable[[], None]
+    seconds: float
+    """From one beginning to the next; a step that takes longer begins again after all others that are due."""
+    due: float = 0.0
+    """When it is due, by the monotonic clock."""
+    quiet_until: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.work.__name__.strip("_").replace("_", " ")
+
+
 class Upkeep(threading.Thread):
     """The housekeeping thread of one worker."""
 
     def __init__(self, bus: Bus, *, is_leader: Callable[[], bool]) -> None:
+        """`is_leader`: whether this worker does the upkeep now; asked before each step, without I/O."""
         super().__init__(name="jitney-upkeep", daemon=True)
         self._bus = bus
         self._is_leader = is_leader
         self._stopping = threading.Event()
-        self._quiet_until = 0.0
-        self._due = {self._copy_marks: 0.0, self._trim: 0.0}
+        self._steps = [
+            Step(self._move_delayed, delayed.MOVE_SECONDS),
+            Step(self._copy_marks, marks.COPY_SECONDS),
+            Step(self._trim, TRIM_SECONDS),
+        ]
 
     def stop(self) -> None:
         self._stopping.set()
 
     def run(self) -> None:
-        every = {self._copy_marks: marks.COPY_SECONDS, self._trim: TRIM_SECONDS}
-        while not self._stopping.wait(min(every.values())):
-            for step, seconds in every.items():
-                if self._is_leader() and time.monotonic() >= self._due[step]:
-                    self._due[step] = time.monotonic() + seconds - 1
+        while not self._stopping.wait(self._pause(time.monotonic())):
+            for step in self._steps:
+                now = time.monotonic()
+                if now < step.due or self._stopping.is_set():
+                    continue
+                step.due = now + step.seconds
+                if self._is_leader():
                     self._attempt(step)
         connections.close_all()
 
-    def _attempt(self, step: Callable[[], None]) -> None:
+    def _pause(self, now: float) -> float:
+        """Seconds until the next step is due. Who becomes the leader is late by one period at most."""
+        return max(0.0, min(step.due for step in self._steps) - now)
+
+    def _attempt(self, step: Step) -> None:
         try:
-            step()
+            step.work()
         except (BusError, DatabaseError) as error:
-            if time.monotonic() >= self._quiet_until:
-                self._quiet_until = time.monotonic() + COMPLAIN_SECONDS
-                logger.warning("Upkeep (%s) failed and is tried again: %s", step.__name__.strip("_"), error)
+            if time.monotonic() >= step.quiet_until:
+                step.quiet_until = time.monotonic() + COMPLAIN_SECONDS
+                logger.warning("Upkeep (%s) failed and is tried again: %s", step.name, error)
             close_old_connections()
+        except Exception:
+            # A thread that ends would leave the other steps undone, as long as this worker leads.
+            if time.monotonic() >= step.quiet_until:
+                step.quiet_until = time.monotonic() + COMPLAIN_SECONDS
+                logger.exception("Upkeep (%s) failed and is tried again.", step.name)
+
+    def _move_delayed(self) -> None:
+        delayed.move_due(self._bus)
 
     def _copy_marks(self) -> None:
         marks.copy(self._bus)

@@ -110,6 +110,10 @@ class TopicSnapshot:
     missing_partitions: int
     last_published: datetime | None
     groups: tuple[GroupSnapshot, ...]
+    delayed: int | None = 0
+    """Messages that wait until they are due; they are not in the topic yet."""
+    next_due: datetime | None = None
+    """When the first of them is due, by the server's clock; None if none waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ def groups(survey: Survey, topic: str | None = None) -> list[GroupSnapshot]:
 def _topic(survey: Survey, spec: TopicSpec) -> TopicSnapshot:
     streams = survey.streams[spec.name]
     present = [stream for stream in streams if stream is not None]
+    waiting = survey.waiting[spec.name]
     return TopicSnapshot(
         name=spec.name,
         partitions=spec.partitions,
@@ -35,6 +36,8 @@ def _topic(survey: Survey, spec: TopicSpec) -> TopicSnapshot:
         missing_partitions=len(streams) - len(present),
         last_published=_last_published(present),
         groups=tuple(groups(survey, spec.name)),
+        delayed=_sum(one.count for one in waiting),
+        next_due=min((one.first for one in waiting if one.first is not None), default=None),
     )
 
 

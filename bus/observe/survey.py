@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from bus import delayed
 from bus.client import Bus
 from bus.errors import UnknownTopic
 from bus.observe import lag as lags
@@ -34,6 +35,20 @@ _ORDERED_LANE = "0"
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits in one partition until it is due."""
+
+    count: int | None
+    first: datetime | None
+
+    @classmethod
+    def read(cls, count: Any, first: Any) -> Waiting:
+        """From the replies to ZCARD and to ZRANGE of the first with its score."""
+        known = [] if is_absent(first) else check(first)
+        return cls(number(count), delayed.moment(float(known[1])) if known else None)
+
+
+@dataclass(frozen=True, slots=True)
 class Survey:
     """What was seen."""
 
@@ -43,6 +58,8 @@ class Survey:
     specs: list[TopicSpec]
     groups: list[GroupSpec]
     streams: Mapping[str, list[StreamFacts | None]]
+    """Topic → its partitions."""
+    waiting: Mapping[str, list[Waiting]]
     """Topic → its partitions."""
     shares: Mapping[tuple[str, str], list[GroupPartitionSnapshot]]
     """(topic, group) → its partitions."""
@@ -75,6 +92,7 @@ class _Reading:
         self._specs = specs
         self._groups = groups
         self._streams: dict[str, list[StreamFacts | None]] = {}
+        self._waiting: dict[str, list[Waiting]] = {}
         self._shares: list[Share] = []
 
     def survey(self) -> Survey:
@@ -87,7 +105,7 @@ class _Reading:
         for share in self._shares:
             shares[share.group.topic, share.group.name].append(share.snapshot(now))
         workers = members.workers(table, held)
-        return Survey(now, info, self._specs, self._groups, self._streams, shares, workers)
+        return Survey(now, info, self._specs, self._groups, self._streams, self._waiting, shares, workers)
 
     # ------------------------------------------------------------------ step 3
 
@@ -98,6 +116,8 @@ class _Reading:
         for spec, partition, groups in self._partitions():
             stream = stream_facts(next(replies))
             self._streams.setdefault(spec.name, []).append(stream)
+            waiting = Waiting.read(next(replies), next(replies))
+            self._waiting.setdefault(spec.name, []).append(waiting)
             for group in groups:
                 self._shares.append(self._share(group, partition, stream, replies))
         seconds, micros = now
@@ -107,6 +127,8 @@ class _Reading:
         for spec, partition, groups in self._partitions():
             keys = self._bus.keys.partition(spec.name, partition)
             yield stream_command(keys.stream)
+            yield ("ZCARD", keys.delayed)
+            yield ("ZRANGE", keys.delayed, 0, 0, "WITHSCORES")
             for group in groups:
                 yield ("ZCARD", keys.retry(group.name))
                 yield ("ZCARD", keys.held(group.name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from bus import declarations, operate
 from bus.client import Bus
 from bus.deadletters import Selection, Tally
 from bus.declarations import Drift, SyncReport
+from bus.delayed import Cancelled, DelayedRef
 from bus.errors import ConfigurationError
 from bus.models import Topic
 from bus.terminal.output import remark
@@ -76,6 +77,11 @@ class Audited:
         self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]
     ) -> Tally:
         return operate.discard_dead_letters(self._bus, topic, group, selection, actor=self._actor, tell=tell)
+
+    def cancel_delayed(
+        self, topic: str, refs: Iterable[DelayedRef], tell: Callable[[int], None]
+    ) -> Cancelled:
+        return operate.cancel_delayed(self._bus, topic, refs, actor=self._actor, tell=tell)
 
 
 def _look(question: Callable[[], _Answer], otherwise: _Answer) -> _Answer:

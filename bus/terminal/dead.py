@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bus import deadletters
 from bus.deadletters import DeadLetter, Place, Selection, Tally
 from bus.terminal.kinds import GROUP, LETTER, SINCE, TOPIC, Branch
-from bus.terminal.output import Table, answer, count, many, remark, time_words
+from bus.terminal.output import Table, answer, bar, count, many, remark, time_words
 from bus.terminal.session import Session, pass_session
 from bus.terminal.values import key_words, message_record, value_words
 
@@ -117,7 +113,7 @@ def _deal(session: Session, topic: str, group: str, selection: Selection, apply:
         answer(session.json, {"planned": planned, "applied": False}, plan, words)
         return 0
     verb: Verb = session.operator.retry_dead if name == "Retry" else session.operator.discard_dead
-    with _progress(planned, name) as tell:
+    with bar(planned, name.lower()) as tell:
         tally = verb(topic, group, selection, tell)
     data = {
         "planned": planned, "applied": True, "retried": tally.retried, "copied": tally.copied,
@@ -141,18 +137,6 @@ def _outcome(tally: Tally, name: str) -> Iterator[str]:
             "Still dead letters, because Redis lacks the group or the stream, or no copy was kept: "
             f"{count(tally.kept)}."
         )
-
-
-@contextmanager
-def _progress(total: int, name: str) -> Iterator[Callable[[int], None]]:
-    """A function that is told how many letters are dealt with; it draws only on a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _done: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(name.lower(), total=total)
-        yield lambda done: progress.update(task, completed=done)
 
 
 # ---------------------------------------------------------------------- words

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from bus import deadletters, groups
+from bus import deadletters, delayed, groups
 from bus.deadletters import Fate, LetterRef, Selection, Tally
+from bus.delayed import Cancelled, DelayedRef
 from bus.errors import ConfigurationError, ReadOnly, UnknownTopic
 from bus.values import Ordering, TopicSpec
 
@@ -88,6 +89,16 @@ class Direct:
         self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]
     ) -> Tally:
         return self._deal(topic, group, selection, deadletters.discard, tell)
+
+    def cancel_delayed(
+        self, topic: str, refs: Iterable[DelayedRef], tell: Callable[[int], None]
+    ) -> Cancelled:
+        self._check_writable()
+        tally = Cancelled()
+        for batch in delayed.batches(refs):
+            tally.add(delayed.cancel(self._bus, topic, batch))
+            tell(tally.total)
+        return tally
 
     def _deal(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from bus.deadletters import Place
+from bus.delayed import DelayedRef
 from bus.errors import ConfigurationError
 from bus.terminal.session import Session
 from bus.values import MAX_PARTITIONS, Position, check_name, parse_duration
@@ -78,6 +79,17 @@ def _since(text: str) -> datetime:
     return datetime.now(UTC) - duration
 
 
+def _at(text: str) -> datetime:
+    """An ISO time with its zone: it is a moment to act, so none is guessed."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(f"{text!r} is not a time, such as 2030-01-31T12:00+01:00.") from None
+    if moment.tzinfo is None:
+        raise ConfigurationError(f"{text!r} has no time zone: write it, such as {moment.isoformat()}+00:00.")
+    return moment
+
+
 def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
@@ -90,9 +102,12 @@ def _moment(text: str) -> datetime:
 
 TOPIC = _checked("topic", lambda text: check_name("Topic", text))
 GROUP = _checked("group", lambda text: check_name("Group", text))
+DURATION = _checked("duration", parse_duration)
 RETENTION = _checked("duration", _retention)
 START = _checked("position", _start)
 HEADER = _checked("name=value", _header)
 SINCE = _checked("since", _since)
+AT = _checked("time", _at)
 LETTER = _checked("id", Place.parse)
+DELAYED = _checked("id", DelayedRef.parse)
 PARTITIONS = click.IntRange(1, MAX_PARTITIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any, BinaryIO
 
 import click
@@ -12,11 +13,11 @@ import orjson
 from bus import observe
 from bus.errors import Undecodable
 from bus.terminal.feed import LONGEST, Feed, publish_file
-from bus.terminal.kinds import HEADER, TOPIC, Leaf
+from bus.terminal.kinds import AT, DURATION, HEADER, TOPIC, Leaf
 from bus.terminal.output import answer, dump, many, printable, time_words
 from bus.terminal.session import Session, pass_session
 from bus.terminal.sources import Format, Lines
-from bus.values import Message
+from bus.values import Message, Receipt
 
 
 @click.command("publish", cls=Leaf)
@@ -24,6 +25,9 @@ from bus.values import Message
 @click.argument("value", required=False)
 @click.option("--key", help="Messages of one key keep their order.")
 @click.option("--header", "headers", type=HEADER, multiple=True, help="May be given more than once.")
+@click.option("--delay", type=DURATION, help="Stored when so much time has passed: 30s, 12h, 7d.")
+@click.option("--at", type=AT, help="Stored then: an ISO time with its zone.")
+@click.option("--message-id", help="Stored once within DEDUPE_WINDOW, however often it is published.")
 @click.option("--file", type=click.File("rb"), help="Publish each line of a JSONL or CSV file; - is stdin.")
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), help="Default: by the file's name.")
 @click.option("--key-field", help="With --file: the field of each value that is its key.")
@@ -34,6 +38,9 @@ def publish(
     value: str | None,
     key: str | None,
     headers: tuple[tuple[str, str], ...],
+    delay: timedelta | None,
+    at: datetime | None,
+    message_id: str | None,
     file: BinaryIO | None,
     form: Format | None,
     key_field: str | None,
@@ -45,6 +52,10 @@ def publish(
         raise click.UsageError("--key-field and --format belong to --file.")
     if key is not None and key_field is not None:
         raise click.UsageError("Give either --key or --key-field.")
+    if file is not None and (delay, at, message_id) != (None, None, None):
+        raise click.UsageError("--delay, --at and --message-id are for one VALUE, not for --file.")
+    if delay is not None and at is not None:
+        raise click.UsageError("Give either --delay or --at.")
     if file is not None:
         form = form or ("csv" if file.name.lower().endswith(".csv") else "jsonl")
         lines = Lines(file, LONGEST * session.bus.settings.max_message_bytes)
@@ -54,9 +65,25 @@ def publish(
             session.json, {"topic": topic, "published": published}, f"Published {many(published, 'message')}."
         )
         return
-    receipt = session.bus.publish(topic, _value(value or ""), key=key, headers=dict(headers) or None)
-    words = f"Message {receipt.id} is published to partition {receipt.partition} of {topic}."
-    answer(session.json, receipt, words)
+    receipt = session.bus.publish(
+        topic,
+        _value(value or ""),
+        key=key,
+        headers=dict(headers) or None,
+        message_id=message_id,
+        delay=delay,
+        at=at,
+    )
+    answer(session.json, receipt, _receipt_words(receipt))
+
+
+def _receipt_words(receipt: Receipt) -> str:
+    where = f"partition {receipt.partition} of {receipt.topic}"
+    if receipt.id.startswith("d"):
+        known = "was published before, and " if receipt.duplicate else ""
+        return f"Message {receipt.id} {known}waits in {where} until it is due."
+    known = "was published before" if receipt.duplicate else "is published"
+    return f"Message {receipt.id} {known} to {where}."
 
 
 @click.command("tail", cls=Leaf)

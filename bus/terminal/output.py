@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,21 @@ def remark(text: str) -> None:
     """Tell something beside the answer; does nothing for an empty text."""
     if text:
         click.echo(printable(text), err=True)
+
+
+@contextmanager
+def bar(total: int, verb: str) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many are dealt with; it draws a progress bar, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda _done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(verb, total=total)
+        yield lambda done: progress.update(task, completed=done)
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bus.client import Bus
     from bus.deadletters import Selection, Tally
     from bus.declarations import Drift, SyncReport
+    from bus.delayed import Cancelled, DelayedRef
 
 
 class Operator(Protocol):
@@ -46,6 +47,9 @@ class Operator(Protocol):
     def discard_dead(
         self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]
     ) -> Tally: ...
+    def cancel_delayed(
+        self, topic: str, refs: Iterable[DelayedRef], tell: Callable[[int], None]
+    ) -> Cancelled: ...
 
 
 class Session:

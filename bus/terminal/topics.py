@@ -12,7 +12,17 @@ from bus import observe
 from bus.observe import GroupSnapshot, Lag, PartitionSnapshot, TopicSnapshot
 from bus.terminal.groups import group_table
 from bus.terminal.kinds import PARTITIONS, RETENTION, TOPIC, Branch
-from bus.terminal.output import Table, ago_words, answer, count, duration_words, lag_words, many, remark
+from bus.terminal.output import (
+    Table,
+    ago_words,
+    answer,
+    count,
+    duration_words,
+    lag_words,
+    many,
+    remark,
+    time_words,
+)
 from bus.terminal.session import Session, pass_session
 
 FOR_EVER = "for ever"
@@ -55,6 +65,9 @@ def describe_topic(session: Session, name: str) -> None:
     facts = session.operator.facts(name)
     data = {"topic": found, "partitions": partitions, **facts}
     words = [f"{title}: {text}" for title, text in facts.items() if text]
+    if found.delayed != 0:
+        due = f"the next is due {time_words(found.next_due)} UTC"
+        words.append(f"delayed: {count(found.delayed)}; {due}")
     answer(
         session.json,
         data,
@@ -118,7 +131,7 @@ def delete_topic(session: Session, name: str, apply: bool, confirm: str | None) 
     session.operator.check_deletable(name, name)
     plan = (
         f"Delete topic {name}: {many(found.partitions, 'partition')}, {count(found.messages)} messages, "
-        f"groups: {_names([group.group for group in found.groups])}."
+        f"{count(found.delayed)} delayed messages, groups: {_names([group.group for group in found.groups])}."
     )
     if apply:
         session.operator.delete_topic(name, confirm if confirm is not None else _ask(plan))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -167,6 +168,27 @@ def test_names_that_sound_like_addresses_of_the_admin_have_their_pages(
         scene.declare(bus, name, 1, ["groups"])
         assert admin_client.get(f"{BASE}topic/named/{name}/").status_code == 200
         assert admin_client.get(f"{BASE}topic/named/{name}/groups/groups/").status_code == 200
+
+
+def test_the_page_of_a_topic_says_what_waits_until_it_is_due(
+    bus: Bus, admin_client: Client, round_trips: list[int]
+) -> None:
+    scene.declare(bus, "orders", 2, ["inventory"])
+    page = f"{BASE}topic/named/orders/"
+    assert b"Delayed" not in admin_client.get(page).content
+    round_trips.clear()
+    admin_client.get(page, {"live": "1"})
+    before = len(round_trips)
+
+    for key in "abc":
+        bus.publish("orders", 1, key=key, at=datetime(2040, 1, 31, 12, tzinfo=UTC))
+    round_trips.clear()
+    content = " ".join(admin_client.get(page, {"live": "1"}).content.decode().split())
+
+    assert len(round_trips) == before
+    assert "<dt>Delayed</dt><dd>3 " in content
+    assert "next due" in content
+    assert "2040" in content
 
 
 def test_drift_is_shown_as_a_notice(bus: Bus, admin_client: Client) -> None:

@@ -18,6 +18,8 @@ from bus.values import Message
 from tests.integration.inline import InlineWorker
 from tests.waiting import wait_until
 from workers.identity import this_process
+from workers.liveness import DEAD_SECONDS, LEAD_SECONDS
+from workers.roster import Roster
 
 PARTITIONS = 2
 
@@ -111,3 +113,33 @@ def test_names_and_lanes_do_not_pile_up_after_two_hundred_short_lived_workers(
     # Then every message was handled once, those in dead hands too
     assert sorted(seen["keyed"]) == sorted(seen["loose"]) == list(range(100))
     assert bus.client.call("HLEN", bus.keys.workers) == 0
+
+
+def test_the_first_worker_whose_beat_moves_leads_and_one_that_falls_silent_is_followed_soon(bus: Bus) -> None:
+    # Given a worker of another host that comes first in sort order
+    now, beat = 100.0, 1
+    roster = Roster(bus, this_process(), [], 1, clock=lambda: now)
+    me = roster._identity.incarnation
+
+    def write() -> None:
+        record = {"host": "far", "pid": 1, "boot": "x", "pidns": "x", "start": 1, "started": 0, "groups": [],
+                  "serves": [], "processes": 1, "beat": beat}  # fmt: skip
+        bus.client.call("HSET", bus.keys.workers, "!first", orjson.dumps(record))
+
+    for _ in range(5):
+        write()
+        roster.beat()
+        assert roster.leader == "!first"
+        now, beat = now + 3, beat + 1
+    # When its beat stands still
+    silent = now - 3
+    while roster.leader != me:
+        now += 0.5
+        roster.beat()
+    # Then another leads long before that one counts as dead, whose leases stay
+    assert LEAD_SECONDS <= now - silent <= LEAD_SECONDS + 0.5 < DEAD_SECONDS
+    assert roster.gone == frozenset()
+    # And it leads again when it beats again
+    write()
+    roster.beat()
+    assert roster.leader == "!first"

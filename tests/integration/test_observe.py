@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -598,3 +598,24 @@ def test_a_tail_follows_new_partitions(bus: Bus, monkeypatch: pytest.MonkeyPatch
         add(bus, 1, partition=2)
         wait_until(lambda: follower.found, what="the message")
     assert follower.found[0].partition == 2
+
+
+# ---------------------------------------------------------------------- delayed messages
+
+
+@pytest.mark.both_servers
+def test_a_topic_says_how_many_messages_wait_and_when_the_next_is_due(bus: Bus) -> None:
+    declare(bus, 3)
+    declare(bus, 1, "other")
+    assert (observe.topic(bus, TOPIC).delayed, observe.topic(bus, TOPIC).next_due) == (0, None)
+    first = datetime(2040, 1, 31, 12, tzinfo=UTC)
+    for number in range(10):
+        bus.publish(TOPIC, number, key=str(number), at=first + timedelta(hours=9 - number))
+
+    for found in (observe.topic(bus, TOPIC), observe.overview(bus).topics[0]):
+        assert (found.delayed, found.next_due) == (10, first)
+        assert found.messages == 0
+    assert observe.overview(bus).topics[1].delayed == 0
+    # What nobody can know is unknown, and spoils nothing else
+    bus.client.call("SET", bus.keys.partition("other", 0).delayed, "foreign")
+    assert (observe.topic(bus, "other").delayed, observe.topic(bus, "other").messages) == (None, 0)

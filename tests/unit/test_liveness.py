@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.liveness import BEAT_SECONDS, DEAD_SECONDS, FORGET_SECONDS, MAX_GAP, Liveness
+from workers.liveness import BEAT_SECONDS, DEAD_SECONDS, FORGET_SECONDS, LEAD_SECONDS, MAX_GAP, Liveness
 
 seconds_between_looks = st.lists(st.floats(0.1, 60), min_size=1, max_size=60)
 
@@ -156,3 +156,53 @@ def test_a_record_is_kept_until_everybody_had_time_to_see_the_death():
         now += BEAT_SECONDS
         liveness.observe({"peer": 7}, now)
     assert liveness.long_dead() == {"peer"}
+
+
+# ---------------------------------------------------------------------- who leads
+
+
+def test_a_counter_that_stands_still_for_two_beats_and_a_margin_does_not_lead_but_is_not_dead():
+    liveness = watch({"me": 1, "peer": 7})
+    for now in (3, 6, LEAD_SECONDS - 0.1):
+        liveness.observe({"me": now, "peer": 7}, now)
+        assert liveness.moving() == {"me", "peer"}
+    liveness.observe({"me": 9, "peer": 7}, LEAD_SECONDS)
+    assert liveness.moving() == {"me"}
+    assert liveness.dead() == set()
+    # And it may lead again at its next beat
+    liveness.observe({"me": 10, "peer": 8}, LEAD_SECONDS + 1)
+    assert liveness.moving() == {"me", "peer"}
+
+
+def test_the_observer_may_always_lead():
+    liveness = watch({"me": 1})
+    liveness.observe({"me": 1}, 9)
+    liveness.observe({"me": 1}, 18)
+    assert liveness.moving() == {"me"}
+
+
+def test_who_has_left_the_table_does_not_lead():
+    liveness = watch({"me": 1, "peer": 7})
+    liveness.observe({"me": 2}, 3)
+    assert liveness.moving() == {"me"}
+
+
+@given(st.floats(0, BEAT_SECONDS), st.lists(st.floats(0, 1.0), min_size=1, max_size=40))
+def test_a_peer_that_beats_in_time_goes_on_to_lead(phase, delays):
+    # Given a peer that beats regularly, and an observer whose every reading is up to a second late
+    liveness, now = Liveness("me"), 0.0
+    for delay in delays:
+        liveness.observe({"peer": int((now + phase) / BEAT_SECONDS)}, now)
+        assert "peer" in liveness.moving()
+        now += liveness.next_look(now) + delay
+
+
+@given(st.floats(0, BEAT_SECONDS), st.floats(0, 0.5))
+def test_another_leads_within_eleven_seconds_of_the_death_of_the_leader(after, delay):
+    liveness, now = Liveness("me"), 0.0
+    liveness.observe({"leader": 1}, now)
+    died, now = now, now + after
+    while "leader" in liveness.moving():
+        liveness.observe({"leader": 2}, now)
+        assert now <= died + LEAD_SECONDS + BEAT_SECONDS + delay + 0.02
+        now += liveness.next_look(now) + delay
