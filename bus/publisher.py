@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from bus import draft as drafts
 from bus.draft import Draft, Headers, once_command, receipt_of
-from bus.errors import BusError, PublishUncertain, ReplyLost, ServerError, UnknownTopic
+from bus.errors import BusError, ReplyLost, ServerError
 from bus.keys import Keys
 from bus.packer import Packed, Packer, Place
 from bus.registry import Registry
 from bus.streams.commands import is_noscript, script
-from bus.streams.connect import Client, check, error_of
+from bus.streams.connect import Client, check
 from bus.streams.convoy import Convoy
 from bus.streams.wire import Command, Link, pack
 from bus.values import Receipt, TopicSpec
+from bus.waves import Waves, uncertain, vanished
 
 logger = logging.getLogger("bus.publisher")
 
@@ -197,13 +197,13 @@ class Publisher:
         message_id: Callable[[Any], str | None] | None,
     ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
         """Places and replies of what is stored, in the order of the values; then the error, if any."""
-        wave = _Waves(self, topic, self._client.borrow())
+        waves = Waves(topic, self._client.borrow(), self.mend)
         try:
             if message_id is not None:
-                self.load_scripts(wave.link)
-            yield from wave.run(self._writes(topic, values, key, headers, message_id))
+                self.load_scripts(waves.link)
+            yield from waves.run(self._writes(topic, values, key, headers, message_id))
         finally:
-            wave.end(self._client)
+            waves.end(self._client)
 
     def _writes(
         self,
@@ -286,119 +286,3 @@ class Publisher:
         else:
             self._registry.forget_cache()
             self._registry.restore_partition(topic, partition)
-
-
-class _Waves:
-    """The writes of one call of publish_many, two in flight on one link."""
-
-    def __init__(self, publisher: Publisher, topic: str, link: Link) -> None:
-        self._publisher = publisher
-        self._topic = topic
-        self.link = link
-        self._flying: deque[list[Packed]] = deque()
-
-    def run(
-        self, writes: Iterator[tuple[list[Packed], Exception | None]]
-    ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
-        failure: Exception | None = None
-        for write, error in writes:
-            failure = error
-            self._send(write)
-            if len(self._flying) == 2:
-                yield from self._land()
-        while self._flying:
-            yield from self._land()
-        if failure is not None:
-            raise failure
-
-    def end(self, client: Client) -> None:
-        if self.link.pending:
-            self.link.close()
-        client.give_back(self.link)
-
-    def _send(self, write: list[Packed]) -> None:
-        try:
-            self.link.send(b"".join([packed for _, packed in write]), len(write))
-        except ReplyLost as error:
-            raise uncertain(self._topic, error) from error
-        self._flying.append(write)
-
-    def _land(self) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
-        """The replies to the oldest write under way."""
-        write = self._flying.popleft()
-        try:
-            replies = self.link.receive_many(len(write))
-        except ReplyLost as error:
-            got = list(error.replies)
-            yield from self._check(write[: len(got)], got)
-            raise uncertain(self._topic, error) from error
-        yield from self._check(write, replies)
-
-    def _check(
-        self, write: list[Packed], replies: list[Any]
-    ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
-        if any(each is None or each.__class__ is ServerError for each in replies):
-            yield from self._mended(write, replies)
-        else:
-            yield [place for place, _ in write], replies
-
-    def _mended(
-        self, write: list[Packed], replies: list[Any]
-    ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
-        """Something was refused. What is under way must be answered before anything is sent again, or
-        later messages of a key would overtake those that were refused."""
-        for each in self._flying:
-            write, replies = write + each, replies + self.link.receive_many(len(each))
-        self._flying.clear()
-        again = resendable([place for place, _ in write], replies)
-        for index, ((place, packed), reply) in enumerate(zip(write, replies, strict=True)):
-            if index in again:
-                reply = self._send_again(place, packed, reply)  # noqa: PLW2901  it is the reply that counts
-            if reply is None:
-                raise vanished(self._topic)
-            yield [place], [_checked(reply)]
-
-    def _send_again(self, place: Place, packed: bytes, reply: Any) -> Any:
-        self._publisher.mend(*place, reply)
-        try:
-            self.link.send(packed, 1)
-            return self.link.receive()
-        except ReplyLost as error:
-            raise uncertain(self._topic, error) from error
-
-
-def resendable(places: Sequence[Any], replies: Sequence[Any]) -> set[int]:
-    """Which of the messages sent in this order can be sent again without a break in the order.
-
-    Those that were refused for a reason that can be mended (nothing was written), and after which nothing
-    of the same place was stored.
-    """
-    again: set[int] = set()
-    closed: set[Any] = set()
-    for index in range(len(replies) - 1, -1, -1):
-        reply = replies[index]
-        if reply is None or is_noscript(reply):
-            if places[index] not in closed:
-                again.add(index)
-        elif not isinstance(reply, ServerError):
-            closed.add(places[index])
-    return again
-
-
-def uncertain(topic: str, error: ReplyLost) -> PublishUncertain:
-    """The error for a message whose reply was lost."""
-    return PublishUncertain(
-        f"The reply to a publish to {topic!r} was lost, so the message may or may not be stored: {error} "
-        "A message with a message_id can safely be published again."
-    )
-
-
-def vanished(topic: str) -> UnknownTopic:
-    """The error for a message whose stream was missing, and is missing again."""
-    return UnknownTopic(topic, "Its stream vanished again while the message was being published.")
-
-
-def _checked(reply: Any) -> Any:
-    if isinstance(reply, ServerError):
-        raise error_of(reply)
-    return reply

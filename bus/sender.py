@@ -19,10 +19,11 @@ from typing import Any, Protocol
 from bus.errors import BusError, BusFull, BusUnavailable, ReplyLost, ServerError, UnknownTopic
 from bus.future import PENDING, Batch
 from bus.packer import Place
-from bus.publisher import Publisher, uncertain, vanished
+from bus.publisher import Publisher
 from bus.streams.commands import is_noscript
 from bus.streams.connect import Client, error_of
 from bus.streams.wire import Link
+from bus.waves import uncertain, vanished
 
 logger = logging.getLogger("bus.producer")
 

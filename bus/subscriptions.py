@@ -12,7 +12,7 @@ from bus.values import ORDERINGS, Ordering, Position, RetryPolicy, check_name
 
 Handler = Callable[[Any], Any]
 
-#: More messages than this in one batch would be settled too rarely (see workers.slice).
+#: More messages than this in one batch would be settled too rarely (see workers.handling).
 MAX_BATCH = 10_000
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import bus.plan
 import workers.consumer
+import workers.handling
 import workers.slice
 from bus.errors import ServerError
 from bus.lane import Lane, LaneId
@@ -25,8 +26,8 @@ from bus.streams.connect import error_of
 from bus.turn import Turns
 from bus.values import Message
 from workers.dispatch import Failed
+from workers.handling import Handling
 from workers.membership import Membership
-from workers.slice import Slice
 
 
 def take_place(saboteur: type, module: ModuleType, *methods: str) -> None:
@@ -87,7 +88,7 @@ def no_fence() -> None:
 # ---------------------------------------------------------------------- no durable retries
 
 
-class ForgetfulSlice(Slice):
+class ForgetfulHandling(Handling):
     """Acknowledges a failed message and remembers only in memory that it is to be tried again."""
 
     def _fail(self, lane: Lane, message: Message, failed: Failed) -> None:
@@ -98,14 +99,14 @@ class ForgetfulSlice(Slice):
         lane.done(message)
         again = copy.copy(message)
         again.attempt += 1
-        handle = self._dispatcher(lane).handle
+        handle = self.dispatcher(lane).handle
         later = threading.Timer(failed.delay, lambda: handle(again))
         later.daemon = True
         later.start()
 
 
 def no_retries() -> None:
-    take_place(ForgetfulSlice, workers.slice, "_fail")
+    take_place(ForgetfulHandling, workers.handling, "_fail")
 
 
 # ---------------------------------------------------------------------- no recovery

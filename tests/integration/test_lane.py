@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import workers.handling
 import workers.slice
 from bus.client import Bus
 from bus.errors import Reject, ReplyLost, Retry
@@ -180,7 +181,8 @@ class Worker:
 @pytest.fixture(autouse=True)
 def around(monkeypatch, caplog):
     """No waiting before a new connection, no lines about failures that are meant; all is closed after."""
-    monkeypatch.setattr(workers.slice, "_pause", lambda _seconds: None)
+    for module in (workers.slice, workers.handling):
+        monkeypatch.setattr(module, "pause", lambda _seconds: None)
     caplog.set_level("CRITICAL", logger="jitney.workers")
     yield
     while _workers:

@@ -1,0 +1,245 @@
+"""What a slice does with the messages that it has in hand: handler by handler, settled in between.
+
+The slice fetches; this runs the handlers, looks up before each message whether it may go on, and keeps what
+became of each in its lane until a turn settles it.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bus.errors import BusUnavailable
+from bus.lane import Lane
+from bus.plan import Batch
+from bus.subscriptions import Subscription
+from bus.turn import Turns
+from bus.values import Message
+from workers import failures
+from workers.dispatch import Dispatcher, Failed
+from workers.liveness import DEAD_SECONDS
+from workers.runtime import Runtime
+
+#: A batch is sized to this much handling, so that little is repeated when a process is killed. Seconds.
+BATCH_SECONDS = 0.1
+#: What is handled is settled at least this often. Seconds.
+SETTLE_SECONDS = 0.2
+#: Messages in one turn at most: above 100 a longer batch hardly costs less per message.
+MAX_COUNT = 500
+#: The first batch of a handler that nobody has timed yet.
+FIRST_COUNT = 20
+#: Before a message the leases are read again if they were last proven longer ago. Seconds.
+PROVE_SECONDS = DEAD_SECONDS / 3
+#: How long a slice goes on trying to reach Redis again before it gives up what it has not settled. Seconds.
+RECONNECT_SECONDS = 60.0
+
+
+class Handling:
+    """The messages in hand of one slice."""
+
+    def __init__(
+        self, runtime: Runtime, turns: Turns, lanes: list[Lane], slot: int, mean: float | None
+    ) -> None:
+        """`lanes`: in the order of the slice's reports. `mean`: seconds of the handler so far, if known."""
+        self._runtime = runtime
+        self._progress = runtime.progress
+        self._turns = turns
+        self._slot = slot
+        self._mean = mean
+        self._index = {id(lane): number for number, lane in enumerate(lanes)}
+        self._settled_at = 0.0
+        self.ends = 0.0
+        """When the slice should end, by the monotonic clock."""
+        self.cut_short = False
+        """The slice ends before its lanes are empty."""
+        self.handled = False
+        """At least one message was."""
+        self.in_hand = True
+        """False: the connection broke, so what was fetched is to be looked up in the pending list."""
+
+    def on_line(self, work: Callable[[], Any]) -> Any:
+        """Run a turn; when the connection breaks, connect again, prove the leases, and lose nothing.
+
+        After a break nothing is in hand: what had been fetched is looked up in the pending list.
+        """
+        gives_up = time.monotonic() + RECONNECT_SECONDS
+        delay = 0.05
+        try:
+            return work()
+        except BusUnavailable as error:
+            broken: BusUnavailable = error
+        while time.monotonic() < gives_up and not self._progress.draining:
+            pause(delay * random.uniform(0.5, 1.5))
+            delay = min(1.0, delay * 2)
+            try:
+                self._turns.reopen()
+            except BusUnavailable as error:
+                broken = error
+            else:
+                self.in_hand = False
+                return []
+        raise broken
+
+    # ------------------------------------------------------------------ a batch
+
+    def handle(self, batch: Batch) -> None:
+        self.in_hand = True
+        for lane, messages in batch:
+            if self.cut_short or not self.in_hand:
+                # Fetched and not run: without this mark nobody would look for them in the pending list.
+                lane.leave_over()
+            elif self.subscription(lane).batch is None:
+                self._handle_singly(lane, messages)
+            else:
+                self._handle_in_batches(lane, messages)
+
+    def _handle_singly(self, lane: Lane, messages: list[Message]) -> None:
+        # The hot path: 3 µs for each message besides the handler, so what can be looked up once is.
+        progress, slot, index = self._progress, self._slot, self._index[id(lane)]
+        handle, stopping, running, finished = (
+            self.dispatcher(lane).handle, progress.stopping, progress.running, progress.finished
+        )  # fmt: skip
+        clock, handled = time.monotonic, 0
+        began = now = clock()
+        for message in messages:
+            look = lane.lost or stopping(slot) or now > self.ends or now - self._turns.proved > PROVE_SECONDS
+            if look and not self._may_go_on(lane):
+                lane.leave_over()
+                break
+            if lane.failing and self._held_back(lane, message):
+                continue
+            if lane.suspect is not None and not self._may_run_suspect(lane, message):
+                if not self.in_hand or lane.lost:
+                    lane.leave_over()
+                    break
+                continue
+            running(slot, index, message.id.encode(), now)
+            failed = handle(message)
+            if failed is None:
+                if lane.failures:
+                    lane.done(message)
+                else:
+                    lane.acks.append(message.id)
+                finished(slot)
+            else:
+                self._fail(lane, message, failed)
+            handled += 1
+            self.handled = True
+            now = clock()
+            if now - self._settled_at > SETTLE_SECONDS:
+                self._settle_between()
+                if not self.in_hand or lane.lost:
+                    lane.leave_over()
+                    break
+        self._learn(handled, now - began)
+
+    def _handle_in_batches(self, lane: Lane, messages: list[Message]) -> None:
+        size = self.subscription(lane).batch or 1
+        began = time.monotonic()
+        step = 1 if lane.suspect is not None else size
+        for start in range(0, len(messages), step):
+            if not self._may_go_on(lane):
+                lane.leave_over()
+                break
+            self._handle_batch(lane, messages[start : start + step])
+            self.handled = True
+            if time.monotonic() - self._settled_at > SETTLE_SECONDS:
+                self._settle_between()
+        self._learn(len(messages), time.monotonic() - began)
+
+    def _handle_batch(self, lane: Lane, messages: list[Message]) -> None:
+        ready = [message for message in messages if not self._held_back(lane, message)]
+        if not ready:
+            return
+        if lane.suspect is not None and not self._may_run_suspect(lane, ready[0]):
+            if not self.in_hand or lane.lost:
+                lane.leave_over()
+            return
+        index = self._index[id(lane)]
+        self._mark_running(index, ready)
+        failed = self.dispatcher(lane).handle_batch(ready)
+        if failed is None:
+            # It raised, on nobody knows which message: each is delivered alone, in order.
+            self._progress.stopped(self._slot)
+            for message in ready:
+                if not self._may_go_on(lane):
+                    lane.leave_over()
+                    break
+                self._handle_batch(lane, [message])
+            return
+        done = [message for message in ready if message.id not in failed]
+        for message in done:
+            lane.done(message)
+        ids = (message.id.encode() for message in done)
+        self._progress.batch_finished(self._slot, index, ids, time.monotonic())
+        for message in ready:
+            if message.id in failed:
+                self._fail(lane, message, failed[message.id])
+
+    def _held_back(self, lane: Lane, message: Message) -> bool:
+        if not lane.must_wait(message):
+            return False
+        lane.hold(message)
+        return True
+
+    def _mark_running(self, index: int, messages: list[Message]) -> None:
+        first, last, now = messages[0].id.encode(), messages[-1].id.encode(), time.monotonic()
+        if len(messages) == 1:
+            self._progress.running(self._slot, index, first, now)
+        else:
+            self._progress.batch_running(self._slot, index, first, last, now)
+
+    def _may_go_on(self, lane: Lane) -> bool:
+        """Look up before each message: is the slot wanted, and is the lane surely still ours?"""
+        progress = self._progress
+        if progress.stopping(self._slot) or (self.handled and time.monotonic() > self.ends):
+            self.cut_short = True
+        elif time.monotonic() - self._turns.proved > PROVE_SECONDS:
+            self.on_line(self._turns.prove)
+        return self.in_hand and not self.cut_short and not lane.lost
+
+    def _settle_between(self) -> None:
+        self.on_line(self._turns.settle)
+        self.mark_settled()
+
+    def _may_run_suspect(self, lane: Lane, message: Message) -> bool:
+        """A message that may have killed whole workers: its attempt is recorded before the handler runs, and
+        when all attempts have gone that way it is a dead letter."""
+        if not lane.is_suspect(message):
+            return True
+        failures.suspect(lane, message, self.subscription(lane), self._turns.server_now())
+        self._settle_between()
+        return message.id in lane.failures and self.in_hand and not lane.lost
+
+    def _fail(self, lane: Lane, message: Message, failed: Failed) -> None:
+        self._progress.stopped(self._slot)
+        failures.record(lane, message, failed, self.subscription(lane), self._turns.server_now())
+
+    def count(self) -> int:
+        if self._mean is None:
+            return FIRST_COUNT
+        return max(1, min(MAX_COUNT, int(BATCH_SECONDS / max(self._mean, 1e-6))))
+
+    def _learn(self, handled: int, seconds: float) -> None:
+        if handled:
+            latest = seconds / handled
+            self._mean = latest if self._mean is None else 0.7 * self._mean + 0.3 * latest
+            self._progress.set_handler_ns(self._slot, int(self._mean * 1e9))
+
+    def mark_settled(self) -> None:
+        self._settled_at = time.monotonic()
+        self._progress.settled(self._slot)
+
+    def dispatcher(self, lane: Lane) -> Dispatcher:
+        return self._runtime.dispatcher(lane.id.topic, lane.id.group)
+
+    def subscription(self, lane: Lane) -> Subscription:
+        return self.dispatcher(lane).subscription
+
+
+def pause(seconds: float) -> None:
+    """Back off. Not a wait for a condition: there is nothing to be told by while Redis is away."""
+    threading.Event().wait(seconds)
