@@ -134,9 +134,9 @@ def subscribe(
     """Make a function the handler of a topic for a consumer group; return it unchanged.
 
     `ordering`: "key" (messages of one key in publish order, also across retries), "partition", or "none".
-    `batch`: call with an iterable of at most so many messages. `atomic`: not available in this version.
-    `start`: where a new group begins: "earliest", "latest",
-    an id, or an ISO time. Limits are in seconds.
+    `batch`: call with an iterable of at most so many messages. `atomic`: True or the alias of a database:
+    the handler runs in a transaction there that also remembers the message, so that its effect happens once.
+    `start`: where a new group begins: "earliest", "latest", an id, or an ISO time. Limits are in seconds.
 
     The handler returns → done; raises → retry by `retry`, then dead letter; raises bus.Reject → dead letter
     at once; raises bus.Retry → retry. Exceptions of `dead_on`, or not of `retry_on`, are dead letters at

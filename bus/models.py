@@ -1,4 +1,4 @@
-"""What the database holds: declared topics, and who did what to the bus."""
+"""What the database holds: declared topics, who did what to the bus, copies of marks, inbox and outbox."""
 
 from __future__ import annotations
 
@@ -164,3 +164,26 @@ class MarkCopy(models.Model):
 
     def __str__(self) -> str:
         return f"{self.topic}/{self.partition} for {self.group}: {self.position}"
+
+
+class InboxRow(models.Model):
+    """A message that an atomic handler has handled (see bus.inbox)."""
+
+    group = models.CharField(max_length=100)
+    topic = models.CharField(max_length=100)
+    partition = models.PositiveIntegerField()
+    era = models.CharField(max_length=120, blank=True)
+    ms = models.BigIntegerField()
+    seq = models.BigIntegerField()
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            # In this order deletion finds its places and its rows by the same index.
+            models.UniqueConstraint(
+                fields=["group", "topic", "partition", "era", "ms", "seq"], name="jitney_inbox_row"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.ms}-{self.seq} for {self.group}"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bus.client import Bus
+from bus.inbox import check_databases
 from bus.lane import LaneId
 from bus.signals import lease_lost
 from bus.subscriptions import Subscription, Subscriptions
@@ -54,12 +55,16 @@ class Consumer:
     """Consumes for the subscriptions of this worker, from `start` to `stop`."""
 
     def __init__(self, bus: Bus, subscriptions: Iterable[Subscription], *, slots: int) -> None:
-        """Made in the main process before the pool forks: its children inherit `runtime`."""
+        """Made in the main process before the pool forks: its children inherit `runtime`.
+
+        Raises ConfigurationError for a handler that is atomic in an unknown database.
+        """
         self.bus = bus
         self.slots = slots
         self.subscriptions = Subscriptions()
         for each in subscriptions:
             self.subscriptions.add(each)
+        check_databases(self.subscriptions)
         self.identity = this_process()
         self.progress = Progress(slots + SPARE_SLOTS)
         self.runtime = Runtime(bus, self.subscriptions, self.progress, secrets.token_hex(16))

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from django.db import DatabaseError, close_old_connections, connections
 
-from bus import marks, retention
+from bus import inbox, marks, retention
 from bus.client import Bus
+from bus.databases import Databases
 from bus.errors import BusError
 
 logger = logging.getLogger("jitney.workers")
@@ -33,13 +34,18 @@ class Upkeep(threading.Thread):
         self._is_leader = is_leader
         self._stopping = threading.Event()
         self._quiet_until = 0.0
-        self._due = {self._copy_marks: 0.0, self._trim: 0.0}
+        self._inboxes: Databases | None = None
+        self._due = {self._copy_marks: 0.0, self._delete_inbox_rows: 0.0, self._trim: 0.0}
 
     def stop(self) -> None:
         self._stopping.set()
 
     def run(self) -> None:
-        every = {self._copy_marks: marks.COPY_SECONDS, self._trim: TRIM_SECONDS}
+        every = {
+            self._copy_marks: marks.COPY_SECONDS,
+            self._delete_inbox_rows: marks.COPY_SECONDS,
+            self._trim: TRIM_SECONDS,
+        }
         while not self._stopping.wait(min(every.values())):
             for step, seconds in every.items():
                 if self._is_leader() and time.monotonic() >= self._due[step]:
@@ -58,6 +64,13 @@ class Upkeep(threading.Thread):
 
     def _copy_marks(self) -> None:
         marks.copy(self._bus)
+
+    def _delete_inbox_rows(self) -> None:
+        from bus.models import InboxRow  # a worker imports this module before Django's apps are ready
+
+        self._inboxes = self._inboxes or Databases(InboxRow)
+        for alias in self._inboxes.aliases():
+            inbox.forget(self._bus, alias)
 
     def _trim(self) -> None:
         if trimmed := retention.trim_all(self._bus):
