@@ -17,6 +17,7 @@ from bus.errors import (
     BusUnavailable,
     ConfigurationError,
     InvalidMessage,
+    NotInTransaction,
     PublishUncertain,
     ReadOnly,
     Reject,
@@ -34,7 +35,9 @@ __all__ = [
     "Bus",
     "TopicHandle",
     "publish",
+    "publish_in_transaction",
     "publish_many",
+    "publish_on_commit",
     "topic",
     # consuming
     "RetryPolicy",
@@ -53,6 +56,7 @@ __all__ = [
     "BusUnavailable",
     "ConfigurationError",
     "InvalidMessage",
+    "NotInTransaction",
     "PublishUncertain",
     "ReadOnly",
     "StaleLease",
@@ -163,3 +167,44 @@ def subscribe(
         return handler
 
     return register
+
+
+def publish_on_commit(
+    topic: str,
+    value: Any,
+    *,
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    message_id: str | None = None,
+    delay: float | timedelta | None = None,
+    at: datetime | None = None,
+    using: str | None = None,
+) -> None:
+    """Publish when the database transaction commits, not at all if it is rolled back; at once without one.
+
+    Checked and encoded now (InvalidMessage). `using`: alias of the database. If the publish fails after the
+    commit that is logged, and raised after all other on_commit hooks; the message is lost, as it is if the
+    process dies in between: publish_in_transaction prevents both. Other arguments as for `publish`.
+    """
+    _default.get().publish_on_commit(
+        topic, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at, using=using
+    )
+
+
+def publish_in_transaction(
+    topic: str,
+    value: Any,
+    *,
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    message_id: str | None = None,
+    using: str | None = None,
+) -> None:
+    """Write the message into the outbox, in the open database transaction; workers publish it soon after.
+
+    Needs no Redis now. `using`: alias of the database. Raises InvalidMessage, UnknownTopic (neither code, nor
+    database, nor Redis knows it) or NotInTransaction. Other arguments as for `publish`.
+    """
+    _default.get().publish_in_transaction(
+        topic, value, key=key, headers=headers, message_id=message_id, using=using
+    )

@@ -187,3 +187,38 @@ class InboxRow(models.Model):
 
     def __str__(self) -> str:
         return f"{self.topic}/{self.partition}/{self.ms}-{self.seq} for {self.group}"
+
+
+class OutboxRow(models.Model):
+    """A message that was published in a transaction and is not in Redis yet (see bus.outbox)."""
+
+    prefix = models.CharField(max_length=100)
+    topic = models.CharField(max_length=100)
+    partition = models.PositiveIntegerField()
+    message_id = models.CharField(max_length=200)
+    fields = models.BinaryField()
+    created = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        default_permissions = ()
+        indexes = [models.Index(fields=["prefix", "topic", "partition", "id"], name="jitney_outbox_order")]
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}: {self.message_id}"
+
+
+class OutboxShard(models.Model):
+    """What a relay locks while it sends the rows of one partition (see bus.outbox)."""
+
+    prefix = models.CharField(max_length=100)
+    topic = models.CharField(max_length=100)
+    partition = models.PositiveIntegerField()
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["prefix", "topic", "partition"], name="jitney_outbox_shard")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}"

@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from django.db import DatabaseError, close_old_connections, connections
+from django.db import Error, close_old_connections, connections
 
-from bus import inbox, marks, retention
+from bus import inbox, marks, outbox, retention
 from bus.client import Bus
 from bus.databases import Databases
 from bus.errors import BusError
@@ -23,6 +23,10 @@ logger = logging.getLogger("jitney.workers")
 COMPLAIN_SECONDS = 60.0
 #: How often topics are trimmed. Seconds.
 TRIM_SECONDS = 30.0
+#: How often the outbox is looked at. Seconds.
+RELAY_SECONDS = 0.5
+#: How long the relay may go on before the other steps have their turn. Seconds.
+RELAY_BURST_SECONDS = 5.0
 
 
 class Upkeep(threading.Thread):
@@ -35,28 +39,34 @@ class Upkeep(threading.Thread):
         self._stopping = threading.Event()
         self._quiet_until = 0.0
         self._inboxes: Databases | None = None
-        self._due = {self._copy_marks: 0.0, self._delete_inbox_rows: 0.0, self._trim: 0.0}
+        self._outboxes: Databases | None = None
+        self._relays: dict[str, outbox.Relay] = {}
+        self._every = {
+            self._relay_outbox: RELAY_SECONDS,
+            self._copy_marks: marks.COPY_SECONDS,
+            self._delete_inbox_rows: marks.COPY_SECONDS,
+            self._trim: TRIM_SECONDS,
+        }
+        self._due = dict.fromkeys(self._every, 0.0)
 
     def stop(self) -> None:
         self._stopping.set()
 
     def run(self) -> None:
-        every = {
-            self._copy_marks: marks.COPY_SECONDS,
-            self._delete_inbox_rows: marks.COPY_SECONDS,
-            self._trim: TRIM_SECONDS,
-        }
-        while not self._stopping.wait(min(every.values())):
-            for step, seconds in every.items():
+        # What is seldom done is not done at once: a worker starts with other things to do.
+        for step in self._every:
+            self._due[step] = time.monotonic() + min(self._every[step], marks.COPY_SECONDS)
+        while not self._stopping.wait(min(self._every.values())):
+            for step, seconds in self._every.items():
                 if self._is_leader() and time.monotonic() >= self._due[step]:
-                    self._due[step] = time.monotonic() + seconds - 1
+                    self._due[step] = time.monotonic() + seconds * 0.9
                     self._attempt(step)
         connections.close_all()
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
             step()
-        except (BusError, DatabaseError) as error:
+        except (BusError, Error) as error:
             if time.monotonic() >= self._quiet_until:
                 self._quiet_until = time.monotonic() + COMPLAIN_SECONDS
                 logger.warning("Upkeep (%s) failed and is tried again: %s", step.__name__.strip("_"), error)
@@ -65,8 +75,18 @@ class Upkeep(threading.Thread):
     def _copy_marks(self) -> None:
         marks.copy(self._bus)
 
+    def _relay_outbox(self) -> None:
+        from bus.models import OutboxRow  # a worker imports this module before Django's apps are ready
+
+        self._outboxes = self._outboxes or Databases(OutboxRow)
+        for alias in self._outboxes.aliases():
+            relay = self._relays.setdefault(alias, outbox.Relay(self._bus, alias))
+            ends = time.monotonic() + RELAY_BURST_SECONDS
+            while relay.run(RELAY_BURST_SECONDS) and time.monotonic() < ends and not self._stopping.is_set():
+                pass
+
     def _delete_inbox_rows(self) -> None:
-        from bus.models import InboxRow  # a worker imports this module before Django's apps are ready
+        from bus.models import InboxRow  # as above
 
         self._inboxes = self._inboxes or Databases(InboxRow)
         for alias in self._inboxes.aliases():

@@ -89,6 +89,9 @@ class Direct:
     ) -> Tally:
         return self._deal(topic, group, selection, deadletters.discard, tell)
 
+    def outboxes(self) -> list[str]:
+        _needs_database("The outbox")
+
     def _deal(
         self,
         topic: str,
