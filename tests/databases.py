@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,3 +63,12 @@ class Copies:
         with default_database(entry):
             call_command("migrate", verbosity=0)
         return entry
+
+
+def raw_connection(entry: dict[str, Any]) -> Any:
+    """A connection without Django, in autocommit mode."""
+    if entry["ENGINE"].endswith("sqlite3"):
+        return sqlite3.connect(entry["NAME"], isolation_level=None, timeout=30)
+    import psycopg
+
+    return psycopg.connect(host=entry["HOST"], user=entry["USER"], dbname=entry["NAME"], autocommit=True)
