@@ -21,7 +21,7 @@ def _book(group: str, message: bus.Message) -> None:
     n = message.value["n"]
     Entry.objects.create(group=group, n=n)
     Total.objects.filter(group=group).update(amount=F("amount") + n)
-    if message.value.get("die"):
+    if message.value.get("die") and message.attempt == 1:
         transaction.on_commit(_die)
 
 
