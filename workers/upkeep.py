@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from django.db import Error, close_old_connections, connections
 
@@ -37,7 +38,8 @@ class Upkeep(threading.Thread):
         self._bus = bus
         self._is_leader = is_leader
         self._stopping = threading.Event()
-        self._quiet_until = 0.0
+        self._quiet: dict[str, float] = {}
+        """Step → until when the same complaint is not made again."""
         self._inboxes: Databases | None = None
         self._outboxes: Databases | None = None
         self._relays: dict[str, outbox.Relay] = {}
@@ -64,12 +66,15 @@ class Upkeep(threading.Thread):
         connections.close_all()
 
     def _attempt(self, step: Callable[[], None]) -> None:
+        self._guard(step.__name__.strip("_"), step)
+
+    def _guard(self, name: str, work: Callable[[], object]) -> None:
         try:
-            step()
+            work()
         except (BusError, Error) as error:
-            if time.monotonic() >= self._quiet_until:
-                self._quiet_until = time.monotonic() + COMPLAIN_SECONDS
-                logger.warning("Upkeep (%s) failed and is tried again: %s", step.__name__.strip("_"), error)
+            if time.monotonic() >= self._quiet.get(name, 0.0):
+                self._quiet[name] = time.monotonic() + COMPLAIN_SECONDS
+                logger.warning("Upkeep (%s) failed and is tried again: %s", name, error)
             close_old_connections()
 
     def _copy_marks(self) -> None:
@@ -81,16 +86,19 @@ class Upkeep(threading.Thread):
         self._outboxes = self._outboxes or Databases(OutboxRow)
         for alias in self._outboxes.aliases():
             relay = self._relays.setdefault(alias, outbox.Relay(self._bus, alias))
-            ends = time.monotonic() + RELAY_BURST_SECONDS
-            while relay.run(RELAY_BURST_SECONDS) and time.monotonic() < ends and not self._stopping.is_set():
-                pass
+            self._guard(f"relay_outbox of database {alias}", partial(self._relay_all, relay))
+
+    def _relay_all(self, relay: outbox.Relay) -> None:
+        ends = time.monotonic() + RELAY_BURST_SECONDS
+        while relay.run(RELAY_BURST_SECONDS) and time.monotonic() < ends and not self._stopping.is_set():
+            pass
 
     def _delete_inbox_rows(self) -> None:
         from bus.models import InboxRow  # as above
 
         self._inboxes = self._inboxes or Databases(InboxRow)
         for alias in self._inboxes.aliases():
-            inbox.forget(self._bus, alias)
+            self._guard(f"delete_inbox_rows of database {alias}", partial(inbox.forget, self._bus, alias))
 
     def _trim(self) -> None:
         if trimmed := retention.trim_all(self._bus):
