@@ -490,7 +490,7 @@ def test_a_slice_on_a_lane_that_it_knows_reads_the_era_again(world):
     ((lane, message),) = world.take()
     lane.done(message)
     world.turns.settle()
-    world.turns.close()
+    world.turns.close().close()
     world.bus.client.call("DEL", world.keys().stream)
     world.publish(1)
     lane.last_id = None
