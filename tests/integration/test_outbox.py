@@ -443,3 +443,16 @@ def test_an_idle_relay_asks_the_database_once(bus: Bus, django_assert_num_querie
     with django_assert_num_queries(1):
         assert relay.run() == 0
     assert TopicSpec(name="orders", partitions=4) == bus.declared.get("orders")
+
+
+def test_the_overview_shows_what_waits_also_while_redis_is_away(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web = Client()
+    web.force_login(User.objects.create_superuser("root"))
+    publish(1)
+    away = Bus("redis://127.0.0.1:1/0", timeout=0.1, prefix=bus.settings.prefix)
+    monkeypatch.setattr(default, "get", lambda: away)
+    answer = web.get("/admin/jitney/overview/?live=1")
+    assert answer.status_code == 503
+    assert "1 message waits in the database" in answer.content.decode()
