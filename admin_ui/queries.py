@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
+from django.utils import timezone
+
 from admin_ui.messages import MessageRow, message_row
 from admin_ui.paging import Page
 from admin_ui.pulse import pulse
@@ -16,6 +18,7 @@ from admin_ui.rows import (
     GroupPartitionRow,
     GroupRow,
     GroupRows,
+    OutboxRow,
     OverviewRows,
     TopicRow,
     TopicRows,
@@ -24,8 +27,9 @@ from admin_ui.rows import (
     WorkerRow,
 )
 from admin_ui.verdicts import urgency, verdict
-from bus import deadletters, observe
+from bus import deadletters, models, observe
 from bus.client import Bus
+from bus.databases import Databases
 from bus.observe import (
     GroupPartitionSnapshot,
     GroupSnapshot,
@@ -33,6 +37,7 @@ from bus.observe import (
     TopicSnapshot,
     WorkerSnapshot,
 )
+from bus.outbox import backlog
 
 #: Rows on one page.
 TOPICS = 50
@@ -42,6 +47,11 @@ OVERVIEW_GROUPS = 15
 MESSAGES = 25
 WORKERS = 100
 DRIFTS = 20
+
+#: A message that waits longer in the outbox is late: workers look there every 0.5 s.
+LATE = timedelta(minutes=1)
+
+_outboxes = Databases(models.OutboxRow)
 
 #: Groups named in one row of the list of topics; the others are counted.
 GROUPS_IN_ROW = 3
@@ -78,6 +88,17 @@ def overview(bus: Bus) -> OverviewRows:
         more_groups=max(0, len(rows) - OVERVIEW_GROUPS),
         problems=sum(row.verdict.problem for row in rows),
     )
+
+
+def outbox(bus: Bus) -> OutboxRow | None:
+    """What waits in the outboxes; None if nothing does. Three bounded queries for each database."""
+    found = [backlog(bus, alias) for alias in _outboxes.aliases()]
+    moments = [each.oldest for each in found if each.oldest is not None]
+    if not moments:
+        return None
+    age = max(timedelta(0), timezone.now() - min(moments))
+    rows = Lag(sum(each.rows for each in found), exact=not any(each.more for each in found))
+    return OutboxRow(rows, age, age > LATE)
 
 
 def topics(bus: Bus, *, search: str = "", order: str = "name", page: str | int | None = 1) -> TopicsRows:

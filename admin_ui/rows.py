@@ -50,6 +50,17 @@ class Totals:
     groups: int
 
 
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """Messages that wait in the database, over all databases."""
+
+    rows: Lag
+    age: timedelta
+    """Of the oldest."""
+    late: bool
+    """It should have been sent long ago."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverviewRows:
     """The first page."""

@@ -13,8 +13,10 @@ from django.views.decorators.http import require_safe
 
 from admin_ui import letters, permissions, queries
 from admin_ui.live import Frame, Link, respond
-from bus import declarations
+from admin_ui.rows import OutboxRow
+from bus import declarations, default
 from bus.client import Bus
+from bus.errors import ConfigurationError
 from bus.models import Topic
 
 
@@ -32,7 +34,8 @@ def overview(request: HttpRequest, site: AdminSite) -> HttpResponse:
     def read(bus: Bus) -> Mapping[str, Any]:
         return {"rows": queries.overview(bus), "drift": declarations.drift(bus)[: queries.DRIFTS]}
 
-    return respond(request, site, frame, read)
+    # Not among what is read from Redis: the less Redis answers, the more the outbox matters.
+    return respond(request, site, frame, read, outbox=_outbox())
 
 
 @require_safe
@@ -198,6 +201,13 @@ def group_crumbs(site: AdminSite, name: str, group_name: str) -> list[Link]:
 
 def _url(site: AdminSite, page: str, *args: str) -> str:
     return reverse(f"admin:{permissions.APP}_{page}", args=args, current_app=site.name)
+
+
+def _outbox() -> OutboxRow | None:
+    try:
+        return queries.outbox(default.get())
+    except ConfigurationError:
+        return None  # the page tells of it
 
 
 def _why_not(request: HttpRequest, bus: Bus) -> str:

@@ -18,6 +18,7 @@ from bus.errors import (
     BusUnavailable,
     ConfigurationError,
     InvalidMessage,
+    NotInTransaction,
     ProducerClosed,
     PublishUncertain,
     ReadOnly,
@@ -42,7 +43,9 @@ __all__ = [
     "apublish",
     "apublish_many",
     "publish",
+    "publish_in_transaction",
     "publish_many",
+    "publish_on_commit",
     "topic",
     # consuming
     "RetryPolicy",
@@ -62,6 +65,7 @@ __all__ = [
     "BusUnavailable",
     "ConfigurationError",
     "InvalidMessage",
+    "NotInTransaction",
     "ProducerClosed",
     "PublishUncertain",
     "ReadOnly",
@@ -173,9 +177,9 @@ def subscribe(
     """Make a function the handler of a topic for a consumer group; return it unchanged.
 
     `ordering`: "key" (messages of one key in publish order, also across retries), "partition", or "none".
-    `batch`: call with an iterable of at most so many messages. `atomic`: not available in this version.
-    `start`: where a new group begins: "earliest", "latest",
-    an id, or an ISO time. Limits are in seconds.
+    `batch`: call with an iterable of at most so many messages. `atomic`: True or the alias of a database:
+    the handler runs in a transaction there that also remembers the message, so that its effect happens once.
+    `start`: where a new group begins: "earliest", "latest", an id, or an ISO time. Limits are in seconds.
 
     The handler returns → done; raises → retry by `retry`, then dead letter; raises bus.Reject → dead letter
     at once; raises bus.Retry → retry. Exceptions of `dead_on`, or not of `retry_on`, are dead letters at
@@ -202,3 +206,44 @@ def subscribe(
         return handler
 
     return register
+
+
+def publish_on_commit(
+    topic: str,
+    value: Any,
+    *,
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    message_id: str | None = None,
+    delay: float | timedelta | None = None,
+    at: datetime | None = None,
+    using: str | None = None,
+) -> None:
+    """Publish when the database transaction commits, not at all if it is rolled back; at once without one.
+
+    Checked and encoded now (InvalidMessage). `using`: alias of the database. If the publish fails after the
+    commit that is logged, and raised after all other on_commit hooks; the message is lost, as it is if the
+    process dies in between: publish_in_transaction prevents both. Other arguments as for `publish`.
+    """
+    _default.get().publish_on_commit(
+        topic, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at, using=using
+    )
+
+
+def publish_in_transaction(
+    topic: str,
+    value: Any,
+    *,
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    message_id: str | None = None,
+    using: str | None = None,
+) -> None:
+    """Write the message into the outbox, in the open database transaction; workers publish it soon after.
+
+    Needs no Redis now. `using`: alias of the database. Raises InvalidMessage, UnknownTopic (neither code, nor
+    database, nor Redis knows it) or NotInTransaction. Other arguments as for `publish`.
+    """
+    _default.get().publish_in_transaction(
+        topic, value, key=key, headers=headers, message_id=message_id, using=using
+    )

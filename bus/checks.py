@@ -3,6 +3,7 @@
 jitney.E001   the BUS setting is wrong
 jitney.E002   another package is imported under the name of one of Jitney's
 jitney.E003   the app `workers` is installed without `bus` (reported by workers.apps)
+jitney.E004   a handler is atomic in a database that the settings do not have
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from django.core.checks import CheckMessage, Error
 
-from bus import conf
+from bus import conf, default
 from bus.errors import ConfigurationError
 from bus.streams.connect import Endpoint
 
@@ -28,6 +29,17 @@ def check_setting(**_: Any) -> list[CheckMessage]:
         Endpoint(settings.url, timeout=settings.timeout)
     except ConfigurationError as error:
         return [Error(str(error), hint="See BUS in the settings of the project.", id="jitney.E001")]
+    return []
+
+
+def check_databases(**_: Any) -> list[CheckMessage]:
+    """Of the handlers that are known to this process: `consumers.py` is imported in workers."""
+    from bus.inbox import check_databases as check
+
+    try:
+        check(default.subscriptions)
+    except ConfigurationError as error:
+        return [Error(str(error), hint="Give the alias of a database, or True.", id="jitney.E004")]
     return []
 
 

@@ -149,6 +149,41 @@ class Bus:
             asynchronous.close()
         self.client.close()
 
+    # ------------------------------------------------------------------ with the database
+
+    def publish_on_commit(
+        self,
+        topic: str,
+        value: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        using: str | None = None,
+    ) -> None:
+        """Publish when the database transaction commits; see bus.publish_on_commit. Needs Django."""
+        from bus.on_commit import send_on_commit
+
+        draft = self.publisher.draft(topic, value, key, headers, message_id=message_id, delay=delay, at=at)
+        send_on_commit(self.publisher, draft, using)
+
+    def publish_in_transaction(
+        self,
+        topic: str,
+        value: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+        using: str | None = None,
+    ) -> None:
+        """Write a message into the outbox; see bus.publish_in_transaction. Needs Django."""
+        from bus.outbox import write
+
+        write(self, topic, value, key=key, headers=headers, message_id=message_id, using=using)
+
 
 @dataclass(frozen=True, slots=True)
 class TopicHandle:
@@ -210,4 +245,34 @@ class TopicHandle:
         """`publish_many` for an event loop, which it never blocks; `values` may be asynchronous."""
         return await self.get_bus().apublish_many(
             self.name, values, key=key, headers=headers, message_id=message_id
+        )
+
+    def publish_on_commit(
+        self,
+        value: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        using: str | None = None,
+    ) -> None:
+        """Publish to this topic when the transaction commits; see bus.publish_on_commit."""
+        self.get_bus().publish_on_commit(
+            self.name, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at, using=using
+        )
+
+    def publish_in_transaction(
+        self,
+        value: Any,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+        using: str | None = None,
+    ) -> None:
+        """Write a message for this topic into the outbox; see bus.publish_in_transaction."""
+        self.get_bus().publish_in_transaction(
+            self.name, value, key=key, headers=headers, message_id=message_id, using=using
         )

@@ -4,6 +4,7 @@ BusError
 ├── ConfigurationError      a setting, name or declaration is wrong; nothing was done
 ├── UnknownTopic            no such topic
 ├── UnknownGroup            no such consumer group
+├── NotInTransaction        publish_in_transaction was called outside of atomic(); nothing was written
 ├── InvalidMessage          this value, key or header cannot be published
 │   └── Undecodable         this stream entry cannot be read back
 ├── BusUnavailable          Redis cannot be reached or cannot write now; nothing was written
@@ -51,6 +52,10 @@ class UnknownGroup(BusError, LookupError):
 
 class InvalidMessage(BusError, ValueError):
     """The value, key or headers cannot be published; nothing was written."""
+
+
+class NotInTransaction(BusError, RuntimeError):
+    """publish_in_transaction needs a transaction: without one it promises nothing. Nothing was written."""
 
 
 class Undecodable(InvalidMessage):

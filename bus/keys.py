@@ -69,7 +69,7 @@ class PartitionKeys:
         return f"{self.stream}:held:{group}"
 
     def state(self, group: str) -> str:
-        """hash: message id → attempts, key hash and last error; also `suspect`, `dead`, `trimmed`."""
+        """hash: message id → attempts, key hash and last error; also `era`, `suspect`, `dead`, `trimmed`."""
         return f"{self.stream}:state:{group}"
 
     def mark(self, group: str) -> str:
@@ -94,9 +94,10 @@ class PartitionKeys:
         """hash: number → the message, as netstrings; `last` is the last number given."""
         return f"{self.stream}:delayed:body"
 
-    def waiting(self, group: str) -> list[str]:
-        """Mark, retry, held and state: what says which messages a group has not settled."""
-        return [self.mark(group), self.retry(group), self.held(group), self.state(group)]
+    def of_lost_group(self, group: str) -> list[str]:
+        """Mark, retry, held, state: what a group has not settled; and the lease of its lane "0"."""
+        waiting = [self.mark(group), self.retry(group), self.held(group), self.state(group)]
+        return [*waiting, self.lease(group, "0")]
 
     def of_group(self, group: str) -> list[str]:
         """All keys that belong to one group here, leases aside."""

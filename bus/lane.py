@@ -116,7 +116,7 @@ class Lane:
     """The state of one lane within a slice."""
 
     __slots__ = (
-        "acks", "failing", "failures", "held", "id", "keys", "last_id", "lease", "loaded", "lost",
+        "acks", "era", "failing", "failures", "held", "id", "keys", "last_id", "lease", "loaded", "lost",
         "marked", "next_due", "ordering", "outcomes", "position", "prove", "recovering", "retrying",
         "seen", "suspect", "trimmed",
     )  # fmt: skip
@@ -141,6 +141,8 @@ class Lane:
         self.position = "-"
         """Where the search for left-overs goes on."""
         self.lost = False
+        self.era = ""
+        """Which messages the ids here stand for (see bus.inbox); "": of a group that is older than eras."""
         self.prove: Callable[[], bool] | None = None
         """Asks Redis whether the lease is still ours (see Message.lease_valid)."""
         self.failing: dict[str, set[tuple[int, int]]] = {}
@@ -177,12 +179,14 @@ class Lane:
 
     def load(self, state: Sequence[bytes], retries: Sequence[bytes], held: int) -> None:
         """Take in the state hash, the retry zset with its scores, and the size of the held zset."""
-        self.failures, self.failing, self.suspect = {}, {}, None
+        self.failures, self.failing, self.suspect, self.era = {}, {}, None, ""
         for name, raw in zip(state[::2], state[1::2], strict=True):
             if name[:1].isdigit():
                 self.failures[name.decode()] = Failure.load(raw)
             elif name == b"suspect:" + self.id.lane.encode():
                 self.suspect = id_pair(raw)
+            elif name == b"era":
+                self.in_era(raw)
         for message_id in retries[::2]:
             failure = self.failures.get(message_id.decode())
             if failure is not None and failure.hash:
@@ -190,6 +194,10 @@ class Lane:
         self.look_at(retries)
         self.retrying, self.held = len(retries) // 2, held
         self.loaded = True
+
+    def in_era(self, raw: bytes | None) -> None:
+        """Take in the field `era` of the state hash."""
+        self.era = raw.decode() if raw else ""
 
     def look_at(self, retries: Sequence[bytes]) -> None:
         """Take in the retry that is due first, from the beginning of the zset with its scores."""
@@ -213,11 +221,14 @@ class Lane:
     def messages(self, entries: Sequence[Sequence[Any]]) -> list[Message]:
         """Entries of the stream as messages."""
         topic, partition, decode, prove = self.id.topic, self.id.partition, codec.decode, self.prove
+        era = self.era
         if any(len(entry[1]) > 4 for entry in entries):
             entries = [entry for entry in entries if self._is_for_us(entry)]
         if self.failures:
             return [self._message(entry[0].decode(), entry[1]) for entry in entries]
-        return [Message(topic, partition, entry[0].decode(), entry[1], decode, 1, prove) for entry in entries]
+        return [
+            Message(topic, partition, entry[0].decode(), entry[1], decode, 1, prove, era) for entry in entries
+        ]
 
     def _is_for_us(self, entry: Sequence[Any]) -> bool:
         """False for a copy that redrive.lua made for another group: here it is settled, unhandled."""
@@ -231,7 +242,7 @@ class Lane:
         failure = self.failures.get(message_id)
         attempt = failure.attempts + 1 if failure else 1
         where = (self.id.topic, self.id.partition, message_id)
-        return Message(*where, fields, codec.decode, attempt, self.prove)
+        return Message(*where, fields, codec.decode, attempt, self.prove, self.era)
 
     def hash_of(self, message: Message) -> str:
         """What ties messages together in order: equal for messages of one key; "" ties to nothing."""

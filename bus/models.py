@@ -1,4 +1,4 @@
-"""What the database holds: declared topics, and who did what to the bus."""
+"""What the database holds: declared topics, who did what to the bus, copies of marks, inbox and outbox."""
 
 from __future__ import annotations
 
@@ -164,3 +164,61 @@ class MarkCopy(models.Model):
 
     def __str__(self) -> str:
         return f"{self.topic}/{self.partition} for {self.group}: {self.position}"
+
+
+class InboxRow(models.Model):
+    """A message that an atomic handler has handled (see bus.inbox)."""
+
+    group = models.CharField(max_length=100)
+    topic = models.CharField(max_length=100)
+    partition = models.PositiveIntegerField()
+    era = models.CharField(max_length=120, blank=True)
+    ms = models.BigIntegerField()
+    seq = models.BigIntegerField()
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            # In this order deletion finds its places and its rows by the same index.
+            models.UniqueConstraint(
+                fields=["group", "topic", "partition", "era", "ms", "seq"], name="jitney_inbox_row"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.ms}-{self.seq} for {self.group}"
+
+
+class OutboxRow(models.Model):
+    """A message that was published in a transaction and is not in Redis yet (see bus.outbox)."""
+
+    prefix = models.CharField(max_length=100)
+    topic = models.CharField(max_length=100)
+    partition = models.PositiveIntegerField()
+    message_id = models.CharField(max_length=200)
+    fields = models.BinaryField()
+    created = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        default_permissions = ()
+        indexes = [models.Index(fields=["prefix", "topic", "partition", "id"], name="jitney_outbox_order")]
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}: {self.message_id}"
+
+
+class OutboxShard(models.Model):
+    """What a relay locks while it sends the rows of one partition (see bus.outbox)."""
+
+    prefix = models.CharField(max_length=100)
+    topic = models.CharField(max_length=100)
+    partition = models.PositiveIntegerField()
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["prefix", "topic", "partition"], name="jitney_outbox_shard")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}"

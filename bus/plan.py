@@ -149,6 +149,7 @@ class Plan:
         if executed is None:
             for lane in self._lanes:
                 lane.next_due = 0  # a lease still ours was touched by redrive.lua: look what is due
+            self._turns.read_eras()  # … or by ensure.lua
             return False
         raise_first_error(executed)
         for lane in self._acking:

@@ -241,11 +241,13 @@ class Registry:
     def _make_streams(self, spec: TopicSpec, partitions: Iterable[int], groups: list[GroupSpec]) -> None:
         mine = [group for group in groups if group.topic == spec.name]
         pairs = [part for group in mine for part in (group.name, group.start)]
+        # With the prefix: databases may hold the inboxes of more than one bus.
+        era = f"{self._keys.prefix}:{secrets.token_hex(8)}"
         calls = []
         for number in partitions:
             keys = self._keys.partition(spec.name, number)
-            names = [name for group in mine for name in keys.waiting(group.name)]
-            calls.append(([keys.stream, *names], pairs))
+            names = [name for group in mine for name in keys.of_lost_group(group.name)]
+            calls.append(([keys.stream, *names], [era, *pairs]))
         for reply in commands.run_many(self._client, "ensure", calls):
             check(reply)
 

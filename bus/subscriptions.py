@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class Subscription:
     batch: int | None = None
     """At most so many messages in one call of a batch handler; None: one message a call."""
     atomic: str | None = None
-    """Alias of the database in whose transaction the handler runs; None: no transaction."""
+    """Alias of the database in whose transaction the handler runs (see bus.inbox); None: no transaction."""
     start: str = "earliest"
     time_limit: float | None = None
     """Seconds after which the process that still runs the handler is killed."""
@@ -93,11 +94,15 @@ def _check(subscription: Subscription) -> None:
         seconds = getattr(subscription, name)
         if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
             raise ConfigurationError(f"{where}: {name} must be more than 0 seconds, not {seconds!r}.")
-    if subscription.atomic:
-        raise ConfigurationError(
-            f"{where}: atomic is not available in this version. Make the handler idempotent instead: "
-            "write a row that is unique by topic, partition and id in the same transaction as its effect."
-        )
     if not callable(subscription.handler):
         raise ConfigurationError(f"{where}: {subscription.handler!r} is not callable.")
+    if subscription.atomic is not None and not isinstance(subscription.atomic, str):
+        raise ConfigurationError(
+            f"{where}: atomic must be True or the alias of a database, not {subscription.atomic!r}."
+        )
+    if subscription.atomic and inspect.iscoroutinefunction(subscription.handler):
+        raise ConfigurationError(
+            f"{where}: an async handler cannot be atomic: a transaction of Django belongs to one thread, and "
+            "what a coroutine does after an await may run outside of it. Write `def`, not `async def`."
+        )
     Position.parse(subscription.start)

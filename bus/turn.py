@@ -110,8 +110,9 @@ class Turns:
                     ("ZCARD", lane.keys.held(group)),
                 ]
             else:
-                # Between two slices an operator may have given dead letters back (see redrive.lua).
-                reads.append(("ZRANGE", lane.keys.retry(lane.id.group), 0, 0, "WITHSCORES"))
+                # Between two slices an operator may have given dead letters back (see redrive.lua), and the
+                # stream may have vanished and been made again (see ensure.lua).
+                reads += [("ZRANGE", lane.keys.retry(lane.id.group), 0, 0, "WITHSCORES"), _era(lane)]
             if lane.last_id is None:
                 reads.append(("XINFO", "GROUPS", lane.keys.stream))
         return reads
@@ -123,11 +124,19 @@ class Turns:
                 lane.load(next(rest), next(rest), next(rest))
             else:
                 lane.look_at(next(rest))
+                lane.in_era(next(rest))
             if lane.last_id is None and not lane.at(last_delivered(next(rest), lane.id.group)):
                 raise GroupLost(
                     f"The server knows group {lane.id.group!r} of {lane.keys.stream} at {lane.last_id}, "
                     f"but it was at {lane.seen}: its data are older than what was settled."
                 )
+
+    def read_eras(self) -> None:
+        """Read anew which messages the ids stand for: a lease was touched, perhaps by ensure.lua."""
+        replies = self.need_link().pipe([_era(lane) for lane in self.lanes])
+        raise_first_error(replies)
+        for lane, raw in zip(self.lanes, replies, strict=True):
+            lane.in_era(raw)
 
     def reopen(self) -> None:
         """After a lost connection: prove the leases anew, settle what is kept, and look for left-overs.
@@ -262,3 +271,7 @@ class Turns:
         if gone and not self.lanes:
             names = ", ".join(f"{lane.id.topic}/{lane.id.partition}" for lane in gone)
             raise StaleLease(f"The lease of {names} belongs to another worker now.")
+
+
+def _era(lane: Lane) -> Command:
+    return ("HGET", lane.keys.state(lane.id.group), "era")

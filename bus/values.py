@@ -158,7 +158,7 @@ class Position:
 class Message:
     """One message of a topic, as a handler gets it. The value is decoded when first read."""
 
-    __slots__ = ("_decode", "_fields", "_prove", "_value", "attempt", "id", "partition", "topic")
+    __slots__ = ("_decode", "_era", "_fields", "_prove", "_value", "attempt", "id", "partition", "topic")
 
     def __init__(
         self,
@@ -169,6 +169,7 @@ class Message:
         decode: Callable[[list[bytes]], tuple[Any, str | None, Mapping[str, str]]],
         attempt: int = 1,
         prove: Callable[[], bool] | None = None,
+        era: str = "",
     ) -> None:
         self.topic = topic
         self.partition = partition
@@ -177,6 +178,7 @@ class Message:
         self._fields = fields
         self._decode = decode
         self._prove = prove
+        self._era = era
         self._value: tuple[Any, str | None, Mapping[str, str]] | None = None
 
     @property

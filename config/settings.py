@@ -1,6 +1,7 @@
 """Settings of the stand-alone project, all from the environment.
 
 JITNEY_DATA         directory for all that is written      default: .jitney beside manage.py
+JITNEY_DATABASE     postgresql://user:password@host:port/name   default: SQLite in $JITNEY_DATA
 BUS_URL             where Redis is                         default: embedded://$JITNEY_DATA/server
 CELERY_BROKER_URL   broker of ordinary Celery tasks            default: the bus's own server
 BUS_PREFIX          prefix of all keys in Redis            default: bus
@@ -17,6 +18,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from config.database import database
 from config.secret import secret_key
 
 
@@ -82,19 +84,7 @@ TEMPLATES = [
     },
 ]
 
-# Web, workers and commands write at the same time: a write takes the lock at the start of its
-# transaction and waits for it, instead of failing half-way with "database is locked".
-DATABASES = {
-    "default": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": DATA_DIR / "db.sqlite3",
-        "OPTIONS": {
-            "timeout": 20,
-            "transaction_mode": "IMMEDIATE",
-            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
-        },
-    },
-}
+DATABASES = {"default": database(os.environ.get("JITNEY_DATABASE", ""), DATA_DIR)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTH_PASSWORD_VALIDATORS = [

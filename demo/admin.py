@@ -27,8 +27,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
 @admin.register(Movement)
 class MovementAdmin(ReadOnlyAdmin):
-    list_display = ["product", "change", "stock", "crossed", "partition", "message_id", "origin"]
-    list_filter = ["crossed"]
+    list_display = ["product", "change", "stock", "partition", "message_id", "origin"]
     search_fields = ["product"]
     ordering = ["-id"]
 

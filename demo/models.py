@@ -1,16 +1,16 @@
 """What the groups of the demo write down.
 
-Every row that a message causes carries the message's position (topic, partition, id), which is unique:
-a message that is delivered again finds its row, and has no second effect. It also carries the origin
-that the producer gave the record ("producer-1:17"), unique as well: a producer whose reply was lost
-publishes the record once more, as a second message, and that has no second effect either.
+Every row that a message causes carries the origin that the producer gave the record ("producer-1:17"), which
+is unique: a producer whose reply was lost publishes the record once more, as a second message, and that has
+no second effect. It also carries the message's position (topic, partition, id), unique as well: by it the
+handlers that are not atomic find what they have done when a message is delivered again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from django.db import models
 
@@ -51,12 +51,9 @@ class Effect(models.Model):
         ]
 
     @classmethod
-    def of(cls, message: bus.Message) -> Self | None:
-        """What this message, or another copy of its record, has caused already."""
-        same = models.Q(**position_of(message))
-        if origin := origin_of(message):
-            same |= models.Q(origin=origin)
-        return cls._default_manager.filter(same).first()
+    def has(cls, origin: str | None) -> bool:
+        """True if a record of this origin has caused something already. Unknown origins are never equal."""
+        return origin is not None and cls._default_manager.filter(origin=origin).exists()
 
     @classmethod
     def unseen(cls, messages: Iterable[bus.Message]) -> Iterator[bus.Message]:
@@ -83,7 +80,6 @@ class Movement(Effect):
     product = models.CharField(max_length=100)
     change = models.IntegerField()
     stock = models.IntegerField(help_text="after this movement")
-    crossed = models.BooleanField(help_text="this movement took the product below the alert level")
 
     class Meta(Effect.Meta):
         indexes = [models.Index(fields=["product", "id"], name="movement_product")]

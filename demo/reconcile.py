@@ -43,6 +43,14 @@ class Database:
             found[origin or f"{topic}/{partition}/{message_id}"] = tuple(rest)
         return found
 
+    def waiting(self) -> int:
+        """Messages in the outbox that are not published yet."""
+        ((count,),) = self._connection.execute("SELECT COUNT(*) FROM jitney_outboxrow")
+        return int(count)
+
+    def close(self) -> None:
+        self._connection.close()
+
     def stored(self, origin: str) -> bool:
         """True if any group has written down the effect of this record."""
         return any(

@@ -1,7 +1,7 @@
 """`manage.py demo`: starts everything, keeps it running, ends it, checks the result.
 
-The runner itself uses neither the database nor the default bus: it starts processes whose environment points
-to the run's own directory and server, and looks at that server.
+The runner itself uses neither Django's database nor the default bus: it starts processes whose environment
+points to the run's own directory and server, and looks at that server, and whether the outbox is empty.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from bus import observe
 from bus.streams.embedded import EmbeddedServer
 from demo.child import Child
 from demo.family import CannotRun, Family
+from demo.reconcile import Database
 from demo.rundir import RunDirectory, new_run, password, remove_old
 from demo.signals import Signals
 from demo.status import Status
@@ -201,15 +202,15 @@ class _Demo:
     def _settle(self) -> Status:
         """Wait until nothing is waiting or under way; return that look.
 
-        One look reads the groups one after another, and a handler may publish an alert in between. So two
-        looks must agree: at the first no handler of orders was at work any more, so that no alert could
-        come between the two.
+        One look reads the groups one after another, and an alert may be published in between. So two looks
+        must agree: at the first no handler of orders was at work any more, and after it the outbox was
+        empty, so that no alert could come between the two.
         """
         quiet: Status | None = None
         best, since = -1, time.monotonic()
         while True:
             status = self._tick(frozenset())
-            if status and status.settled:
+            if status and status.settled and not self._outbox():
                 if quiet and quiet.published == status.published:
                     self._say(status.line(self._last))
                     return status
@@ -220,6 +221,11 @@ class _Demo:
                 best, since = status.handled, time.monotonic()
             if time.monotonic() > since + _NO_PROGRESS_SECONDS:
                 raise CannotRun(self._why_not_settled(status))
+
+    def _outbox(self) -> int:
+        """Messages that wait in the database."""
+        with closing(Database.open(self._files.database)) as database:
+            return database.waiting()
 
     def _check(self, status: Status) -> int:
         """Compare the database with the file or the ledgers, in a process of its own."""
@@ -295,7 +301,7 @@ class _Demo:
 
 def _environment(run: Path, url: str, prefix: str) -> dict[str, str]:
     """What children get: the caller's environment, but the run's own data and server."""
-    unwanted = ("BUS_GROUPS", "BUS_READ_ONLY")
+    unwanted = ("BUS_GROUPS", "BUS_READ_ONLY", "JITNEY_DATABASE")
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     return environment | {
         "DJANGO_SETTINGS_MODULE": "config.settings",

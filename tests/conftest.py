@@ -5,11 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bus.streams.connect import Client, Endpoint
 from bus.streams.embedded import EmbeddedServer
+from tests.databases import Copies, default_database
+from tests.postgres import Postgres, postgres_server
 from tests.servers import CHROMIUM_NAMES, program, redis7_server, valkey_server
 
 
@@ -32,6 +35,27 @@ def redis7(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
     """A Redis 7.0 of this test process."""
     with redis7_server(tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL of this test process."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def copies(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Copies:
+    return Copies(tmp_path_factory.mktemp("databases"), lambda: request.getfixturevalue("postgres"))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(
+    request: pytest.FixtureRequest, copies: Copies, tmp_path: Path, django_db_blocker: Any
+) -> Iterator[str]:
+    """A database of this test alone under the alias "default", with real transactions; its kind."""
+    with django_db_blocker.unblock(), default_database(copies.make(request.param, tmp_path)):
+        yield request.param
 
 
 @pytest.fixture

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bus.client import Bus
+from bus.inbox import check_databases
 from bus.lane import LaneId
 from bus.signals import lease_lost
 from bus.subscriptions import Subscription, Subscriptions
+from workers.chores import Chores
 from workers.identity import this_process
 from workers.membership import Membership
 from workers.order import SliceOrder
@@ -54,12 +56,16 @@ class Consumer:
     """Consumes for the subscriptions of this worker, from `start` to `stop`."""
 
     def __init__(self, bus: Bus, subscriptions: Iterable[Subscription], *, slots: int) -> None:
-        """Made in the main process before the pool forks: its children inherit `runtime`."""
+        """Made in the main process before the pool forks: its children inherit `runtime`.
+
+        Raises ConfigurationError for a handler that is atomic in an unknown database.
+        """
         self.bus = bus
         self.slots = slots
         self.subscriptions = Subscriptions()
         for each in subscriptions:
             self.subscriptions.add(each)
+        check_databases(self.subscriptions)
         self.identity = this_process()
         self.progress = Progress(slots + SPARE_SLOTS)
         self.runtime = Runtime(bus, self.subscriptions, self.progress, secrets.token_hex(16))
@@ -70,7 +76,7 @@ class Consumer:
         self._host: Host | None = None
         self._membership: Membership | None = None
         self._watcher: Watcher | None = None
-        self._upkeep: Upkeep | None = None
+        self._upkeep: list[Upkeep] = []
 
     # ------------------------------------------------------------------ life
 
@@ -87,8 +93,8 @@ class Consumer:
             processes=processes,
             on_change=self._changed,
         )
-        self._upkeep = Upkeep(self.bus, is_leader=self._is_leader)
-        for thread in (self._membership, self._watcher, self._upkeep):
+        self._upkeep = Chores(self.bus).threads(self._is_leader)
+        for thread in (self._membership, self._watcher, *self._upkeep):
             thread.start()
         names = ", ".join(f"{each.topic} for {each.group}" for each in self.subscriptions)
         logger.info(
@@ -105,7 +111,7 @@ class Consumer:
     def stop(self) -> None:
         """The pool has ended: give the lanes back and end the threads."""
         self.drain()
-        threads = (self._watcher, self._upkeep, self._membership)
+        threads = (self._watcher, *self._upkeep, self._membership)
         for thread in threads:
             if thread is not None:
                 thread.stop()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from django.db import DatabaseError, close_old_connections
+from django.db import DatabaseError, connections
 
 from bus import marks
 from bus.client import Bus
@@ -237,7 +237,8 @@ class Membership(threading.Thread):
                 )
         except DatabaseError as error:
             logger.warning("The copies of the marks cannot be read, so none is used: %s", error)
-            close_old_connections()
+        finally:
+            connections.close_all()  # this thread may not need it again for weeks
 
     # ------------------------------------------------------------------ ordered lanes
 

@@ -1,4 +1,4 @@
-"""Calls the functions of `bus` that are due, in the worker that leads (see `workers.roster.Roster.leader`).
+"""Threads that call what is due, in the worker that leads (see `workers.roster.Roster.leader`).
 
 Two at once do no harm: each step is one script per partition, or an update that says the same twice.
 """
@@ -8,21 +8,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from django.db import DatabaseError, close_old_connections, connections
+from django.db import Error, close_old_connections, connections
 
-from bus import delayed, marks, retention
-from bus.client import Bus
 from bus.errors import BusError
 
 logger = logging.getLogger("jitney.workers")
 
 #: What is wrong is said at once, then so often. Seconds.
 COMPLAIN_SECONDS = 60.0
-#: How often topics are trimmed. Seconds.
-TRIM_SECONDS = 30.0
 
 
 @dataclass(slots=True)
@@ -42,19 +38,14 @@ class Step:
 
 
 class Upkeep(threading.Thread):
-    """The housekeeping thread of one worker."""
+    """One housekeeping thread of one worker."""
 
-    def __init__(self, bus: Bus, *, is_leader: Callable[[], bool]) -> None:
+    def __init__(self, name: str, steps: Sequence[Step], *, is_leader: Callable[[], bool]) -> None:
         """`is_leader`: whether this worker does the upkeep now; asked before each step, without I/O."""
-        super().__init__(name="jitney-upkeep", daemon=True)
-        self._bus = bus
+        super().__init__(name=f"jitney-{name}", daemon=True)
         self._is_leader = is_leader
         self._stopping = threading.Event()
-        self._steps = [
-            Step(self._move_delayed, delayed.MOVE_SECONDS),
-            Step(self._copy_marks, marks.COPY_SECONDS),
-            Step(self._trim, TRIM_SECONDS),
-        ]
+        self._steps = list(steps)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -77,7 +68,7 @@ class Upkeep(threading.Thread):
     def _attempt(self, step: Step) -> None:
         try:
             step.work()
-        except (BusError, DatabaseError) as error:
+        except (BusError, Error) as error:
             if time.monotonic() >= step.quiet_until:
                 step.quiet_until = time.monotonic() + COMPLAIN_SECONDS
                 logger.warning("Upkeep (%s) failed and is tried again: %s", step.name, error)
@@ -87,13 +78,3 @@ class Upkeep(threading.Thread):
             if time.monotonic() >= step.quiet_until:
                 step.quiet_until = time.monotonic() + COMPLAIN_SECONDS
                 logger.exception("Upkeep (%s) failed and is tried again.", step.name)
-
-    def _move_delayed(self) -> None:
-        delayed.move_due(self._bus)
-
-    def _copy_marks(self) -> None:
-        marks.copy(self._bus)
-
-    def _trim(self) -> None:
-        if trimmed := retention.trim_all(self._bus):
-            logger.info("Trimmed %s settled messages that were older than their topic keeps.", trimmed)

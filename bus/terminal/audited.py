@@ -13,11 +13,12 @@ from django.db import DatabaseError
 
 from bus import declarations, operate
 from bus.client import Bus
+from bus.databases import Databases
 from bus.deadletters import Selection, Tally
 from bus.declarations import Drift, SyncReport
 from bus.delayed import Cancelled, DelayedRef
 from bus.errors import ConfigurationError
-from bus.models import Topic
+from bus.models import OutboxRow, Topic
 from bus.terminal.output import remark
 from bus.values import Ordering
 
@@ -60,6 +61,9 @@ class Audited:
 
     def create_group(self, topic: str, group: str, start: str, ordering: Ordering) -> None:
         operate.create_group(self._bus, topic, group, start=start, ordering=ordering, actor=self._actor)
+
+    def outboxes(self) -> list[str]:
+        return Databases(OutboxRow).aliases()
 
     def pause_group(self, topic: str, group: str) -> None:
         operate.pause_group(self._bus, topic, group, actor=self._actor)

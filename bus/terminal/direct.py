@@ -100,6 +100,9 @@ class Direct:
             tell(tally.total)
         return tally
 
+    def outboxes(self) -> list[str]:
+        _needs_database("The outbox")
+
     def _deal(
         self,
         topic: str,

@@ -44,6 +44,9 @@ class Operator(Protocol):
     def retry_dead(self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]) -> Tally:
         """Give dead letters back; `tell` is called with how many are dealt with so far."""
 
+    def outboxes(self) -> list[str]:
+        """Aliases of the databases that have an outbox."""
+
     def discard_dead(
         self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]
     ) -> Tally: ...

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bus.errors import BusError
-from bus.terminal import dead, delayed, groups, messages, pending, server, state, topics
+from bus.terminal import dead, delayed, groups, messages, outbox, pending, server, state, topics
 from bus.terminal.kinds import Branch
 from bus.terminal.session import Session
 
@@ -22,6 +22,7 @@ root.add_command(groups.list_groups, "groups")
 root.add_command(dead.dead)
 root.add_command(delayed.delayed)
 root.add_command(pending.pending)
+root.add_command(outbox.outbox)
 root.add_command(state.workers)
 root.add_command(state.doctor)
 root.add_command(server.server)

@@ -96,9 +96,10 @@ class Stubborn:
         return sum(usage or 0 for usage in usages)
 
     def traces(self) -> int:
-        """Keys left in Redis that only a failing message makes."""
-        keys = self._keys.retry(GROUP), self._keys.held(GROUP), self._keys.state(GROUP)
-        return int(self.shop.bus.client.call("EXISTS", *keys))
+        """Keys and fields left in Redis that only a failing message makes."""
+        keys = self._keys.retry(GROUP), self._keys.held(GROUP)
+        fields = self.shop.bus.client.call("HKEYS", self._keys.state(GROUP))
+        return int(self.shop.bus.client.call("EXISTS", *keys)) + len(set(fields) - {b"era"})
 
     def stopped(self) -> bool:
         """The failing key's partition has reached the held limit, and all that was fetched is settled."""

@@ -6,6 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 
+from django.db import connections
+
 from bus.client import Bus
 from bus.subscriptions import Subscription
 from workers.consumer import Consumer, Host
@@ -59,3 +61,4 @@ class InlineWorker:
         link = self.consumer.runtime.take_link()
         if link is not None:
             link.close()
+        connections.close_all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from hashlib import sha1
+from itertools import count
 from typing import Any
 
 import orjson
@@ -28,6 +29,7 @@ class Partition:
     def __init__(self, client: Client, keys: PartitionKeys) -> None:
         self.client = client
         self.keys = keys
+        self._eras = count(1)
 
     # -- state
 
@@ -66,7 +68,9 @@ class Partition:
         return [member.decode() for member in self.client.call("ZRANGE", self.keys.held(GROUP), 0, -1)]
 
     def state(self) -> dict[str, Any]:
-        return commands.fields_of(self.client.call("HGETALL", self.keys.state(GROUP)))
+        """What is kept of messages; the era of the group is none of it."""
+        found = commands.fields_of(self.client.call("HGETALL", self.keys.state(GROUP)))
+        return {name: value for name, value in found.items() if name != "era"}
 
     def dead(self) -> list[dict[str, Any]]:
         return [
@@ -81,8 +85,13 @@ class Partition:
     # -- scripts
 
     def ensure(self, *pairs: str) -> int:
-        waiting = [name for group in pairs[::2] for name in self.keys.waiting(group)]
-        return int(commands.run(self.client, "ensure", [self.keys.stream, *waiting], pairs))
+        names = [name for group in pairs[::2] for name in self.keys.of_lost_group(group)]
+        era = f"era-{next(self._eras)}"
+        return int(commands.run(self.client, "ensure", [self.keys.stream, *names], [era, *pairs]))
+
+    def era(self, group: str = GROUP) -> str | None:
+        raw = self.client.call("HGET", self.keys.state(group), "era")
+        return raw.decode() if raw else None
 
     def lease(self, old: str, new: str, suspect: str = "") -> list[Any]:
         keys = [self.keys.lease(GROUP, LANE), self.keys.stream, self.keys.state(GROUP)]
@@ -158,6 +167,33 @@ def test_ensure_makes_an_empty_stream_and_its_groups(bare):
     assert bare.client.call("XINFO", "GROUPS", bare.keys.stream) == []
     assert bare.ensure(GROUP, "earliest", "ledger", "latest") == 2
     assert bare.client.call("XLEN", bare.keys.stream) == 0
+
+
+def test_a_group_begins_an_era_that_outlives_the_group(partition):
+    assert partition.era() == "era-1"
+    partition.client.call("XGROUP", "DESTROY", partition.keys.stream, GROUP)
+    assert partition.ensure(GROUP, "earliest") == 1
+    assert partition.era() == "era-1"
+
+
+def test_a_stream_that_is_made_again_begins_a_new_era(partition):
+    partition.client.call("DEL", partition.keys.stream)
+    partition.ensure(GROUP, "earliest")
+    assert partition.era() == "era-2"
+
+
+def test_a_stream_that_somebody_else_made_again_begins_a_new_era_where_it_is_younger_than_the_mark(partition):
+    partition.client.call("SET", partition.keys.mark(GROUP), "5-0")
+    partition.client.call("DEL", partition.keys.stream)
+    partition.client.call("XADD", partition.keys.stream, "1-0", "v", "new")
+    partition.ensure(GROUP, "earliest")
+    assert partition.era() == "era-2"
+
+
+def test_a_group_of_before_there_were_eras_goes_on_without(partition):
+    partition.client.call("HDEL", partition.keys.state(GROUP), "era")
+    partition.ensure(GROUP, "earliest")
+    assert partition.era() is None
 
 
 def test_ensure_again_changes_nothing(partition):

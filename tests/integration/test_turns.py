@@ -191,7 +191,8 @@ def test_who_has_lost_the_lease_cannot_record_a_failure_either(world, outcome):
         world.turns.take(1)
     keys = world.keys()
     assert world.pending() == 1
-    assert world.bus.client.call("EXISTS", keys.retry(GROUP), keys.state(GROUP), keys.dead(GROUP)) == 0
+    assert world.bus.client.call("EXISTS", keys.retry(GROUP), keys.dead(GROUP)) == 0
+    assert world.bus.client.call("HKEYS", keys.state(GROUP)) == [b"era"]
 
 
 def test_an_answer_that_lay_there_while_the_process_was_frozen_proves_nothing_about_now(world, monkeypatch):
@@ -353,7 +354,7 @@ def test_suspects_are_handed_out_one_by_one_and_then_no_more_suspected(world):
             seen.append(message.id)
             lane.done(message)
     assert seen == ids
-    assert world.bus.client.call("HGETALL", world.keys().state(GROUP)) == []
+    assert world.bus.client.call("HKEYS", world.keys().state(GROUP)) == [b"era"]
 
 
 def test_pending_messages_that_were_trimmed_are_counted_and_do_not_hold_anything_up(world):
@@ -397,7 +398,7 @@ def test_messages_behind_a_failing_one_wait_and_come_in_order_after_it(world):
     assert seen == [(ids[0], 2), *((id, 1) for id in ids[1:])]
     world.turns.settle()
     assert world.pending() == 0
-    assert world.bus.client.call("HGETALL", world.keys().state(GROUP)) == []
+    assert world.bus.client.call("HKEYS", world.keys().state(GROUP)) == [b"era"]
 
 
 def test_what_fails_again_after_its_release_keeps_all_later_ones_of_its_key_behind_it(world):
@@ -462,3 +463,38 @@ def test_memory_that_is_full_stops_no_settling_fetching_retrying_or_dead_letteri
     assert world.bus.client.call("XLEN", keys.dead(GROUP)) == 1
     assert world.bus.client.call("ZCARD", keys.retry(GROUP)) == 1
     assert world.bus.client.call("ZCARD", keys.held(GROUP)) == 1
+
+
+def test_messages_know_the_era_of_their_group_and_a_new_stream_begins_another(world):
+    def era():
+        return world.bus.client.call("HGET", world.keys().state(GROUP), "era").decode()
+
+    world.publish(1)
+    ((lane, message),) = world.take()
+    first = era()
+    assert message._era == lane.era == first
+    lane.done(message)
+
+    # when the stream vanishes, is made again, and the slice that runs fetches from it
+    world.bus.client.call("DEL", world.keys().stream)
+    world.publish(1)
+    assert era() != first
+    ((_lane, message),) = world.take()
+
+    # then it knows that this is another message, whatever its id
+    assert message._era == era()
+
+
+def test_a_slice_on_a_lane_that_it_knows_reads_the_era_again(world):
+    world.publish(1)
+    ((lane, message),) = world.take()
+    lane.done(message)
+    world.turns.settle()
+    world.turns.close().close()
+    world.bus.client.call("DEL", world.keys().stream)
+    world.publish(1)
+    lane.last_id = None
+    lane.seen = None
+    world.turns = world.open([lane])
+    ((_lane, message),) = world.take()
+    assert message._era == world.bus.client.call("HGET", world.keys().state(GROUP), "era").decode()

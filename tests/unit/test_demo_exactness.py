@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import orjson
 import pytest
 from django.db import connection
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +14,9 @@ from hypothesis.extra.django import TestCase
 
 import bus
 from bus import codec
+from bus.inbox import Inbox
+from bus.models import OutboxRow
+from bus.outbox import unpack
 from demo import consumers
 from demo.expectation import Expectation, Published
 from demo.models import PurchaseOrder, Revenue
@@ -22,16 +24,18 @@ from demo.reconcile import Database, differences, wrong_dead_letters
 from demo.topics import stock_alerts
 from tests.unit.test_demo_orders import SALE
 
+_publish = type(stock_alerts).publish_in_transaction
+
 
 class Killed(BaseException):
     """The process ends here."""
 
 
 class Bench:
-    """Delivers records to the handlers, with a bus that only remembers alerts."""
+    """Delivers records to the handlers, atomic ones through the inbox; alerts stay in the outbox."""
 
     def __init__(self, faults: Sequence[int] = ()) -> None:
-        self.alerts: list[dict[str, Any]] = []
+        self._inbox = Inbox("inventory", "default")
         self.dead: dict[str, int] = {"orders/inventory": 0, "orders/revenue": 0}
         self._faults = iter(faults)
         self._ids = 0
@@ -43,20 +47,24 @@ class Bench:
         fields = codec.encode(topic, value, "key", headers, max_bytes=10**6)
         return bus.Message(topic, 0, f"{self._ids}-0", fields, codec.decode)
 
-    def publish_alert(self, value: dict[str, Any], key: str) -> None:
-        """In place of the topic's own publish: stored, or killed before or after storing."""
-        fault = next(self._faults, 0)
-        if fault == 1:
-            raise Killed
-        self.alerts.append(orjson.loads(orjson.dumps(value)))
-        if fault == 2:
-            raise Killed
+    def breaking(self, publish: Callable[..., None]) -> Callable[..., None]:
+        """The topic's own publishing; killed before it, or after it in the same transaction, or not."""
+
+        def publish_or_die(*args: Any, **options: Any) -> None:
+            fault = next(self._faults, 0)
+            if fault == 1:
+                raise Killed
+            publish(*args, **options)
+            if fault == 2:
+                raise Killed
+
+        return publish_or_die
 
     def inventory(self, message: bus.Message) -> None:
         """Deliver until it is settled, as after every kill."""
         while True:
             try:
-                consumers.move_stock(message)
+                self._inbox.handle(message, consumers.move_stock)
                 return
             except bus.Reject:
                 self.dead["orders/inventory"] += 1
@@ -72,8 +80,10 @@ class Bench:
 
     def purchasing(self, times: int = 1) -> None:
         """Deliver all alerts."""
-        for value in self.alerts * times:
-            consumers.buy(self.message(value, None, "stock-alerts"))
+        rows = OutboxRow.objects.order_by("id").values_list("fields", flat=True)
+        for fields in [unpack(bytes(row)) for row in rows] * times:
+            self._ids += 1
+            consumers.buy(bus.Message("stock-alerts", 0, f"{self._ids}-0", fields, codec.decode))
 
     def differences(self, records: Sequence[Published]) -> list[str]:
         raw: sqlite3.Connection = connection.connection
@@ -133,8 +143,8 @@ class ExactnessTests(TestCase):
 
     def bench(self, faults: Sequence[int] = ()) -> Bench:
         bench = Bench(faults)
-        publish = lambda _topic, value, key: bench.publish_alert(value, key)  # noqa: E731
-        self.monkeypatch.setattr(type(stock_alerts), "publish", publish)
+        breaking = bench.breaking(_publish)
+        self.monkeypatch.setattr(type(stock_alerts), "publish_in_transaction", breaking)
         return bench
 
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,7 +12,8 @@ PROMISED = {
     "BufferFull", "Producer", "ProducerClosed", "PublishFuture", "apublish", "apublish_many",
     "Bus", "TopicHandle", "publish", "publish_many", "topic", "RetryPolicy", "subscribe", "Message",
     "Position", "Receipt", "TopicSpec", "Reject", "Retry", "BusError", "BusFull", "BusUnavailable",
-    "ConfigurationError", "InvalidMessage", "PublishUncertain", "ReadOnly", "StaleLease", "Undecodable",
+    "ConfigurationError", "InvalidMessage", "NotInTransaction", "publish_in_transaction", "publish_on_commit",
+    "PublishUncertain", "ReadOnly", "StaleLease", "Undecodable",
     "UnknownGroup", "UnknownTopic",
 }  # fmt: skip
 

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
+from django.db import DatabaseError
 
-from bus.errors import BusUnavailable
+from bus.errors import BusError, BusUnavailable
 from tests.waiting import wait_until
+from workers.chores import Chores, _in_each
 from workers.upkeep import Step, Upkeep
 
 #: So short that a test need not wait, so long that the thread is not always busy. Seconds.
@@ -21,8 +23,7 @@ SOON = 0.005
 
 @contextmanager
 def running(*steps: Step, leads: Callable[[], bool] = lambda: True) -> Iterator[Upkeep]:
-    upkeep = Upkeep(cast(Any, None), is_leader=leads)
-    upkeep._steps = list(steps)
+    upkeep = Upkeep("test", steps, is_leader=leads)
     upkeep.start()
     yield upkeep
     upkeep.stop()
@@ -30,9 +31,31 @@ def running(*steps: Step, leads: Callable[[], bool] = lambda: True) -> Iterator[
     assert not upkeep.is_alive()
 
 
-def test_delayed_messages_are_moved_far_more_often_than_marks_are_copied_and_topics_trimmed() -> None:
-    periods = {step.name: step.seconds for step in Upkeep(cast(Any, None), is_leader=bool)._steps}
-    assert periods == {"move delayed": 0.5, "copy marks": 10, "trim": 30}
+def test_what_keeps_people_waiting_has_threads_of_its_own() -> None:
+    threads = Chores(cast(Any, None)).threads(bool)
+    periods = {each.name: {step.name: step.seconds for step in each._steps} for each in threads}
+    assert periods == {
+        "jitney-delayed": {"move delayed": 0.5},
+        "jitney-outbox": {"relay outbox": 0.5},
+        "jitney-upkeep": {"copy marks": 10, "delete inbox rows": 10, "trim": 30},
+    }
+
+
+def test_a_database_that_fails_keeps_no_other_waiting() -> None:
+    asked: list[str] = []
+
+    class Two:
+        def aliases(self) -> list[str]:
+            return ["broken", "sound"]
+
+    def work(alias: str) -> None:
+        asked.append(alias)
+        if alias == "broken":
+            raise DatabaseError("no such table")
+
+    with pytest.raises(BusError, match="database 'broken': no such table"):
+        _in_each(cast(Any, Two()), work)
+    assert asked == ["broken", "sound"]
 
 
 def test_each_step_runs_at_its_own_pace_and_at_once_when_the_thread_begins() -> None:
@@ -86,12 +109,12 @@ def test_a_step_that_fails_is_said_once_tried_again_and_stops_no_other(
 
 def test_a_thread_that_is_stopped_does_not_begin_another_step() -> None:
     begun: list[str] = []
-    upkeep = Upkeep(cast(Any, None), is_leader=lambda: True)
 
     def first() -> None:
         begun.append("first")
         upkeep.stop()
 
-    upkeep._steps = [Step(first, SOON), Step(lambda: begun.append("second"), SOON)]
+    steps = [Step(first, SOON), Step(lambda: begun.append("second"), SOON)]
+    upkeep = Upkeep("test", steps, is_leader=lambda: True)
     upkeep.run()
     assert begun == ["first"]

@@ -1,16 +1,22 @@
 #!lua flags=allow-oom
 -- Make sure that a partition's stream exists, with the groups that are declared on it.
--- KEYS    1 stream, then for each group: mark, retry, held, state
--- ARGV    for each group: its name, where it begins ("earliest", "latest", or an id after which it begins)
+-- KEYS    1 stream, then for each group: mark, retry, held, state, lease of its lane "0"
+-- ARGV    1 era: a token never used before
+--         then for each group: its name, where it begins ("earliest", "latest", or an id after which it begins)
 -- Reply   how many groups were created; the stream itself is not counted
 --
 -- A group is created with the right ENTRIESREAD, or its lag would be unknown or wrong for ever. One that
 -- was lost is made again at its mark, below which all is settled but for what waits for a retry or is held
 -- back: that is given back to it. A stream that is younger than the mark is a new one: all of it is new.
-local stream = KEYS[1]
+--
+-- Field `era` of the state says which messages the ids stand for (see bus/inbox.py). It changes where the
+-- stream is a new one. The lease is then written anew, as it is: that voids the WATCH of a slice that runs,
+-- and so makes it read the era again before it fetches from the new stream.
+local stream, era = KEYS[1], ARGV[1]
 local chunk = 1000
 
-if redis.call('EXISTS', stream) == 0 then
+local fresh = redis.call('EXISTS', stream) == 0
+if fresh then
   redis.call('XGROUP', 'CREATE', stream, '__jitney__', '$', 'MKSTREAM')
   redis.call('XGROUP', 'DESTROY', stream, '__jitney__')
 end
@@ -72,14 +78,23 @@ local function give_back(group, retry, held, state)
   end
 end
 
+local function begin_era(state, lease)
+  redis.call('HSET', state, 'era', era)
+  local owner = redis.call('GET', lease)
+  if owner then redis.call('SET', lease, owner) end
+end
+
 local created = 0
-for i = 1, #ARGV, 2 do
+for i = 2, #ARGV, 2 do
   local group, start = ARGV[i], ARGV[i + 1]
   if not present[group] then
     local id, read
-    local first = 2 + (i - 1) * 2
+    local first = 2 + (i / 2 - 1) * 5
+    local state, lease = KEYS[first + 3], KEYS[first + 4]
     local mark = redis.call('GET', KEYS[first])
-    if mark and less(info['last-generated-id'], mark) then
+    local younger = mark and less(info['last-generated-id'], mark)
+    if fresh or younger or redis.call('HEXISTS', state, 'era') == 0 then begin_era(state, lease) end
+    if younger then
       start = 'earliest'
       redis.call('DEL', KEYS[first])
     elseif mark then
@@ -93,7 +108,7 @@ for i = 1, #ARGV, 2 do
       id, read = start, info['entries-added'] - entries_after(start)
     end
     redis.call('XGROUP', 'CREATE', stream, group, id, 'ENTRIESREAD', read)
-    give_back(group, KEYS[first + 1], KEYS[first + 2], KEYS[first + 3])
+    give_back(group, KEYS[first + 1], KEYS[first + 2], state)
     created = created + 1
   end
 end

@@ -1,0 +1,61 @@
+"""The databases that have one of Jitney's tables, and the places in a table, found without reading it all."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from django.db import DatabaseError, connections, models, router
+
+logger = logging.getLogger("bus.databases")
+
+#: How often a database without the table is looked at again: it may be migrated. Seconds.
+LOOK_SECONDS = 60.0
+
+
+class Databases:
+    """The aliases of the databases that have the table of a model. Remembers what it has found."""
+
+    def __init__(self, model: type[models.Model], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._model = model
+        self._clock = clock
+        self._having: set[str] = set()
+        self._look_at: dict[str, float] = {}
+
+    def aliases(self) -> list[str]:
+        """In the order of the settings. No query for databases that are known to have the table."""
+        return [alias for alias in connections if alias in self._having or self._look(alias)]
+
+    def _look(self, alias: str) -> bool:
+        if self._clock() < self._look_at.get(alias, 0.0):
+            return False
+        self._look_at[alias] = self._clock() + LOOK_SECONDS
+        if not router.allow_migrate_model(alias, self._model):
+            return False
+        try:
+            tables = connections[alias].introspection.table_names()
+        except DatabaseError as error:
+            self._look_at[alias] = self._clock() + LOOK_SECONDS / 10
+            logger.warning("Database %r cannot be asked for its tables: %s", alias, error)
+            return False
+        if self._model._meta.db_table in tables:
+            self._having.add(alias)
+        return alias in self._having
+
+
+def distinct(rows: models.QuerySet[Any], *names: str) -> Iterator[tuple[Any, ...]]:
+    """The distinct values of these columns, in order: one index seek for each value, not a scan.
+
+    The columns must stand in this order in an index, after those that `rows` is filtered by.
+    """
+    name, *rest = names
+    after = rows
+    while (value := after.order_by(name).values_list(name, flat=True).first()) is not None:
+        if rest:
+            for below in distinct(rows.filter(**{name: value}), *rest):
+                yield (value, *below)
+        else:
+            yield (value,)
+        after = rows.filter(**{f"{name}__gt": value})

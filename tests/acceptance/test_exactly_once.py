@@ -1,0 +1,186 @@
+"""Once in effect: sums in the database are exact, although processes and workers are killed all the while."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bus import observe
+from bus.client import Bus
+from bus.errors import UnknownGroup
+from bus.streams.embedded import EmbeddedServer
+from config.database import database as database_of
+from tests.acceptance.shopping import ROOT, Worker
+from tests.databases import raw_connection
+from tests.postgres import Postgres
+from tests.waiting import wait_until
+
+MESSAGES = 5000
+#: These kill their process between the commit and the settle, at their first attempt.
+DEADLY = range(7, MESSAGES, 1000)
+#: After so many further messages something is killed: mostly a pool process, each fifth time a worker.
+STEP = 500
+
+
+class Bank:
+    """A bus, a database, and workers."""
+
+    def __init__(self, url: str, prefix: str, directory: Path, database: str) -> None:
+        self.directory = directory
+        self.bus = Bus(url, prefix=prefix)
+        self.deaths = directory / "deaths"
+        self.deaths.touch()
+        self._entry = database_of(database, directory / "data")
+        self.environment = {
+            **os.environ,
+            "BUS_URL": url,
+            "BUS_PREFIX": prefix,
+            "BANK_DEATHS": str(self.deaths),
+            "JITNEY_DATA": str(directory / "data"),
+            "JITNEY_DATABASE": database,
+            "DJANGO_SETTINGS_MODULE": "tests.acceptance.bank.settings",
+            "CELERY_QUEUE_PREFIX": prefix,
+            "PYTHONWARNINGS": "ignore",
+        }
+        command = [sys.executable, "manage.py", "migrate", "--run-syncdb", "-v", "0"]
+        subprocess.run(command, cwd=ROOT, env=self.environment, check=True, timeout=90)
+        self._connection = raw_connection(self._entry)
+        self._workers: list[Worker] = []
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        with closing(self._connection.cursor()) as cursor:
+            cursor.execute(sql)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def open_accounts(self, *groups: str) -> None:
+        for group in groups:
+            self.query(f"INSERT INTO bank_total (\"group\", amount) VALUES ('{group}', 0)")
+
+    def publish(self, topic: str) -> None:
+        values = ({"n": n, **({"die": True} if n in DEADLY else {})} for n in range(MESSAGES))
+        assert self.bus.publish_many(topic, values, key=lambda value: f"k{value['n'] % 50}") == MESSAGES
+
+    def worker(self, groups: Sequence[str]) -> Worker:
+        options = ("-c", "2", "--groups", ",".join(groups))
+        worker = Worker(self, f"w{len(self._workers)}", options)  # type: ignore[arg-type]  # what it needs of a shop
+        self._workers.append(worker)
+        return worker
+
+    @property
+    def ready(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.runs and worker.says(" ready.")]
+
+    def handled(self) -> int:
+        return int(self.query("SELECT COUNT(*) FROM bank_entry")[0][0])
+
+    def settled(self, topic: str, group: str) -> bool:
+        try:
+            seen = observe.group(self.bus, topic, group)[0]
+        except UnknownGroup:
+            return False
+        return seen.lag is not None and seen.lag.count == 0 and seen.pending == 0
+
+    def storm(self, groups: Sequence[str], messages: int, seed: int) -> int:
+        """Kill pool processes and workers while this many messages are handled; how many were killed."""
+        draw, killed = random.Random(seed), 0
+        for number, wanted in enumerate(range(STEP, messages - STEP, STEP), 1):
+            wait_until(lambda wanted=wanted: self.handled() >= wanted, 90, f"{wanted} messages", 0.05)
+            # Celery gives up a worker whose pool dies while it starts; that is not what is tested here.
+            victim = draw.choice(wait_until(lambda: self.ready, 90, "a worker to be ready", 0.05))
+            if number % 5 == 0:
+                victim.kill()
+                self.worker(groups)
+                killed += 1
+                continue
+            with suppress(ProcessLookupError, IndexError):
+                os.kill(draw.choice(victim.children()), signal.SIGKILL)
+                killed += 1
+        return killed
+
+    def assert_exact(self, group: str) -> None:
+        seen = Counter(n for (n,) in self.query(f"SELECT n FROM bank_entry WHERE \"group\" = '{group}'"))
+        twice = {n: times for n, times in seen.items() if times > 1}
+        assert (sorted(set(range(MESSAGES)) - set(seen)), twice) == ([], {}), "lost, handled twice"
+        ((total,),) = self.query(f"SELECT amount FROM bank_total WHERE \"group\" = '{group}'")
+        assert total == sum(range(MESSAGES))
+
+    def end(self) -> None:
+        for worker in self._workers:
+            worker.end()
+        self._connection.close()
+        self.bus.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def bank(
+    request: pytest.FixtureRequest, server: EmbeddedServer, prefix: str, tmp_path: Path
+) -> Iterator[Bank]:
+    url = ""
+    if request.param == "postgresql":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        name = f"bank{uuid.uuid4().hex[:10]}"
+        postgres.create(name)
+        url = postgres.url(name)
+    bank = Bank(server.url, prefix, tmp_path, url)
+    yield bank
+    bank.end()
+
+
+def prepare(bank: Bank, topic: str, groups: Sequence[str]) -> None:
+    bank.bus.topic(topic, partitions=4)
+    bank.bus.registry.project(bank.bus.declared.specs().values())
+    bank.open_accounts(*groups)
+    bank.publish(topic)
+    for _ in range(2):
+        bank.worker(groups)
+
+
+@pytest.mark.timeout(300)
+def test_sums_are_exact_although_processes_are_killed_and_die_between_commit_and_settle(bank: Bank) -> None:
+    groups = ("single", "batch")
+    prepare(bank, "amounts", groups)
+
+    killed = bank.storm(groups, 2 * MESSAGES, seed=7)
+
+    for group in groups:
+        wait_until(lambda group=group: bank.settled("amounts", group), 90, f"{group} to be settled", 0.1)
+        bank.assert_exact(group)
+        assert (
+            bank.bus.client.call("EXISTS", *(keys.dead(group) for keys in _partitions(bank, "amounts"))) == 0
+        )
+    assert killed >= MESSAGES / STEP
+    assert len(bank.deaths.read_text()) >= len(DEADLY)
+
+
+@pytest.mark.timeout(300)
+def test_what_an_atomic_handler_publishes_in_its_transaction_is_exact_too(bank: Bank) -> None:
+    groups = ("forward", "collect")
+    bank.bus.topic("forwarded", partitions=4)
+    prepare(bank, "transfers", groups)
+
+    killed = bank.storm(groups, 2 * MESSAGES, seed=11)
+
+    wait_until(lambda: bank.settled("transfers", "forward"), 90, "forward to be settled", 0.1)
+    wait_until(lambda: bank.query("SELECT COUNT(*) FROM jitney_outboxrow") == [(0,)], 60, "the outbox", 0.1)
+    wait_until(lambda: bank.settled("forwarded", "collect"), 90, "collect to be settled", 0.1)
+    for group in groups:
+        bank.assert_exact(group)
+    stored = sum(bank.bus.client.call("XLEN", keys.stream) for keys in _partitions(bank, "forwarded"))
+    assert stored == MESSAGES
+    assert killed >= MESSAGES / STEP
+    assert len(bank.deaths.read_text()) >= len(DEADLY)
+
+
+def _partitions(bank: Bank, topic: str) -> list[Any]:
+    return [bank.bus.keys.partition(topic, number) for number in range(4)]

@@ -1,0 +1,72 @@
+"""Which databases have a table, and the distinct places in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import connections
+
+from bus.databases import LOOK_SECONDS, Databases, distinct
+from bus.models import InboxRow, OutboxRow, OutboxShard
+from config.database import database as database_of
+
+
+@pytest.fixture
+def second(database: str, tmp_path: Path) -> Iterator[str]:
+    """Another alias, with an empty database."""
+    directory = tmp_path / "second"
+    directory.mkdir()
+    connections.settings["second"] = connections.configure_settings({"default": database_of("", directory)})[
+        "default"
+    ]
+    yield "second"
+    connections["second"].close()
+    del connections["second"]
+    del connections.settings["second"]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_database_is_found_when_it_is_migrated(second: str) -> None:
+    now = [0.0]
+    found = Databases(OutboxRow, clock=lambda: now[0])
+    assert found.aliases() == ["default"]
+    call_command("migrate", "jitney", database=second, verbosity=0)
+    assert found.aliases() == ["default"]  # it does not look all the time
+    now[0] += LOOK_SECONDS
+    assert found.aliases() == ["default", second]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_database_that_cannot_be_asked_is_left_out_and_asked_again(
+    second: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    found = Databases(OutboxRow, clock=lambda: now[0])
+    call_command("migrate", "jitney", database=second, verbosity=0)
+    connections[second].close()
+    good = connections.settings[second]["NAME"]
+    monkeypatch.setitem(connections[second].settings_dict, "NAME", "/nowhere/at/all")
+    assert found.aliases() == ["default"]
+    monkeypatch.setitem(connections[second].settings_dict, "NAME", good)
+    now[0] += LOOK_SECONDS / 10
+    assert found.aliases() == ["default", second]
+
+
+def test_distinct_places_are_found_in_order_by_one_query_each(
+    database: str, django_assert_num_queries: Any
+) -> None:
+    rows = [
+        InboxRow(group=group, topic="orders", partition=partition, era="e", ms=ms, seq=0)
+        for group in ("b", "a")
+        for partition in (2, 0)
+        for ms in range(50)
+    ]
+    InboxRow.objects.bulk_create(rows)
+    with django_assert_num_queries(3 + 2 * (2 + 3)):
+        found = list(distinct(InboxRow.objects.all(), "group", "topic", "partition"))
+    assert found == [("a", "orders", 0), ("a", "orders", 2), ("b", "orders", 0), ("b", "orders", 2)]
+    assert list(distinct(OutboxShard.objects.all(), "prefix", "topic")) == []

@@ -1,0 +1,408 @@
+"""The inbox: a handler's effect and the row that proves it are committed together, or not at all."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.db import IntegrityError, connection, transaction
+from django.db.transaction import TransactionManagementError
+
+from bus import checks, codec, default, inbox, marks
+from bus.client import Bus
+from bus.errors import ConfigurationError, Reject
+from bus.inbox import Inbox
+from bus.models import AuditRecord, InboxRow, MarkCopy, Topic
+from bus.registry import GroupSpec
+from bus.subscriptions import Subscription
+from bus.values import Message, TopicSpec, id_pair
+from tests.integration.inline import InlineWorker
+from tests.waiting import wait_until
+from workers.consumer import Consumer
+from workers.dispatch import Dispatcher
+from workers.middleware import default_middleware
+from workers.middleware.time_limit import SoftTimeLimitExceeded
+
+GROUP = "stock"
+
+
+def message(id: str = "1700-1", *, era: str = "bus:1", partition: int = 0) -> Message:
+    return Message("orders", partition, id, [b"v", b"1"], codec.decode, 1, None, era)
+
+
+def effect(message: Message) -> None:
+    AuditRecord.objects.create(source="cli", verb=message.id)
+
+
+def effects() -> list[str]:
+    return list(AuditRecord.objects.order_by("pk").values_list("verb", flat=True))
+
+
+def rows() -> list[tuple[int, int]]:
+    return list(InboxRow.objects.order_by("ms", "seq").values_list("ms", "seq"))
+
+
+@pytest.fixture
+def box(database: str) -> Inbox:
+    return Inbox(GROUP, "default")
+
+
+# ---------------------------------------------------------------------- single messages
+
+
+def test_a_message_that_comes_twice_has_one_effect(box: Inbox) -> None:
+    box.handle(message(), effect)
+    box.handle(message(), effect)
+    assert effects() == ["1700-1"]
+    assert rows() == [(1700, 1)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (GROUP, message("1700-2")),
+        (GROUP, message("1701-1")),
+        (GROUP, message(partition=1)),
+        (GROUP, message(era="bus:2")),
+        ("ledger", message()),
+    ],
+    ids=["sequence", "time", "partition", "era", "group"],
+)
+def test_what_differs_in_any_part_of_the_key_is_another_message(box: Inbox, other: Any) -> None:
+    group, second = other
+    box.handle(message(), effect)
+    Inbox(group, "default").handle(second, effect)
+    assert len(effects()) == 2
+
+
+def test_a_handler_that_raises_leaves_neither_effect_nor_row_and_can_run_again(box: Inbox) -> None:
+    def fail(each: Message) -> None:
+        effect(each)
+        raise Reject("no")
+
+    with pytest.raises(Reject):
+        box.handle(message(), fail)
+    assert (effects(), rows()) == ([], [])
+    box.handle(message(), effect)
+    assert effects() == ["1700-1"]
+
+
+def test_an_integrity_error_of_the_handler_is_its_own(box: Inbox) -> None:
+    Topic.objects.create(name="there")
+    with pytest.raises(IntegrityError):
+        box.handle(message(), lambda _: Topic.objects.create(name="there"))
+    assert rows() == []
+
+
+def test_an_insertion_that_fails_without_a_row_being_there_is_an_error(
+    box: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise IntegrityError("some trigger says no")
+
+    monkeypatch.setattr(InboxRow, "save", refuse)
+    with pytest.raises(IntegrityError, match="some trigger"):
+        box.handle(message(), effect)
+    assert effects() == []
+
+
+def _swallow_by_orm(_: Message) -> None:
+    try:
+        Topic.objects.create(name="there")
+    except IntegrityError:
+        return
+
+
+def _swallow_by_sql(_: Message) -> None:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("INSERT INTO nowhere VALUES (1)")
+    except Exception:
+        if connection.vendor == "sqlite":
+            connection.connection.rollback()  # what SQLite does by itself when, say, the disk is full
+
+
+@pytest.mark.parametrize("swallow", [_swallow_by_orm, _swallow_by_sql, lambda _: connection.close()])
+def test_a_handler_that_goes_on_after_its_transaction_broke_is_not_taken_for_done(
+    box: Inbox, swallow: Callable[[Message], None]
+) -> None:
+    Topic.objects.create(name="there")
+
+    def handler(each: Message) -> None:
+        effect(each)
+        swallow(each)
+
+    with pytest.raises(Exception, match=r"cannot be committed|closed in|in a transaction"):
+        box.handle(message(), handler)
+    assert (effects(), rows()) == ([], [])
+
+
+def test_a_handler_may_catch_an_error_in_an_atomic_block_of_its_own(box: Inbox) -> None:
+    Topic.objects.create(name="there")
+
+    def handler(each: Message) -> None:
+        effect(each)
+        with pytest.raises(IntegrityError), transaction.atomic():
+            Topic.objects.create(name="there")
+
+    box.handle(message(), handler)
+    assert (effects(), rows()) == (["1700-1"], [(1700, 1)])
+
+
+def test_in_a_transaction_that_an_earlier_handler_left_open_nothing_is_handled(box: Inbox) -> None:
+    transaction.set_autocommit(False)
+    try:
+        with pytest.raises(TransactionManagementError, match="autocommit"):
+            box.handle(message(), effect)
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+    assert effects() == []
+
+
+@pytest.mark.parametrize("first_fails", [False, True])
+def test_of_two_workers_with_the_same_message_the_second_waits_and_sees_what_became_of_it(
+    box: Inbox, first_fails: bool
+) -> None:
+    # Given a worker that is in the middle of the message, such as one that was frozen
+    in_it, go_on = threading.Event(), threading.Event()
+    outcomes: list[str] = []
+
+    def slow(each: Message) -> None:
+        effect(each)
+        in_it.set()
+        assert go_on.wait(20)
+        if first_fails:
+            raise Reject("no")
+
+    def run(name: str, handler: Callable[[Message], None]) -> None:
+        try:
+            Inbox(GROUP, "default").handle(message(), handler)
+            outcomes.append(f"{name} done")
+        except Reject:
+            outcomes.append(f"{name} failed")
+        finally:
+            connection.close()
+
+    first = threading.Thread(target=run, args=("first", slow))
+    first.start()
+    assert in_it.wait(20)
+
+    # when its successor gets the same message
+    second = threading.Thread(target=run, args=("second", effect))
+    second.start()
+    assert outcomes == []
+    go_on.set()
+    first.join(20)
+    second.join(30)
+
+    # then there is one effect
+    assert effects() == ["1700-1"]
+    assert sorted(outcomes) == [f"first {'failed' if first_fails else 'done'}", "second done"]
+
+
+# ---------------------------------------------------------------------- batches
+
+
+def test_a_batch_leaves_out_what_is_known(box: Inbox) -> None:
+    box.handle(message("1700-1"), effect)
+    seen: list[list[str]] = []
+
+    def handler(fresh: list[Message]) -> set[str]:
+        seen.append([each.id for each in fresh])
+        for each in fresh:
+            effect(each)
+        return set()
+
+    batch = [message("1700-1"), message("1700-2"), message("1701-1")]
+    box.handle_batch(batch, handler)
+    box.handle_batch(batch, handler)
+    assert seen == [["1700-2", "1701-1"]]
+    assert effects() == ["1700-1", "1700-2", "1701-1"]
+
+
+def test_messages_that_a_batch_handler_refuses_keep_no_row(box: Inbox) -> None:
+    batch = [message(f"1700-{number}") for number in range(250)]
+    box.handle_batch(batch, lambda fresh: {each.id for each in fresh[50:]})
+    assert rows() == [(1700, number) for number in range(50)]
+
+
+def test_a_batch_in_which_another_worker_handles_a_message_is_not_handled(box: Inbox) -> None:
+    def handler(fresh: list[Message]) -> set[str]:
+        raise AssertionError("the insertion comes first")
+
+    def look(_: Any) -> set[Any]:
+        return set()  # the other worker has not committed yet
+
+    box.handle(message("1700-2"), effect)
+    box._known = look  # type: ignore[method-assign]
+    with pytest.raises(IntegrityError):
+        box.handle_batch([message("1700-1"), message("1700-2")], handler)
+    assert rows() == [(1700, 2)]
+
+
+def test_a_batch_whose_commit_is_impossible_raises(box: Inbox) -> None:
+    Topic.objects.create(name="there")
+
+    def handler(fresh: list[Message]) -> set[str]:
+        _swallow_by_orm(fresh[0])
+        return set()
+
+    with pytest.raises(TransactionManagementError, match="cannot be committed"):
+        box.handle_batch([message()], handler)
+    assert rows() == []
+
+
+# ---------------------------------------------------------------------- within the worker
+
+
+def dispatcher(handler: Any, **options: Any) -> Dispatcher:
+    subscription = Subscription(topic="orders", group=GROUP, handler=handler, atomic="default", **options)
+    return Dispatcher(subscription, default_middleware)
+
+
+def test_a_soft_time_limit_rolls_the_transaction_back(database: str) -> None:
+    def slow(each: Message) -> None:
+        effect(each)
+        while True:
+            time.sleep(0.01)
+
+    failed = dispatcher(slow, soft_time_limit=0.1).handle(message())
+    assert failed is not None
+    assert isinstance(failed.exception, SoftTimeLimitExceeded)
+    assert (effects(), rows()) == ([], [])
+
+
+def test_an_atomic_batch_handler_refuses_single_messages_as_any_other(database: str) -> None:
+    def handler(batch: Any) -> None:
+        effect(batch[0])
+        batch.reject(batch[1], "no")
+
+    one = dispatcher(handler, batch=10)
+    failed = one.handle_batch([message("1700-1"), message("1700-2")])
+    assert failed is not None
+    assert {id: each.kind for id, each in failed.items()} == {"1700-2": "dead"}
+    assert (effects(), rows()) == (["1700-1"], [(1700, 1)])
+
+
+def test_an_unknown_alias_is_an_error_at_the_start_of_a_worker_and_in_the_system_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrong = Subscription(topic="orders", group=GROUP, handler=effect, atomic="elsewhere")
+    with pytest.raises(ConfigurationError, match="no alias of DATABASES"):
+        Consumer(Bus("redis://nowhere.invalid:1/0"), [wrong], slots=1)
+    monkeypatch.setattr(default, "subscriptions", [wrong])
+    (error,) = checks.check_databases()
+    assert error.id == "jitney.E004"
+
+
+# ---------------------------------------------------------------------- with the server
+
+
+@pytest.fixture
+def bus(server: Any, database: str) -> Iterator[Bus]:
+    bus = Bus(server.url, prefix=f"t{uuid.uuid4().hex[:10]}")
+    bus.registry.project([TopicSpec(name="orders")])
+    bus.registry.declare_groups([GroupSpec(topic="orders", name=GROUP)])
+    yield bus
+    bus.close()
+
+
+def era_of(bus: Bus) -> str:
+    found: bytes = bus.client.call("HGET", bus.keys.partition("orders", 0).state(GROUP), "era")
+    return found.decode()
+
+
+def test_a_worker_handles_once_what_is_delivered_again(bus: Bus) -> None:
+    handler = Subscription(topic="orders", group=GROUP, handler=effect, atomic="default")
+    ids = [bus.publish("orders", number).id for number in range(20)]
+    with InlineWorker(bus, [handler]):
+        wait_until(lambda: len(effects()) == 20, 20, "all to be handled")
+        # When a stopped clock, a lost acknowledgement or an operator has half of them delivered again
+        bus.client.call("XGROUP", "SETID", bus.keys.partition("orders", 0).stream, GROUP, ids[9])
+        later = bus.publish("orders", 20).id
+        wait_until(lambda: later in effects(), 20, "what was published later")
+    assert effects() == [*ids, later]
+    assert {row.era for row in InboxRow.objects.all()} == {era_of(bus)}
+
+
+def take(bus: Bus, count: int) -> list[str]:
+    stream = bus.keys.partition("orders", 0).stream
+    reply = bus.client.call("XREADGROUP", "GROUP", GROUP, "0", "COUNT", count, "STREAMS", stream, ">")
+    return [entry[0].decode() for entry in reply[0][1]]
+
+
+@pytest.mark.both_servers
+def test_rows_go_up_to_the_copied_mark_but_for_those_that_are_pending(bus: Bus) -> None:
+    # Given ten messages that were handled, of which number 3 and the last three were not settled
+    for number in range(10):
+        bus.publish("orders", number)
+    ids, keys = take(bus, 10), bus.keys.partition("orders", 0)
+    box = Inbox(GROUP, "default")
+    for id in ids:
+        box.handle(message(id, era=era_of(bus)), effect)
+    settled = [id for id in ids[:7] if id != ids[3]]
+    bus.client.call("XACK", keys.stream, GROUP, *settled)
+    bus.client.call("SET", keys.mark(GROUP), ids[6])
+
+    # then nothing goes before the mark is copied
+    assert inbox.forget(bus, "default") == 0
+    marks.copy(bus)
+
+    # and after that what is settled, and no other
+    assert inbox.forget(bus, "default") == 6
+    assert rows() == [id_pair(id) for id in (ids[3], *ids[7:])]
+    assert inbox.forget(bus, "default") == 0
+
+
+def test_pages_of_rows_and_of_pending_messages_are_read_to_their_end(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "PAGE", 3)
+    for number in range(20):
+        bus.publish("orders", number)
+    ids, keys = take(bus, 20), bus.keys.partition("orders", 0)
+    for id in ids:
+        Inbox(GROUP, "default").handle(message(id, era=era_of(bus)), effect)
+    bus.client.call("XACK", keys.stream, GROUP, *ids[::2])
+    bus.client.call("SET", keys.mark(GROUP), ids[-1])
+    marks.copy(bus)
+    assert inbox.forget(bus, "default") == 10
+    assert rows() == [id_pair(id) for id in ids[1::2]]
+
+
+def test_rows_of_an_era_that_is_over_go_when_their_messages_are_a_day_old(bus: Bus) -> None:
+    now, prefix = int(time.time() * 1000), bus.settings.prefix
+    old = now - inbox.OLD_ERA_MS - 1000
+    box = Inbox(GROUP, "default")
+    for ms in (old, now):
+        for era in (f"{prefix}:over", "another-bus:over"):
+            box.handle(message(f"{ms}-0", era=era), effect)
+        Inbox("deleted-group", "default").handle(message(f"{ms}-0", era=f"{prefix}:over"), effect)
+    box.handle(message(f"{old}-1", era=era_of(bus)), effect)
+
+    assert inbox.forget(bus, "default") == 2
+
+    left = set(InboxRow.objects.values_list("group", "era", "ms", "seq"))
+    assert left == {
+        (GROUP, f"{prefix}:over", now, 0),
+        ("deleted-group", f"{prefix}:over", now, 0),
+        (GROUP, "another-bus:over", old, 0),
+        (GROUP, "another-bus:over", now, 0),
+        (GROUP, era_of(bus), old, 1),
+    }
+
+
+def test_a_mark_of_a_deleted_group_of_the_same_name_deletes_nothing(bus: Bus) -> None:
+    bus.publish("orders", 1)
+    (id,) = take(bus, 1)
+    Inbox(GROUP, "default").handle(message(id, era=era_of(bus)), effect)
+    bus.client.call("XACK", bus.keys.partition("orders", 0).stream, GROUP, id)
+    MarkCopy.objects.create(
+        prefix=bus.settings.prefix, topic="orders", partition=0, group=GROUP, born="before", position=id
+    )
+    assert inbox.forget(bus, "default") == 0

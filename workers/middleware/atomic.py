@@ -1,0 +1,33 @@
+"""atomic=True: the handler runs in a transaction with the inbox row of its message (see bus.inbox)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from bus.inbox import Inbox
+from bus.subscriptions import Handler, Subscription
+from bus.values import Message
+from workers.dispatch import Batch
+
+
+def atomic(subscription: Subscription, handler: Handler) -> Handler:
+    """The innermost: whatever a handler raises, its soft time limit too, rolls back effect and row."""
+    if subscription.atomic is None:
+        return handler
+    inbox = Inbox(subscription.group, subscription.atomic)
+
+    def call_single(message: Message) -> None:
+        inbox.handle(message, handler)
+
+    def call_batch(batch: Batch) -> None:
+        def call(fresh: list[Message]) -> Collection[str]:
+            part = Batch(fresh)
+            handler(part)
+            batch.refused.update(part.refused)
+            return part.refused
+
+        inbox.handle_batch(batch, call)
+
+    wrapped: Any = call_single if subscription.batch is None else call_batch
+    return wrapped  # type: ignore[no-any-return]
