@@ -1,6 +1,7 @@
 """Publishing, against redis-py doing the same: one by one, and many.
 
     python -m benchmarks.publish [--messages N] [--rounds R]
+    python -m benchmarks.publish --memory 5000000
 
 Both sides store the same two fields: a 200-byte order as JSON (orjson) and its key, in one of 8 streams
 by the CRC-32 of the key. Server and publisher are pinned to the same two processors for both. Each contestant
@@ -10,6 +11,7 @@ runs in a process of its own, in turn; the clock runs from its first message to 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -94,6 +96,28 @@ def producer(side: Side) -> None:
             producer.send("bench", value, key=value["sku"])  # type: ignore[arg-type]
 
 
+def memory(side: Side) -> None:
+    """What stays behind of messages from an endless iterable: half by publish_many, half by a Producer."""
+    from bus.producer import Producer
+
+    orders, half = (order(number) for number in itertools.count()), side.messages // 2
+    before = resident()
+    side.bus.publish_many("bench", itertools.islice(orders, half), key=lambda value: str(value["sku"]))
+    middle = resident()
+    with Producer(side.bus) as producer:
+        for value in itertools.islice(orders, side.messages - half):
+            producer.send("bench", value, key=str(value["sku"]))
+    print(f"{half:,} messages by publish_many: resident memory grew by {(middle - before) / 1e6:.1f} MB; "
+          f"{side.messages - half:,} by a Producer: by {(resident() - middle) / 1e6:.1f} MB",
+          file=sys.stderr)  # fmt: skip
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 ONE_BY_ONE: dict[str, Callable[[Side], None]] = {"redis-py xadd": redis_one_by_one, "publish": publish}
 MANY: dict[str, Callable[[Side], None]] = {
     f"redis-py pipeline of {PIPELINE}": redis_pipeline,
@@ -107,7 +131,7 @@ def contestant(name: str, url: str, messages: int) -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     side = Side(url, messages)
     began = time.perf_counter()
-    {**ONE_BY_ONE, **MANY}[name](side)
+    {**ONE_BY_ONE, **MANY, "memory": memory}[name](side)
     seconds = time.perf_counter() - began
     side.check()
     print(json.dumps(messages / seconds))
@@ -116,7 +140,7 @@ def contestant(name: str, url: str, messages: int) -> None:
 def run(name: str, server: EmbeddedServer, messages: int) -> float:
     command = [sys.executable, "-m", "benchmarks.publish", "--contestant", name, "--url", server.url,
                "--messages", str(messages)]  # fmt: skip
-    answer = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    answer = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     Bus(server.url).client.call("FLUSHALL")
     return float(answer.stdout)
 
@@ -127,6 +151,9 @@ def main() -> None:
     )
     parser.add_argument("--messages", type=int, default=300_000, help="of those that send many")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--memory", type=int, metavar="N", help="publish N messages and tell what memory grew"
+    )
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -137,6 +164,9 @@ def main() -> None:
         config = {"appendonly": "no", "save": ""}
         with EmbeddedServer(Path(directory) / "server", config=config) as server:
             os.sched_setaffinity(server.pid, {min(os.sched_getaffinity(0))})
+            if options.memory:
+                run("memory", server, options.memory)
+                return
             for title, names, messages in (
                 ("One by one", ONE_BY_ONE, options.messages // 20),
                 ("Many", MANY, options.messages),

@@ -27,6 +27,13 @@ Place = tuple[str, int]
 Packed = tuple[Place, bytes]
 """Where a message goes, and the command in RESP."""
 
+#: Lengths of values as RESP has them, by length: a table is faster than formatting.
+_TABLE = 4096
+_LENGTHS = [b"%d\r\n" % size for size in range(_TABLE)]
+#: What stands between value and key, by the length of the key.
+_KEY_TABLE = 512
+_KEY_LENGTHS = [b"\r\n$1\r\nk\r\n$%d\r\n" % size for size in range(_KEY_TABLE)]
+
 
 class Packer:
     """Packs messages for one topic as its spec is now."""
@@ -50,9 +57,9 @@ class Packer:
         Raises InvalidMessage. A closure, so that nothing is looked up on the hot path.
         """
         heads, keyed_heads, places = self._heads, self._keyed_heads, self._places
-        partitions = self.spec.partitions
-        max_bytes, dumps, crc, general = self._max_bytes, orjson.dumps, crc32, self.pack_any
-        topic, check_finite = self.spec.name, codec.check_finite
+        partitions, max_bytes, topic = self.spec.partitions, self._max_bytes, self.spec.name
+        general, check_finite = self.pack_any, codec.check_finite
+        dumps, crc, join, lengths, key_lengths = orjson.dumps, crc32, b"".join, _LENGTHS, _KEY_LENGTHS
 
         def pack(value: Any, key: str | None, turn: int) -> Packed:
             try:
@@ -60,21 +67,22 @@ class Packer:
                 if packed.find(b"null") >= 0:  # `in` raises and catches a TypeError inside for bytes
                     check_finite(topic, value)
                 size = len(packed)
+                length = lengths[size] if size < _TABLE else b"%d\r\n" % size
                 if key is None:
                     if size > max_bytes:
                         return general(value, key, turn=turn)
                     partition = turn % partitions
-                    return places[partition], b"%b%d\r\n%b\r\n" % (heads[partition], size, packed)
+                    return places[partition], join((heads[partition], length, packed, b"\r\n"))
                 if key.__class__ is not str:
                     return general(value, key, turn=turn)
                 name = key.encode()
-                length = len(name)
-                if size + length > max_bytes:
+                key_size = len(name)
+                if key_size >= _KEY_TABLE or size + key_size > max_bytes:
                     return general(value, key, turn=turn)
                 partition = crc(name) % partitions
-                return places[partition], b"%b%d\r\n%b\r\n$1\r\nk\r\n$%d\r\n%b\r\n" % (
-                    keyed_heads[partition], size, packed, length, name,
-                )  # fmt: skip
+                return places[partition], join(
+                    (keyed_heads[partition], length, packed, key_lengths[key_size], name, b"\r\n")
+                )
             except (TypeError, ValueError, RecursionError):  # bytes, or what the general way explains
                 return general(value, key, turn=turn)
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bus.errors import BusError, BusFull, BusUnavailable, ReplyLost, ServerError, UnknownTopic
@@ -38,8 +37,8 @@ _COMPLAIN_SECONDS = 60.0
 class Queue(Protocol):
     """Where the sender gets its batches from, and whom it tells what became of them."""
 
-    def take(self, *, wait: bool) -> Batch | None:
-        """The next batch that is due. Without one: None, or wait for it; None then means the end."""
+    def take(self, *, wait: bool) -> list[Batch]:
+        """The next batches that are due. Without any: nothing, or wait; nothing then means the end."""
 
     def landed(self, batch: Batch, failed: list[tuple[int, Exception]]) -> None:
         """Nothing of this batch is on its way any more."""
@@ -48,36 +47,36 @@ class Queue(Protocol):
         """Wait so long; False if there is no time left at all."""
 
 
-@dataclass(slots=True)
 class Flight:
-    """What one write holds: a whole batch, or what is left of some."""
+    """What one write holds: whole batches, or what is left of some."""
 
-    messages: list[tuple[Batch, int]]
-    batch: Batch | None = None
-    """The batch, where the flight is all of it; `messages` is made only when it is needed."""
+    __slots__ = ("messages", "whole")
 
-    @classmethod
-    def of(cls, batch: Batch) -> Flight:
-        return cls([], batch)
+    def __init__(self, whole: list[Batch], messages: list[tuple[Batch, int]] | None = None) -> None:
+        self.whole = whole
+        self.messages = messages
+        """Single messages, where they are not all of the batches."""
 
     def all_messages(self) -> list[tuple[Batch, int]]:
-        if self.batch is None:
+        if self.messages is not None:
             return self.messages
-        return [(self.batch, index) for index in range(len(self.batch))]
-
-    def batches(self) -> list[Batch]:
-        if self.batch is not None:
-            return [self.batch]
-        return list({id(batch): batch for batch, _ in self.messages}.values())
+        return [(batch, index) for batch in self.whole for index in range(len(batch))]
 
     def __len__(self) -> int:
-        return len(self.messages) if self.batch is None else len(self.batch)
+        return sum(map(len, self.whole)) if self.messages is None else len(self.messages)
 
     def write(self) -> tuple[bytes, int]:
         """The bytes, and how many messages they are."""
-        if self.batch is not None:
-            return b"".join([packed for _, packed in self.batch.messages]), len(self.batch)
-        return b"".join([batch.messages[index][1] for batch, index in self.messages]), len(self.messages)
+        if self.messages is None:
+            packed = [packed for batch in self.whole for _, packed in batch.messages]
+        else:
+            packed = [batch.messages[index][1] for batch, index in self.messages]
+        return b"".join(packed), len(packed)
+
+    @classmethod
+    def of(cls, messages: list[tuple[Batch, int]]) -> Flight:
+        """Single messages, in their order."""
+        return cls(list({id(batch): batch for batch, _ in messages}.values()), messages)
 
 
 class _Mended(UnknownTopic):
@@ -142,25 +141,25 @@ class Sender(threading.Thread):
                 self._land()
             return True
         flying = len(self._flights)
-        batch = self._queue.take(wait=not flying) if flying < _FLIGHTS else None
-        if batch is not None:
-            self._send(Flight.of(batch))
+        batches = self._queue.take(wait=not flying) if flying < _FLIGHTS else []
+        if batches:
+            self._send(Flight(batches))
         elif flying:
             self._land()
-        return batch is not None or flying > 0
+        return bool(batches) or flying > 0
 
     # ------------------------------------------------------------------ the way out
 
     def _send(self, flight: Flight) -> None:
         if self._trouble is not None:
             flight = self._without_late(flight, self._trouble)
-            if not flight.messages:
+            if not flight:
                 return
         try:
             link = self._connect()
-            for topic in {topic for batch in flight.batches() for topic in batch.topics}:
+            for topic in {topic for batch in flight.whole for topic in batch.topics}:
                 self._publisher.refresh(topic)
-            if not self._knows_scripts and any(batch.scripted for batch in flight.batches()):
+            if not self._knows_scripts and any(batch.scripted for batch in flight.whole):
                 self._publisher.load_scripts(link)
                 self._knows_scripts = True
         except BusError as error:
@@ -168,7 +167,7 @@ class Sender(threading.Thread):
             self._back_off(error)
             return
         now = self._clock()
-        for batch in flight.batches():
+        for batch in flight.whole:
             batch.sent = batch.sent or now
         self._flights.append(flight)
         try:
@@ -177,10 +176,12 @@ class Sender(threading.Thread):
             self._lost(error, [])
 
     def _without_late(self, flight: Flight, error: BusError) -> Flight:
+        if not any(self._is_late(batch) for batch in flight.whole):
+            return flight
         messages = flight.all_messages()
         late = [each for each in messages if self._is_late(each[0])]
         self._judge(late, [error] * len(late))
-        return Flight([each for each in messages if not self._is_late(each[0])]) if late else Flight(messages)
+        return Flight.of([each for each in messages if not self._is_late(each[0])])
 
     def _connect(self) -> Link:
         # Where something is under way the link is open: what breaks it clears the flights.
@@ -205,13 +206,17 @@ class Sender(threading.Thread):
         except BusUnavailable as error:
             self._lost(error, list(getattr(error, "replies", ())))
             return
-        if flight.batch is None or not _all_stored(replies):
+        if flight.messages is not None or not _all_stored(replies):
             self._sort_out(replies)
             return
         self._flights.popleft()
         self._trouble, self._troubles = None, 0
-        flight.batch.land(replies)
-        self._queue.landed(flight.batch, [])
+        begin = 0
+        for batch in flight.whole:
+            end = begin + len(batch)
+            batch.land(replies[begin:end])
+            self._queue.landed(batch, [])
+            begin = end
 
     def _lost(self, error: BusUnavailable, replies: list[Any]) -> None:
         """The connection broke after these replies."""
@@ -263,7 +268,7 @@ class Sender(threading.Thread):
         if refusal is None:
             self._trouble, self._troubles = None, 0
         else:
-            self._again.appendleft(Flight(again[::-1]))
+            self._again.appendleft(Flight.of(again[::-1]))
             self._back_off(refusal)
 
     def _may_resend(self, batch: Batch) -> bool:

@@ -14,9 +14,9 @@ from bus.errors import BusError, ReplyLost
 from bus.streams.connect import Client, check
 
 #: Callers at once up to which each goes for itself (measured: see docs/performance.md).
-CROWD = 24
-#: Round trips under way at once in a crowd. With 1 the server idles while the next convoy is packed.
-LEADERS = 2
+CROWD = 40
+#: Round trips under way at once in a crowd.
+LEADERS = 1
 #: Commands in one convoy at most, and about as many bytes: a connection that breaks makes no more uncertain.
 _LONGEST = 500
 _LARGEST = 1 << 20
