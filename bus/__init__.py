@@ -180,6 +180,7 @@ def subscribe(
     `batch`: call with an iterable of at most so many messages. `atomic`: True or the alias of a database:
     the handler runs in a transaction there that also remembers the message, so that its effect happens once.
     `start`: where a new group begins: "earliest", "latest", an id, or an ISO time. Limits are in seconds.
+    `async def` handlers run at once, those of one key one after the other; they cannot be atomic.
 
     The handler returns → done; raises → retry by `retry`, then dead letter; raises bus.Reject → dead letter
     at once; raises bus.Retry → retry. Exceptions of `dead_on`, or not of `retry_on`, are dead letters at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -59,12 +60,20 @@ class Batch(Sequence[Message]):
 class Dispatcher:
     """Calls the handler of one subscription and says what became of each message."""
 
-    def __init__(self, subscription: Subscription, middleware: Sequence[Middleware] = ()) -> None:
+    def __init__(
+        self,
+        subscription: Subscription,
+        middleware: Sequence[Middleware] = (),
+        async_middleware: Sequence[Middleware] = (),
+    ) -> None:
+        """`async_middleware`: wraps an `async def` handler where `handle_async` runs it."""
         self.subscription = subscription
         handler: Handler = subscription.handler
-        if inspect.iscoroutinefunction(handler):
-            handler = async_to_sync(handler)
-        self._call = reduce(lambda inner, wrap: wrap(subscription, inner), reversed(middleware), handler)
+        is_async = inspect.iscoroutinefunction(handler)
+        self.is_concurrent = is_async and subscription.batch is None
+        """Whether messages can be handled by `handle_async`, several at once."""
+        self._await = _wrapped(subscription, handler, async_middleware)
+        self._call = _wrapped(subscription, async_to_sync(handler) if is_async else handler, middleware)
 
     def handle(self, message: Message) -> Failed | None:
         """Run the handler on one message; None means done."""
@@ -72,6 +81,16 @@ class Dispatcher:
             message.value  # noqa: B018  decoded here, so that an entry nobody can read never reaches a handler
             self._call(message)
         except Exception as error:
+            return self._outcome(message, error)
+        return None
+
+    async def handle_async(self, message: Message) -> Failed | None:
+        """Run an `async def` handler on one message; None means done."""
+        try:
+            message.value  # noqa: B018  as in handle()
+            await self._await(message)
+        except (Exception, asyncio.CancelledError) as error:
+            # A handler that was cancelled from inside has not succeeded; nobody cancels it from outside.
             return self._outcome(message, error)
         return None
 
@@ -104,7 +123,7 @@ class Dispatcher:
                 failed[message.id] = self._outcome(message, batch.refused[message.id])
         return failed
 
-    def _outcome(self, message: Message, error: Exception) -> Failed:
+    def _outcome(self, message: Message, error: BaseException) -> Failed:
         subscription = self.subscription
         policy = subscription.retry
         reason = _reason(error)
@@ -116,7 +135,7 @@ class Dispatcher:
             return Failed("dead", text, text, exception=error)
         text = _trace(error)
         final = isinstance(error, subscription.dead_on) or not isinstance(
-            error, (*subscription.retry_on, Retry)
+            error, (*subscription.retry_on, Retry, asyncio.CancelledError)
         )
         if final:
             return Failed("dead", reason, text, exception=error)
@@ -127,6 +146,10 @@ class Dispatcher:
         asked = error.delay if isinstance(error, Retry) else None
         delay = policy.delay_after(message.attempt) if asked is None else max(0.0, asked)
         return Failed("retry", reason, text, delay, exception=error)
+
+
+def _wrapped(subscription: Subscription, handler: Handler, middleware: Sequence[Middleware]) -> Handler:
+    return reduce(lambda inner, wrap: wrap(subscription, inner), reversed(middleware), handler)
 
 
 def _trace(error: BaseException) -> str:

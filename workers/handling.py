@@ -12,13 +12,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections
+
 from bus.errors import BusUnavailable
 from bus.lane import Lane
 from bus.plan import Batch
 from bus.subscriptions import Subscription
 from bus.turn import Turns
-from bus.values import Message
+from bus.values import Message, id_pair
 from workers import failures
+from workers.chains import Chains
 from workers.dispatch import Dispatcher, Failed
 from workers.liveness import DEAD_SECONDS
 from workers.runtime import Runtime
@@ -91,6 +95,8 @@ class Handling:
             if self.cut_short or not self.in_hand:
                 # Fetched and not run: without this mark nobody would look for them in the pending list.
                 lane.leave_over()
+            elif self.dispatcher(lane).is_concurrent and lane.suspect is None:
+                self._handle_concurrently(lane, messages)
             elif self.subscription(lane).batch is None:
                 self._handle_singly(lane, messages)
             else:
@@ -106,10 +112,10 @@ class Handling:
         began = now = clock()
         for message in messages:
             look = lane.lost or stopping(slot) or now > self.ends or now - self._turns.proved > PROVE_SECONDS
-            if look and not self._may_go_on(lane):
+            if look and not self.may_go_on(lane):
                 lane.leave_over()
                 break
-            if lane.failing and self._held_back(lane, message):
+            if lane.failing and self.held_back(lane, message):
                 continue
             if lane.suspect is not None and not self._may_run_suspect(lane, message):
                 if not self.in_hand or lane.lost:
@@ -125,7 +131,7 @@ class Handling:
                     lane.acks.append(message.id)
                 finished(slot)
             else:
-                self._fail(lane, message, failed)
+                self.fail(lane, message, failed)
             handled += 1
             self.handled = True
             now = clock()
@@ -136,22 +142,28 @@ class Handling:
                     break
         self._learn(handled, now - began)
 
+    def _handle_concurrently(self, lane: Lane, messages: list[Message]) -> None:
+        began, crew = time.monotonic(), _Crew(self, lane)
+        chains = Chains(messages, lane.hash_of)
+        if not self._runtime.runner().run(crew.work(chains)):
+            lane.leave_over()
+        self._learn(crew.ended, time.monotonic() - began)
+
     def _handle_in_batches(self, lane: Lane, messages: list[Message]) -> None:
         size = self.subscription(lane).batch or 1
         began = time.monotonic()
         step = 1 if lane.suspect is not None else size
         for start in range(0, len(messages), step):
-            if not self._may_go_on(lane):
+            if not self.may_go_on(lane):
                 lane.leave_over()
                 break
             self._handle_batch(lane, messages[start : start + step])
             self.handled = True
-            if time.monotonic() - self._settled_at > SETTLE_SECONDS:
-                self._settle_between()
+            self.settle_if_due()
         self._learn(len(messages), time.monotonic() - began)
 
     def _handle_batch(self, lane: Lane, messages: list[Message]) -> None:
-        ready = [message for message in messages if not self._held_back(lane, message)]
+        ready = [message for message in messages if not self.held_back(lane, message)]
         if not ready:
             return
         if lane.suspect is not None and not self._may_run_suspect(lane, ready[0]):
@@ -165,7 +177,7 @@ class Handling:
             # It raised, on nobody knows which message: each is delivered alone, in order.
             self._progress.stopped(self._slot)
             for message in ready:
-                if not self._may_go_on(lane):
+                if not self.may_go_on(lane):
                     lane.leave_over()
                     break
                 self._handle_batch(lane, [message])
@@ -177,9 +189,9 @@ class Handling:
         self._progress.batch_finished(self._slot, index, ids, time.monotonic())
         for message in ready:
             if message.id in failed:
-                self._fail(lane, message, failed[message.id])
+                self.fail(lane, message, failed[message.id])
 
-    def _held_back(self, lane: Lane, message: Message) -> bool:
+    def held_back(self, lane: Lane, message: Message) -> bool:
         if not lane.must_wait(message):
             return False
         lane.hold(message)
@@ -192,7 +204,7 @@ class Handling:
         else:
             self._progress.batch_running(self._slot, index, first, last, now)
 
-    def _may_go_on(self, lane: Lane) -> bool:
+    def may_go_on(self, lane: Lane) -> bool:
         """Look up before each message: is the slot wanted, and is the lane surely still ours?"""
         progress = self._progress
         if progress.stopping(self._slot) or (self.handled and time.monotonic() > self.ends):
@@ -200,6 +212,20 @@ class Handling:
         elif time.monotonic() - self._turns.proved > PROVE_SECONDS:
             self.on_line(self._turns.prove)
         return self.in_hand and not self.cut_short and not lane.lost
+
+    def show_running(self, lane: Lane, first: str, last: str, since: float) -> None:
+        """Several messages run, from `first` to `last`, the oldest since then."""
+        index = self._index[id(lane)]
+        self._progress.batch_running(self._slot, index, first.encode(), last.encode(), since)
+
+    def show_finished(self, lane: Lane, message: Message) -> None:
+        """One of several messages is done."""
+        ids = [message.id.encode()]
+        self._progress.batch_finished(self._slot, self._index[id(lane)], ids, time.monotonic())
+
+    def settle_if_due(self) -> None:
+        if time.monotonic() - self._settled_at > SETTLE_SECONDS:
+            self._settle_between()
 
     def _settle_between(self) -> None:
         self.on_line(self._turns.settle)
@@ -214,7 +240,7 @@ class Handling:
         self._settle_between()
         return message.id in lane.failures and self.in_hand and not lane.lost
 
-    def _fail(self, lane: Lane, message: Message, failed: Failed) -> None:
+    def fail(self, lane: Lane, message: Message, failed: Failed) -> None:
         self._progress.stopped(self._slot)
         failures.record(lane, message, failed, self.subscription(lane), self._turns.server_now())
 
@@ -243,3 +269,54 @@ class Handling:
 def pause(seconds: float) -> None:
     """Back off. Not a wait for a condition: there is nothing to be told by while Redis is away."""
     threading.Event().wait(seconds)
+
+
+class _Crew:
+    """Handlers that run at once, as one slot of shared memory shows them: like a batch that is in hand.
+
+    If the process dies, all that ran are suspects, and are then handled one by one. A hard time limit counts
+    from the beginning of the one that has run for longest.
+    """
+
+    def __init__(self, hand: Handling, lane: Lane) -> None:
+        self._hand = hand
+        self._lane = lane
+        self._since: dict[str, float] = {}
+        self.ended = 0
+
+    async def work(self, chains: Chains) -> bool:
+        """Run the chains; False if some messages were not started."""
+        went_on = await chains.run(self._hand.dispatcher(self._lane).handle_async, self)
+        # Asynchronous queries have a thread of their own, which Celery does not care for.
+        await sync_to_async(close_old_connections)()
+        return went_on
+
+    def may_begin(self) -> bool:
+        return self._hand.may_go_on(self._lane)
+
+    def begin(self, message: Message) -> bool:
+        if self._hand.held_back(self._lane, message):
+            return False
+        self._since[message.id] = time.monotonic()
+        self._show()
+        self._hand.handled = True
+        return True
+
+    def end(self, message: Message, failed: Failed | None) -> None:
+        del self._since[message.id]
+        self.ended += 1
+        if failed is None:
+            self._lane.done(message)
+            self._hand.show_finished(self._lane, message)
+        else:
+            self._hand.fail(self._lane, message, failed)
+        self._show()
+
+    def tick(self) -> None:
+        self._hand.settle_if_due()
+        self._show()  # settling forgets what was finished, and what runs
+
+    def _show(self) -> None:
+        if self._since:
+            ids = sorted(self._since, key=id_pair)
+            self._hand.show_running(self._lane, ids[0], ids[-1], min(self._since.values()))

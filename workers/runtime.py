@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import threading
@@ -13,7 +14,7 @@ from bus.lane import Lane, LaneId
 from bus.streams.wire import Link
 from bus.subscriptions import Subscriptions
 from workers.dispatch import Dispatcher
-from workers.middleware import default_middleware
+from workers.middleware import default_async_middleware, default_middleware
 from workers.progress import Progress
 
 #: New containers, beyond those freed again, after which the collector looks at the youngest.
@@ -39,7 +40,9 @@ class Runtime:
             subscription = self.subscriptions.get(topic, group)
             if subscription is None:
                 raise BusError(f"This process has no handler for group {group!r} of topic {topic!r}.")
-            found = self.dispatchers[topic, group] = Dispatcher(subscription, default_middleware)
+            found = self.dispatchers[topic, group] = Dispatcher(
+                subscription, default_middleware, default_async_middleware
+            )
         return found
 
     def make_room(self) -> None:
@@ -52,6 +55,22 @@ class Runtime:
         first, *others = gc.get_threshold()
         if 0 < first < GC_THRESHOLD:
             gc.set_threshold(GC_THRESHOLD, *others)
+
+    def runner(self) -> asyncio.Runner:
+        """The event loop of this process (and thread): one for all slices, so that what handlers keep in it
+        (clients, sessions) goes on working."""
+        runner: asyncio.Runner | None = getattr(self.local, "runner", None)
+        if runner is None or self.local.runner_pid != os.getpid():
+            runner = self.local.runner = asyncio.Runner()
+            self.local.runner_pid = os.getpid()
+        return runner
+
+    def close_runner(self) -> None:
+        """End the event loop of this thread, if it has one."""
+        runner: asyncio.Runner | None = getattr(self.local, "runner", None)
+        if runner is not None:
+            self.local.runner = None
+            runner.close()
 
     def take_link(self) -> Link | None:
         """The link that the last slice of this process (and thread) left, if any."""

@@ -28,6 +28,7 @@ GROUPS = {
     "loose": ("anyhow", 4),
     "batches": ("crates", 4),
     "limited": ("limits", 2),
+    "awaited": ("waiters", 2),
 }
 
 

@@ -91,9 +91,9 @@ def no_fence() -> None:
 class ForgetfulHandling(Handling):
     """Acknowledges a failed message and remembers only in memory that it is to be tried again."""
 
-    def _fail(self, lane: Lane, message: Message, failed: Failed) -> None:
+    def fail(self, lane: Lane, message: Message, failed: Failed) -> None:
         if failed.kind != "retry":
-            super()._fail(lane, message, failed)
+            super().fail(lane, message, failed)
             return
         self._progress.stopped(self._slot)
         lane.done(message)
@@ -106,7 +106,7 @@ class ForgetfulHandling(Handling):
 
 
 def no_retries() -> None:
-    take_place(ForgetfulHandling, workers.handling, "_fail")
+    take_place(ForgetfulHandling, workers.handling, "fail")
 
 
 # ---------------------------------------------------------------------- no recovery

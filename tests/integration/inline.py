@@ -61,4 +61,5 @@ class InlineWorker:
         link = self.consumer.runtime.take_link()
         if link is not None:
             link.close()
+        self.consumer.runtime.close_runner()
         connections.close_all()

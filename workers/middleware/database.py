@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.db import close_old_connections
 
 from bus.subscriptions import Handler, Subscription
@@ -20,6 +21,19 @@ def database(_subscription: Subscription, handler: Handler) -> Handler:
             return handler(delivery)
         except Exception:
             close_old_connections()
+            raise
+
+    return call
+
+
+def async_database(_subscription: Subscription, handler: Handler) -> Handler:
+    """The same in the thread in which Django's asynchronous queries run."""
+
+    async def call(delivery: Any) -> Any:
+        try:
+            return await handler(delivery)
+        except Exception:
+            await sync_to_async(close_old_connections)()
             raise
 
     return call

@@ -26,6 +26,17 @@ def log_context(subscription: Subscription, handler: Handler) -> Handler:
     return call
 
 
+def async_log_context(subscription: Subscription, handler: Handler) -> Handler:
+    """The same; each message has a task of its own, and with it a context of its own."""
+    group = subscription.group
+
+    async def call(delivery: Any) -> Any:
+        _current.set((group, delivery))
+        return await handler(delivery)
+
+    return call
+
+
 def forget() -> None:
     """Nothing is being handled any more."""
     _current.set(None)

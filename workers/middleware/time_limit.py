@@ -6,6 +6,7 @@ kept by the worker's main process, which ends the pool process.
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from typing import Any
@@ -24,7 +25,7 @@ def time_limit(subscription: Subscription, handler: Handler) -> Handler:
         return handler
 
     def expired(*_: Any) -> None:
-        raise SoftTimeLimitExceeded(f"the handler ran longer than its soft_time_limit of {seconds} s")
+        raise _exceeded(seconds)
 
     def call(delivery: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
@@ -38,3 +39,25 @@ def time_limit(subscription: Subscription, handler: Handler) -> Handler:
             signal.signal(signal.SIGALRM, before)
 
     return call
+
+
+def async_time_limit(subscription: Subscription, handler: Handler) -> Handler:
+    """The same by the event loop, in every pool: it takes effect where the handler awaits something."""
+    seconds = subscription.soft_time_limit
+    if seconds is None:
+        return handler
+
+    async def call(delivery: Any) -> Any:
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await handler(delivery)
+        except TimeoutError:
+            if limit.expired():
+                raise _exceeded(seconds) from None
+            raise
+
+    return call
+
+
+def _exceeded(seconds: float) -> SoftTimeLimitExceeded:
+    return SoftTimeLimitExceeded(f"the handler ran longer than its soft_time_limit of {seconds} s")

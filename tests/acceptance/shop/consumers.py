@@ -13,16 +13,18 @@ A message's value is {"n": number} and any of these. Where it says "attempts", a
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.db import connection, transaction
 
 import bus
 from tests.acceptance.shop import ledger
-from tests.acceptance.shop.topics import batches, keyed, limited, loose, strict
+from tests.acceptance.shop.topics import awaited, batches, keyed, limited, loose, strict
 
 SOON = bus.RetryPolicy(attempts=3, delay=0.05, factor=1.0, jitter=0.0)
 
@@ -119,3 +121,27 @@ def crate(batch: Any) -> None:
     for message in batch:
         if not message.value.get("reject"):
             ledger.write("end", *_place(message))
+
+
+@bus.subscribe(awaited, group="waiters", ordering="key", retry=SOON, soft_time_limit=20.0)
+async def wait_for(message: bus.Message) -> None:
+    """Like `act`, but it awaits; "together": so many messages must be in hand at once before any goes on."""
+    what = message.value
+    ledger.write("start", *_place(message))
+    _fall(message)
+    if what.get("together"):
+        _met.add(message.id)
+        while len(_met) < what["together"]:
+            await asyncio.sleep(0.01)
+    if what.get("query"):
+        await sync_to_async(_query)("use")
+    if what.get("sleep"):
+        await asyncio.sleep(what["sleep"])
+    if message.attempt <= what.get("fail", 0):
+        raise RuntimeError(f"told to fail at attempt {message.attempt}")
+    if what.get("reject"):
+        raise bus.Reject(what["reject"])
+    ledger.write("end", *_place(message))
+
+
+_met: set[str] = set()
