@@ -7,9 +7,10 @@ by `bus outbox relay`, sends it to Redis and deletes it:
   SQLite has no such locks: there one relay works at a time, the one that holds the lock of a file.
 - It reads the rows of the partition from the lowest id, a page at a time, sends them, and deletes exactly
   those that Redis has confirmed. It keeps no cursor: a transaction with lower ids may commit later.
-- Each row has a message_id, under which Redis stores it once within the dedupe window, so a relay that dies
-  between the confirmation and the deletion doubles nothing. Rows that were read too long ago (the process
-  was frozen) are not sent, but read again.
+- Each row has a message_id, under which Redis stores it once. Redis knows the id for KEEP_SECONDS until the
+  row is deleted, and for the dedupe window from then on, so a relay that dies between the confirmation and
+  the deletion doubles nothing. Rows that were read too long ago (the process was frozen) are not sent, but
+  read again.
 
 Exactness and order need no lock. Whoever sends, sends the lowest rows first and under their ids; so a row is
 stored first by somebody who sends all before it too, and what is sent a second time is known.
@@ -44,6 +45,9 @@ logger = logging.getLogger("bus.outbox")
 PAGE_BYTES = 1024 * 1024
 #: Pages of one partition before the next has its turn.
 PAGES = 4
+#: How long Redis knows the id of a row that was sent and is not deleted. Seconds: a relay that died should
+#: have a successor within a day.
+KEEP_SECONDS = 86_400
 #: The same complaint is made so often. Seconds.
 COMPLAIN_SECONDS = 60.0
 #: Rows counted for a page of the admin.
@@ -165,16 +169,24 @@ class Relay:
         sent = 0
         for _ in range(PAGES):
             page = self._locked_page(place) if self._locks else self._send_page(place)
-            sent += page
+            self._shorten(place, page)
+            sent += len(page)
             if not page:
                 break
         return sent
+
+    def _shorten(self, place: tuple[str, int], message_ids: list[str]) -> None:
+        """The rows are gone for good: their ids need not be known for so long any more."""
+        try:
+            self._bus.publisher.shorten(*place, message_ids)
+        except BusUnavailable as error:
+            logger.debug("Ids of sent rows stay known for %s s: %s", KEEP_SECONDS, error)
 
     @property
     def _locks(self) -> bool:
         return bool(connections[self._alias].features.has_select_for_update_skip_locked)
 
-    def _locked_page(self, place: tuple[str, int]) -> int:
+    def _locked_page(self, place: tuple[str, int]) -> list[str]:
         from bus.models import OutboxShard
 
         topic, partition = place
@@ -190,19 +202,20 @@ class Relay:
             )
             if shard.first() is None:
                 self._shards.discard(place)  # another relay is at it, or somebody has deleted the row
-                return 0
+                return []
             return self._send_page(place)
 
-    def _send_page(self, place: tuple[str, int]) -> int:
+    def _send_page(self, place: tuple[str, int]) -> list[str]:
+        """Send the lowest rows and delete them; their message_ids."""
         topic, partition = place
         read = self._clock()
         page = self._read(topic, partition)
         messages = [(message_id, unpack(bytes(fields))) for _, message_id, fields in page]
         if not page or self._clock() - read > self._bus.settings.dedupe_window / 4:
-            return 0  # a relay that was frozen for longer might send what nobody knows any more
-        self._bus.publisher.send_once(topic, partition, messages)
+            return []  # a relay that was frozen for longer might send what nobody knows any more
+        self._bus.publisher.send_once(topic, partition, messages, window=KEEP_SECONDS)
         self._rows().filter(pk__in=[pk for pk, *_ in page]).delete()
-        return len(page)
+        return [message_id for _, message_id, _ in page]
 
     def _read(self, topic: str, partition: int) -> list[tuple[int, str, Any]]:
         """The lowest rows, as many as one write takes."""

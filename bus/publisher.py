@@ -102,13 +102,14 @@ class Publisher:
         return receipt_of(draft.topic, partition, reply)
 
     def send_once(
-        self, topic: str, partition: int, messages: Sequence[tuple[str, list[bytes]]]
+        self, topic: str, partition: int, messages: Sequence[tuple[str, list[bytes]]], *, window: int
     ) -> list[Receipt]:
         """Store messages of one partition in their order, each at most once; all or none.
 
-        `messages`: (message_id, stream fields), at most MAX_ONCE of them. One round trip. For those that
-        send again after a crash (the outbox): ids that are known are not stored a second time. Raises
-        UnknownTopic, BusUnavailable, BusFull (nothing was written) or PublishUncertain (send them again).
+        `messages`: (message_id, stream fields), at most MAX_ONCE of them. `window`: seconds for which the ids
+        are known. One round trip. For those that send again after a crash (the outbox): ids that are known
+        are not stored a second time. Raises UnknownTopic, BusUnavailable, BusFull (nothing was written) or
+        PublishUncertain (send them again).
         """
         keys = self._keys.partition(topic, partition)
         once = [keys.once(message_id) for message_id, _ in messages]
@@ -116,9 +117,17 @@ class Publisher:
         reply = self._store(
             topic,
             partition,
-            lambda by_text: once_command(keys.stream, once, bodies, self._window, by_text=by_text),
+            lambda by_text: once_command(keys.stream, once, bodies, window, by_text=by_text),
         )
         return [receipt_of(topic, partition, [each]) for each in reply]
+
+    def shorten(self, topic: str, partition: int, message_ids: Sequence[str]) -> None:
+        """Have the server know ids that `send_once` stored no longer than those of `publish`, from now on.
+
+        Raises BusUnavailable; then they stay known for as long as `send_once` said.
+        """
+        keys = self._keys.partition(topic, partition)
+        self._client.pipe([("EXPIRE", keys.once(each), self._window) for each in message_ids])
 
     def _store(self, topic: str, partition: int, command: Callable[[bool], Command]) -> Any:
         """The reply to a command that may be a script; `command` is asked for it by SHA-1, or in full."""

@@ -141,9 +141,9 @@ def test_a_page_is_bounded_in_bytes_but_never_empty(bus: Bus, monkeypatch: pytes
     sizes: list[int] = []
     send = bus.publisher.send_once
 
-    def count(topic: str, partition: int, some: Any) -> Any:
+    def count(topic: str, partition: int, some: Any, **how: Any) -> Any:
         sizes.append(len(some))
-        return send(topic, partition, some)
+        return send(topic, partition, some, **how)
 
     monkeypatch.setattr(bus.publisher, "send_once", count)
     monkeypatch.setattr(outbox, "PAGE_BYTES", 300)
@@ -161,8 +161,8 @@ def test_a_relay_that_dies_before_it_deletes_doubles_nothing(
     publish(*range(10))
     send = bus.publisher.send_once
 
-    def send_and_die(*args: Any) -> None:
-        send(*args)
+    def send_and_die(*args: Any, **how: Any) -> None:
+        send(*args, **how)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -170,17 +170,27 @@ def test_a_relay_that_dies_before_it_deletes_doubles_nothing(
         with pytest.raises(KeyboardInterrupt):
             Relay(bus, "default").run()
     assert OutboxRow.objects.count() == 10
+    # Not even if the next one comes long after the dedupe window: Redis knows the ids for a day
+    assert all(80_000 < seconds <= outbox.KEEP_SECONDS for seconds in known_for(bus))
     publish(10)
     assert Relay(bus, "default").run() == 11
     assert values(bus) == list(range(11))
+    # And once the rows are gone, no longer than other ids
+    assert len(known_for(bus)) == 11
+    assert all(0 < seconds <= bus.settings.dedupe_window for seconds in known_for(bus))
+
+
+def known_for(bus: Bus) -> list[int]:
+    """Seconds for which Redis will know each message_id."""
+    return [bus.client.call("TTL", key) for key in scan(bus.client, f"{bus.settings.prefix}:*:once:*")]
 
 
 def test_a_reply_that_was_lost_is_asked_for_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(*range(3))
     send = bus.publisher.send_once
 
-    def lose(*args: Any) -> None:
-        send(*args)
+    def lose(*args: Any, **how: Any) -> None:
+        send(*args, **how)
         raise PublishUncertain("lost")
 
     relay = Relay(bus, "default")
@@ -335,12 +345,12 @@ def test_order_and_exactness_do_not_rest_on_the_lock(bus: Bus, monkeypatch: pyte
     send = bus.publisher.send_once
     nested: list[int] = []
 
-    def overtaken(topic: str, partition: int, some: Any) -> Any:
+    def overtaken(topic: str, partition: int, some: Any, **how: Any) -> Any:
         if not nested:
             nested.append(1)
-            nested.append(other._send_page((topic, partition)))
-            nested.append(other._send_page((topic, partition)))
-        return send(topic, partition, some)
+            nested.append(len(other._send_page((topic, partition))))
+            nested.append(len(other._send_page((topic, partition))))
+        return send(topic, partition, some, **how)
 
     monkeypatch.setattr(bus.publisher, "send_once", overtaken)
     place = one._places()[0]
