@@ -22,6 +22,7 @@ from bus.client import Bus
 from bus.errors import BusUnavailable, InvalidMessage, NotInTransaction, PublishUncertain, UnknownTopic
 from bus.models import OutboxRow, OutboxShard, Topic
 from bus.outbox import Relay, boot_time
+from bus.streams.commands import scan
 from bus.terminal import tree
 from bus.terminal.audited import Audited
 from bus.terminal.direct import Direct
