@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -62,7 +63,8 @@ def test_many_keep_their_order_from_a_list_and_from_an_asynchronous_source(bus: 
 
 def test_a_full_buffer_is_awaited(bus: Bus) -> None:
     async def run() -> int:
-        bus.async_publisher._producer._buffer_messages = 10
+        buffer = bus.async_publisher._producer._buffer
+        buffer._limits = replace(buffer._limits, buffer_messages=10)
         return await bus.apublish_many("orders", range(1000), key=str)
 
     assert asyncio.run(run()) == 1000
