@@ -42,13 +42,15 @@ def encode(
     """The stream fields of a message, or InvalidMessage that says which part is wrong and why."""
     if isinstance(value, bytes | bytearray | memoryview):
         fields = [b"v", bytes(value), b"e", _RAW]
+        marker = len(_RAW)
     else:
         fields = [b"v", _json(topic, value)]
+        marker = 0
     if key is not None:
         fields += [b"k", _text(topic, "key", key)]
     if headers:
         fields += [b"h", _headers(topic, headers)]
-    size = sum(map(len, fields[1::2]))
+    size = sum(map(len, fields[1::2])) - marker
     if size > max_bytes:
         raise InvalidMessage(
             f"Message for {topic!r} has {size:,} bytes; at most {max_bytes:,} are allowed "
