@@ -15,6 +15,17 @@ from tests.databases import Copies, default_database
 from tests.postgres import Postgres, postgres_server
 from tests.servers import CHROMIUM_NAMES, program, redis7_server, valkey_server
 
+#: Directories and files whose tests stay in one process, because they share what is dear to start.
+_TOGETHER = ("ui", "test_packaging.py", "test_second_project.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what shares a browser or a wheel."""
+    for item in items:
+        for name in _TOGETHER:
+            if name in item.path.parts:
+                item.add_marker(pytest.mark.xdist_group(name))
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests marked `both_servers` run on each family of servers."""

@@ -18,6 +18,7 @@ from vine import promise
 from bus import default
 from workers.broker import PatientConsumer
 from workers.consumer import Consumer, Host
+from workers.forks import forks
 from workers.order import SliceOrder
 from workers.runtime import Runtime
 
@@ -112,6 +113,7 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
             self._slices = _Slices(c, self._consumer)
             host = self._slices.host()
             signals.worker_shutting_down.connect(self._shutting_down, weak=False)
+            forks.arm()
             self._consumer.start(host, processes=c.pool.num_processes)
         self._slices.keep_time()
 

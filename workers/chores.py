@@ -16,6 +16,7 @@ from bus import delayed, inbox, marks, outbox, retention
 from bus.client import Bus
 from bus.databases import Databases
 from bus.errors import BusError
+from workers.forks import guarded
 from workers.upkeep import Step, Upkeep
 
 logger = logging.getLogger("jitney.workers")
@@ -24,8 +25,9 @@ logger = logging.getLogger("jitney.workers")
 TRIM_SECONDS = 30.0
 #: How often the outbox is looked at. Seconds.
 RELAY_SECONDS = 0.5
-#: How long the relay may go on with one database before the others have their turn. Seconds.
-RELAY_BURST_SECONDS = 5.0
+#: How long the relay may go on with one database before the others have their turn, and pool processes can
+#: be started. Seconds.
+RELAY_BURST_SECONDS = 1.0
 
 
 class Chores:
@@ -41,10 +43,10 @@ class Chores:
         """The threads that do them, not started yet."""
         steps = {
             "delayed": [Step(self.move_delayed, delayed.MOVE_SECONDS)],
-            "outbox": [Step(self.relay_outbox, RELAY_SECONDS)],
+            "outbox": [Step(guarded(self.relay_outbox), RELAY_SECONDS)],
             "upkeep": [
-                Step(self.copy_marks, marks.COPY_SECONDS),
-                Step(self.delete_inbox_rows, marks.COPY_SECONDS),
+                Step(guarded(self.copy_marks), marks.COPY_SECONDS),
+                Step(guarded(self.delete_inbox_rows), marks.COPY_SECONDS),
                 Step(self.trim, TRIM_SECONDS),
             ],
         }

@@ -17,7 +17,9 @@ from bus.inbox import check_databases
 from bus.lane import LaneId
 from bus.signals import lease_lost
 from bus.subscriptions import Subscription, Subscriptions
+from bus.values import TopicSpec
 from workers.chores import Chores
+from workers.forks import forks
 from workers.identity import this_process
 from workers.membership import Membership
 from workers.order import SliceOrder
@@ -83,6 +85,7 @@ class Consumer:
     def start(self, host: Host, *, processes: int) -> None:
         """Begin: the threads start, lanes come in. Raises nothing when Redis is away; it goes on trying."""
         self._host = host
+        self.bus.registry.find_elsewhere = _guarded_find(self.bus.registry.find_elsewhere)
         self._watcher = Watcher(self.bus, self.scheduler, on_work=host.wake, on_hint=self._hint)
         self._membership = Membership(
             self.bus,
@@ -211,3 +214,13 @@ class Consumer:
     def _hard_limit(self, lane: LaneId) -> float | None:
         subscription = self.subscriptions.get(lane.topic, lane.group)
         return subscription.time_limit if subscription else None
+
+
+def _guarded_find(find: Callable[[str], TopicSpec | None]) -> Callable[[str], TopicSpec | None]:
+    """The same, where a thread of this process asks the database for a topic."""
+
+    def inside(name: str) -> TopicSpec | None:
+        with forks.work():
+            return find(name)
+
+    return inside

@@ -27,6 +27,7 @@ from bus.streams import commands
 from bus.subscriptions import Subscription
 from workers.assignment import assign
 from workers.declines import Declines
+from workers.forks import forks
 from workers.identity import Identity
 from workers.leases import Leases, Swap, freed, owner_of
 from workers.owned import OwnedLane
@@ -231,7 +232,9 @@ class Membership(threading.Thread):
     def _advance(self) -> None:
         """Streams or groups had vanished, or the server came back with older data."""
         try:
-            if settled := marks.advance(self._bus):
+            with forks.work():
+                settled = marks.advance(self._bus)
+            if settled:
                 logger.warning(
                     "Redis came back with older data: %s settled messages are passed over.", settled
                 )

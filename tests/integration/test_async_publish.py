@@ -11,6 +11,7 @@ import pytest
 from bus.client import Bus
 from bus.errors import BusUnavailable, InvalidMessage, UnknownTopic
 from bus.streams.embedded import EmbeddedServer
+from tests import loops
 
 PARTITIONS = 8
 
@@ -32,8 +33,8 @@ def numbers(bus: Bus, topic: str = "orders") -> list[list[int]]:
 
 
 def test_a_message_is_published_and_its_receipt_awaited(bus: Bus) -> None:
-    receipt = asyncio.run(bus.apublish("orders", 1, key="A1", headers={"a": "b"}, message_id="x"))
-    again = asyncio.run(bus.apublish("orders", 2, key="A1", message_id="x"))
+    receipt = loops.run(bus.apublish("orders", 1, key="A1", headers={"a": "b"}, message_id="x"))
+    again = loops.run(bus.apublish("orders", 2, key="A1", message_id="x"))
     assert (receipt.topic, receipt.partition, receipt.duplicate) == ("orders", 1, False)
     assert (again.id, again.duplicate) == (receipt.id, True)
 
@@ -42,7 +43,7 @@ def test_a_thousand_tasks_publish_at_once(bus: Bus) -> None:
     async def run() -> None:
         await asyncio.gather(*(bus.apublish("orders", number) for number in range(1000)))
 
-    asyncio.run(run())
+    loops.run(run())
     assert sorted(number for numbers_ in numbers(bus) for number in numbers_) == list(range(1000))
 
 
@@ -56,7 +57,7 @@ def test_many_keep_their_order_from_a_list_and_from_an_asynchronous_source(bus: 
         assert await orders.apublish_many(range(5000), key=lambda n: f"k{n % 50}") == 5000
         assert await bus.apublish_many("orders", source(), key=lambda n: f"k{n % 50}") == 5000
 
-    asyncio.run(run())
+    loops.run(run())
     assert sorted(number for numbers_ in numbers(bus) for number in numbers_) == list(range(10_000))
     assert all(each == sorted(each) for each in numbers(bus))
 
@@ -67,7 +68,7 @@ def test_a_full_buffer_is_awaited(bus: Bus) -> None:
         buffer._limits = replace(buffer._limits, buffer_messages=10)
         return await bus.apublish_many("orders", range(1000), key=str)
 
-    assert asyncio.run(run()) == 1000
+    assert loops.run(run()) == 1000
 
 
 def test_errors_come_as_from_publish(bus: Bus) -> None:
@@ -80,7 +81,7 @@ def test_errors_come_as_from_publish(bus: Bus) -> None:
             await bus.apublish_many("orders", [*range(10), object()])
         assert "10 messages" in caught.value.__notes__[0]
 
-    asyncio.run(run())
+    loops.run(run())
     assert sorted(number for numbers_ in numbers(bus) for number in numbers_) == list(range(10))
 
 
@@ -102,7 +103,7 @@ def test_the_loop_goes_on_while_redis_does_not_answer(own_server: EmbeddedServer
         return turns
 
     # Then the loop turned all the time
-    turns = asyncio.run(run())
+    turns = loops.run(run())
     own_server.thaw()
     bus.close()
     assert turns > 10
@@ -110,7 +111,7 @@ def test_the_loop_goes_on_while_redis_does_not_answer(own_server: EmbeddedServer
 
 def test_one_bus_serves_one_loop_after_the_other(bus: Bus) -> None:
     for number in range(3):
-        asyncio.run(bus.apublish("orders", number))
+        loops.run(bus.apublish("orders", number))
     assert sorted(number for numbers_ in numbers(bus) for number in numbers_) == [0, 1, 2]
 
 
@@ -123,5 +124,5 @@ def test_a_cancelled_task_leaves_the_publisher_in_order(bus: Bus) -> None:
             await task
         await bus.apublish("orders", 2)
 
-    asyncio.run(run())
+    loops.run(run())
     assert 2 in [number for numbers_ in numbers(bus) for number in numbers_]

@@ -336,7 +336,7 @@ def test_a_lane_between_two_slices_finds_it_when_the_next_begins(scene: Scene) -
     running = scene.bus.publish(TOPIC, "left over", key="b").id
     turns = scene.lane()
     drain(turns, keep=True)
-    turns.close()
+    turns.close().close()
 
     scene.retry()
 
@@ -375,7 +375,7 @@ def test_a_letter_whose_message_is_pending_or_comes_anyway_only_goes(scene: Scen
     turns.take(1)
     turns.take(1)
     assert scene.pending() == 1
-    turns.close()
+    turns.close().close()
 
     assert scene.retry().waiting == 2
 

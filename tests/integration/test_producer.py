@@ -30,6 +30,7 @@ from bus.partition import partition_of
 from bus.producer import Producer
 from bus.registry import GroupSpec
 from bus.streams.embedded import EmbeddedServer
+from tests import loops
 from tests.proxy import Proxy
 from tests.waiting import wait_until
 
@@ -471,7 +472,7 @@ def test_a_future_can_be_awaited(bus: Bus) -> None:
     async def _awaited(producer: Producer, number: int):  # type: ignore[no-untyped-def]
         return await producer.send("orders", number, key="A1")
 
-    assert asyncio.run(send()) == [1] * 100
+    assert loops.run(send()) == [1] * 100
     assert numbers(bus) == list(range(100))
 
 

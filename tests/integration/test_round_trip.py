@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from bus.errors import InvalidMessage
 from bus.producer import Producer
 from bus.streams.embedded import EmbeddedServer
 from bus.values import Receipt
+from tests import loops
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 json_values = st.recursive(
@@ -57,7 +57,7 @@ def buffered(bus: Bus, value: Any, key: str | None, headers: dict[str, str]) -> 
 
 
 def awaited(bus: Bus, value: Any, key: str | None, headers: dict[str, str]) -> Receipt:
-    return asyncio.run(bus.apublish("orders", value, key=key, headers=headers or None))
+    return loops.run(bus.apublish("orders", value, key=key, headers=headers or None))
 
 
 def read(bus: Bus, receipt: Receipt) -> tuple[Any, str | None, dict[str, str]]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bus import codec
 from bus.errors import StaleLease
 from bus.values import Message
+from tests import loops
 from workers import chains
 from workers.chains import Chains
 from workers.dispatch import Failed
@@ -79,7 +80,7 @@ def test_every_message_runs_once_in_the_order_of_its_key_and_never_two_of_one_ke
     before, chains.CONCURRENCY = chains.CONCURRENCY, at_most
     try:
         messages = [message(number, name) for number, name in enumerate(names)]
-        assert asyncio.run(Chains(messages, tie_of).run(handle, log))
+        assert loops.run(Chains(messages, tie_of).run(handle, log))
     finally:
         chains.CONCURRENCY = before
     assert sorted(log.ended) == list(range(len(names)))
@@ -98,7 +99,7 @@ def test_a_hundred_wait_at_once() -> None:
         await gate.wait()
         return None
 
-    assert asyncio.run(Chains([message(number) for number in range(250)], tie_of).run(handle, log))
+    assert loops.run(Chains([message(number) for number in range(250)], tie_of).run(handle, log))
     assert len(log.ended) == 250
 
 
@@ -109,7 +110,7 @@ def test_what_is_held_back_is_passed_over_and_its_chain_goes_on() -> None:
         return None
 
     messages = [message(number, "a") for number in range(5)]
-    assert asyncio.run(Chains(messages, tie_of).run(handle, log))
+    assert loops.run(Chains(messages, tie_of).run(handle, log))
     assert log.ended == [0, 3, 4]
 
 
@@ -120,7 +121,7 @@ def test_once_it_may_begin_no_more_what_runs_ends_and_the_rest_is_left() -> None
         await asyncio.sleep(0)
         return None
 
-    assert not asyncio.run(Chains([message(number) for number in range(5)], tie_of).run(handle, log))
+    assert not loops.run(Chains([message(number) for number in range(5)], tie_of).run(handle, log))
     assert sorted(log.ended) == [0, 1, 2]
 
 
@@ -139,5 +140,5 @@ def test_what_the_watch_raises_comes_after_the_handlers_that_run_have_ended() ->
         return None
 
     with pytest.raises(StaleLease):
-        asyncio.run(Chains([message(number) for number in range(5)], tie_of).run(handle, log))
+        loops.run(Chains([message(number) for number in range(5)], tie_of).run(handle, log))
     assert finished == [1, 2, 3, 4]

@@ -41,6 +41,7 @@ def test_what_keeps_people_waiting_has_threads_of_its_own() -> None:
     }
 
 
+@pytest.mark.django_db
 def test_a_database_that_fails_keeps_no_other_waiting() -> None:
     asked: list[str] = []
 

@@ -1,0 +1,97 @@
+"""Keeps the database work of threads in the main process apart from its forks.
+
+SQLite notes in the memory of a process which of its connections holds which lock. A pool process that is
+forked while a thread of the main process has the file open inherits that note, but not the thread that would
+ever take it back: if a write was under way, every write of the new process fails with "database is locked",
+for ever (see "How To Corrupt An SQLite Database File", on fork). So threads have SQLite open only inside of
+`work`, and a fork waits until nobody is inside.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from django.db import connections
+
+logger = logging.getLogger("jitney.workers")
+
+#: How long a fork waits at most: longer than any call to a database or to Redis should take. Seconds.
+PATIENCE_SECONDS = 30.0
+
+
+class Forks:
+    """The guard of one process."""
+
+    def __init__(self) -> None:
+        self._armed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._forking = False
+
+    def arm(self) -> None:
+        """From now on, in this process and not in its children: forks wait, and `work` closes SQLite."""
+        if not self._armed:
+            self._armed = True
+            os.register_at_fork(
+                before=self._before, after_in_parent=self._after, after_in_child=self._in_child
+            )
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Database work of a thread of the main process."""
+        if not self._armed:
+            yield
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: not self._forking, PATIENCE_SECONDS)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            for connection in connections.all(initialized_only=True):
+                if connection.vendor == "sqlite":
+                    connection.close()
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    def _before(self) -> None:
+        if not self._armed:
+            return
+        began = time.monotonic()
+        with self._changed:
+            self._forking = True
+            if not self._changed.wait_for(lambda: not self._inside, PATIENCE_SECONDS):
+                waited = time.monotonic() - began
+                logger.warning("A pool process is started beside database work that took %.0f s.", waited)
+
+    def _after(self) -> None:
+        with self._changed:
+            self._forking = False
+            self._changed.notify_all()
+
+    def _in_child(self) -> None:
+        self._armed = False
+        self._begin()
+
+
+forks = Forks()
+
+
+def guarded(work: Callable[[], None]) -> Callable[[], None]:
+    """A function that does its database work inside of the guard, under its own name."""
+
+    def inside() -> None:
+        with forks.work():
+            work()
+
+    inside.__name__ = work.__name__
+    return inside
