@@ -101,9 +101,9 @@ class AsyncPublisher:
         self._producer.close()
 
     async def _send(self, topic: str, value: Any, **how: Any) -> PublishFuture:
-        if self._bus.registry.known(topic) is None:
-            await asyncio.to_thread(self._bus.registry.spec, topic)
         while True:
+            if self._bus.registry.known(topic) is None:
+                await asyncio.to_thread(self._bus.registry.spec, topic)
             try:
                 return self._producer.send(topic, value, **how)
             except BufferFull:

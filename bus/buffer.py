@@ -14,8 +14,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bus.errors import BufferFull, BusUnavailable, ProducerClosed
-from bus.future import Batch
+from bus.errors import BufferFull, BusError, BusUnavailable, ProducerClosed, ReplyLost
+from bus.future import PENDING, Batch
+from bus.waves import uncertain
 
 #: Bytes of batches that go with one write.
 _WRITE_BYTES = 2 * 1024 * 1024
@@ -60,6 +61,8 @@ class Buffer:
         self._ends: float | None = None
         self._failed: list[tuple[Batch, int, Exception]] = []
         self._room_waiters: list[Callable[[], None]] = []
+        self.thread: threading.Thread | None = None
+        """The one that sends."""
 
     # ------------------------------------------------------------------ for those who send; with the lock
 
@@ -146,7 +149,8 @@ class Buffer:
     def landed(self, batch: Batch, failed: list[tuple[int, Exception]]) -> None:
         """Nothing of this batch is on its way any more."""
         with self.lock:
-            self._flying.pop(id(batch), None)
+            if self._flying.pop(id(batch), None) is None:
+                return  # abandoned before
             self._messages -= len(batch)
             self._bytes -= batch.size
             self._failed += [(batch, index, error) for index, error in failed]
@@ -193,16 +197,32 @@ class Buffer:
             self._work.notify_all()
             self._room.notify_all()
 
-    def fail_the_rest(self) -> int:
-        """After the sender has ended: what it did not get to was not written. How many messages."""
+    def abandon(self, reason: str) -> int:
+        """Take and send nothing more: fail all that is there; how many messages.
+
+        What was sent may be stored; the rest surely is not.
+        """
         with self.lock:
-            rest = [*self._queue]
+            self.closed = True
+            self._ends = time.monotonic()
+            self.cut()
+            rest = [*self._flying.values(), *self._queue]
+            self._flying |= {id(batch): batch for batch in self._queue}
             self._queue.clear()
-        error = BusUnavailable("The producer was closed before this message was sent; it was not written.")
-        for batch in rest:
-            batch.land([error] * len(batch))
-            self.landed(batch, [])
-        return sum(len(batch) for batch in rest)
+            self._room.notify_all()
+        return sum(self._fail(batch, reason) for batch in rest)
+
+    def _fail(self, batch: Batch, reason: str) -> int:
+        pending = [index for index in range(len(batch)) if batch.outcome(index) is PENDING]
+        unsent = BusUnavailable(f"{reason} This message was not sent, so it was not written.")
+        outcomes: dict[int, Exception] = {}
+        for index in pending:
+            topic = batch.place(index)[0]
+            outcomes[index] = unsent if batch.sent is None else uncertain(topic, ReplyLost(reason))
+        batch.settle(outcomes)
+        self.landed(batch, list(outcomes.items()))
+        batch.tell()
+        return len(pending)
 
     def unasked(self) -> list[Exception]:
         """Errors since the last call, of messages whose future nobody asked."""
@@ -212,6 +232,8 @@ class Buffer:
 
     def _hurry(self, batch: Batch) -> None:
         """Somebody waits for a message of this batch."""
+        if threading.current_thread() is self.thread:
+            raise BusError("A callback must not wait for a message: nothing is sent until it has returned.")
         with self.lock:
             if batch is self.open:
                 self.cut()

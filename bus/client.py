@@ -145,9 +145,11 @@ class Bus:
     def close(self) -> None:
         """Write what apublish has buffered, and close idle connections. The bus can be used again then."""
         asynchronous = self.__dict__.pop("async_publisher", None)
-        if asynchronous is not None:
-            asynchronous.close()
-        self.client.close()
+        try:
+            if asynchronous is not None:
+                asynchronous.close()
+        finally:
+            self.client.close()
 
     # ------------------------------------------------------------------ with the database
 

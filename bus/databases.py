@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from django.db import DatabaseError, connections, models, router
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error, connections, models, router
 
 logger = logging.getLogger("bus.databases")
 
@@ -36,7 +37,7 @@ class Databases:
             return False
         try:
             tables = connections[alias].introspection.table_names()
-        except DatabaseError as error:
+        except (Error, ImproperlyConfigured) as error:
             self._look_at[alias] = self._clock() + LOOK_SECONDS / 10
             logger.warning("Database %r cannot be asked for its tables: %s", alias, error)
             return False

@@ -31,24 +31,9 @@ _events = threading.Lock()
 class Batch:
     """Messages that go with one write, and what became of them."""
 
-    __slots__ = (
-        "_places",
-        "asked",
-        "born",
-        "callbacks",
-        "event",
-        "messages",
-        "most",
-        "most_bytes",
-        "on_wait",
-        "outcomes",
-        "pid",
-        "resendable",
-        "scripted",
-        "sent",
-        "size",
-        "topics",
-    )
+    __slots__ = ("_places", "asked", "born", "callbacks", "event", "messages", "most",
+                 "most_bytes", "on_wait", "outcomes", "pid", "resendable", "sent", "size",
+                 "topics", "uncertain")  # fmt: skip
 
     def __init__(self, on_wait: Callable[[Batch], None]) -> None:
         """`on_wait` is called when somebody waits for a message of this batch: it should not linger."""
@@ -58,8 +43,8 @@ class Batch:
         self.resendable: set[int] = set()
         """Messages with a message_id: sending them twice stores them once."""
         self.topics: list[str] = []
-        self.scripted = False
-        """Whether some are stored by a script, which the server must know."""
+        self.uncertain: set[int] = set()
+        """Messages that were sent and may be stored, and are sent again: their fate is not known."""
         self.size = 0
         self.most = 0
         """Messages that it may hold; and bytes, in `most_bytes`."""
@@ -80,35 +65,41 @@ class Batch:
         return len(self.messages) or len(self._places)
 
     def place(self, index: int) -> Place:
-        return self.messages[index][0] if self.messages else self._places[index]
+        messages = self.messages  # read once: the sender lets go of it meanwhile
+        return messages[index][0] if messages else self._places[index]
 
     def outcome(self, index: int) -> Any:
         return PENDING if self.outcomes is None else self.outcomes[index]
 
     def land(self, outcomes: list[Any]) -> None:
-        """All outcomes are known, in order."""
+        """All outcomes are known, in order. Whoever waits hears of it by `tell`."""
         self._let_go()
         self.outcomes = outcomes
-        self._tell(range(len(outcomes)))
 
     def settle(self, outcomes: dict[int, Any]) -> None:
-        """Some outcomes are known."""
+        """Some outcomes are known. Whoever waits hears of it by `tell`."""
         if self.outcomes is None:
             self.outcomes = [PENDING] * len(self)
         for index, outcome in outcomes.items():
             self.outcomes[index] = outcome
         if self.is_done():
             self._let_go()
-        self._tell(outcomes)
 
     def _let_go(self) -> None:
         """Of the bytes: whoever keeps a future needs only the place."""
-        self._places = [place for place, _ in self.messages]
-        self.messages = []
+        if self.messages:
+            self._places = [place for place, _ in self.messages]
+            self.messages = []
 
     def is_done(self) -> bool:
         """Whether nothing of it is on its way any more."""
         return self.outcomes is not None and PENDING not in self.outcomes
+
+    def hurry(self) -> None:
+        """Somebody waits: it should not linger."""
+        if not self.is_done():
+            self._check_process()
+            self.on_wait(self)
 
     def wait(self, index: int, timeout: float | None) -> Any:
         """The outcome of one message. Raises TimeoutError."""
@@ -140,20 +131,20 @@ class Batch:
     def call_back(self, index: int, callback: Callable[[], None]) -> None:
         """Call when the outcome is known, in the producer's thread; at once if it is."""
         self.asked.add(index)
+        if self.outcome(index) is PENDING:
+            self._check_process()
         with _events:
             if self.outcome(index) is PENDING:
                 self.callbacks.setdefault(index, []).append(callback)
                 return
         callback()
 
-    def _tell(self, indexes: Any) -> None:
+    def tell(self) -> None:
+        """Tell those who wait for what is known now."""
         with _events:
             event, self.event = self.event, None
-            due = (
-                [each for index in indexes for each in self.callbacks.pop(index, ())]
-                if self.callbacks
-                else []
-            )
+            known = [index for index in self.callbacks if self.outcome(index) is not PENDING]
+            due = [each for index in known for each in self.callbacks.pop(index)]
         if event is not None:
             event.set()
         for callback in due:
@@ -182,7 +173,7 @@ class PublishFuture:
         """
         outcome = self._batch.wait(self._index, timeout)
         if isinstance(outcome, Exception):
-            raise outcome
+            raise outcome.with_traceback(None)  # others may have the same one
         return receipt_of(*self._batch.place(self._index), outcome)
 
     def exception(self, timeout: float | None = None) -> Exception | None:
@@ -203,7 +194,7 @@ class PublishFuture:
 
     def hurry(self) -> None:
         """Somebody waits for this message: do not let it linger for others."""
-        self._batch.on_wait(self._batch)
+        self._batch.hurry()
 
     def __await__(self) -> Generator[Any, None, Receipt]:
         """`await future`, in any event loop of asyncio; does not block it."""
@@ -226,10 +217,16 @@ class PublishFuture:
         return f"<PublishFuture {topic}/{partition} {'done' if self.done() else 'on its way'}>"
 
 
+def after_fork() -> None:
+    """In a child: the lock may be held by a thread that is not there."""
+    global _events
+    _events = threading.Lock()
+
+
 def _call(callback: Callable[[PublishFuture], object], future: PublishFuture) -> None:
     try:
         callback(future)
-    except Exception:
+    except BaseException:  # also SystemExit: it would end the thread that all others wait for
         import logging
 
         logging.getLogger("bus.producer").exception("A callback of a published message failed.")

@@ -20,6 +20,7 @@ field of the group's state in Redis (see `ensure.lua`), and begins with the pref
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import reduce
@@ -35,7 +36,7 @@ from bus.errors import ConfigurationError, ServerError
 from bus.marks import Place
 from bus.streams.commands import is_nogroup, text
 from bus.streams.connect import check
-from bus.subscriptions import Handler, Subscription
+from bus.subscriptions import Handler, Subscription, refuse_awaitable
 from bus.values import Message, id_pair
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 #: Rows looked at, and pending ids read, at once.
 PAGE = 500
+#: How long one call of `forget` goes on. Seconds.
+FORGET_SECONDS = 5.0
 #: How long rows of an era that is over are kept, by the ids of their messages. Milliseconds.
 OLD_ERA_MS = 24 * 3600 * 1000
 #: libpq's word for a transaction in which a statement has failed.
@@ -77,7 +80,7 @@ class Inbox:
                     self._rows().create(**place)
                 except IntegrityError as error:
                     raise _Known(error) from None
-                handler(message)
+                refuse_awaitable(handler(message))
                 self._require_commit()
         except _Known as known:
             if not self._rows().filter(**place).exists():
@@ -89,17 +92,33 @@ class Inbox:
         """Call the handler with those that have no row yet, in one transaction with their rows.
 
         It returns the ids of the messages that it refused, whose rows are not kept. It is not called if none
-        is left. Raises what it raises, and database errors, for example where another worker handles one of
-        the same messages: then neither effect nor row is kept.
+        is left. Raises what it raises, and database errors: then neither effect nor row is kept.
         """
         self._require_autocommit()
+        known: set[tuple[Any, ...]] = set()
+        while True:
+            try:
+                self._handle_fresh(messages, handler)
+                return
+            except _Known as refusal:
+                # Another worker's transaction with one of them has been committed since we looked.
+                before, known = known, self._known(messages)
+                if known == before:
+                    raise refusal.error from None
+
+    def _handle_fresh(
+        self, messages: Sequence[Message], handler: Callable[[list[Message]], Collection[str]]
+    ) -> None:
         with transaction.atomic(using=self._alias):
             known = self._known(messages)
             fresh = [message for message in messages if _identity(message) not in known]
             if not fresh:
                 return
             model = self._rows().model
-            self._rows().bulk_create([model(**self._place(message)) for message in fresh])
+            try:
+                self._rows().bulk_create([model(**self._place(message)) for message in fresh])
+            except IntegrityError as error:
+                raise _Known(error) from None
             refused = handler(fresh)
             self._require_commit()
             self._delete([message for message in fresh if message.id in refused])
@@ -193,24 +212,28 @@ def forget(bus: Bus, alias: str) -> int:
         Place(row.topic, row.partition, row.group, row.born): row.position
         for row in MarkCopy.objects.filter(prefix=bus.settings.prefix)
     }
-    deleted = 0
-    for group, topic, partition, era in seen:
+    deleted, ends = 0, time.monotonic() + FORGET_SECONDS
+    for group, topic, partition, era in random.sample(seen, len(seen)):
+        if time.monotonic() > ends:
+            break  # the rest has its turn next time; in any order, so that nothing is always last
         mine = rows.filter(group=group, topic=topic, partition=partition, era=era)
         declared = (group, topic) in born
         if declared and era == current[group, topic, partition]:
             mark = copies.get(Place(topic, partition, group, born[group, topic]))
             if mark is not None:
-                deleted += _forget_settled(bus, mine, (group, topic, partition), id_pair(mark))
+                deleted += _forget_settled(bus, mine, (group, topic, partition), id_pair(mark), ends)
         elif era.startswith(f"{bus.settings.prefix}:") or (declared and not era):
             deleted += mine.filter(ms__lt=time.time() * 1000 - OLD_ERA_MS).delete()[0]
     return deleted
 
 
-def _forget_settled(bus: Bus, rows: Any, place: tuple[str, str, int], mark: tuple[int, int]) -> int:
+def _forget_settled(
+    bus: Bus, rows: Any, place: tuple[str, str, int], mark: tuple[int, int], ends: float
+) -> int:
     ms, seq = mark
     below = rows.filter(Q(ms__lt=ms) | Q(seq__lte=seq), ms__lte=ms).order_by("ms", "seq")
     deleted, after = 0, below
-    while page := list(after.values_list("pk", "ms", "seq")[:PAGE]):
+    while time.monotonic() <= ends and (page := list(after.values_list("pk", "ms", "seq")[:PAGE])):
         (_, *first), (_, last_ms, last_seq) = page[0], page[-1]
         pending = _pending(bus, place, "-".join(map(str, first)), f"{last_ms}-{last_seq}")
         if pending is None:

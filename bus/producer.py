@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from bus import future
 from bus.buffer import Buffer, Limits
 from bus.errors import ConfigurationError
 from bus.future import Batch, PublishFuture
@@ -137,13 +138,12 @@ class Producer:
                 batch = self._buffer.begin(len(message[1]))
             batch.messages.append(message)
             batch.size += len(message[1])
-            batch.scripted |= message_id is not None or delay is not None or at is not None
             if message_id is not None:
                 batch.resendable.add(len(batch) - 1)
-            future = PublishFuture(batch, len(batch) - 1)
+            made = PublishFuture(batch, len(batch) - 1)
             if len(batch) == batch.most:
                 self._buffer.cut()
-        return future
+        return made
 
     def _look_up(self, topic: str) -> Packer:
         """By the spec that is known, so that neither a slow nor an absent Redis keeps `send` waiting; the
@@ -170,14 +170,15 @@ class Producer:
         """The buffer has something to send. Called with its lock."""
         if self._sender is None:
             bus = self._bus
-            self._sender = Sender(
+            sender = Sender(
                 bus.client,
                 bus.publisher,
                 self._buffer,
                 delivery_timeout=self._delivery_timeout,
                 window=bus.settings.dedupe_window,
             )
-            self._sender.start()
+            sender.start()
+            self._sender = self._buffer.thread = sender
 
     # ------------------------------------------------------------------ the end
 
@@ -208,8 +209,8 @@ class Producer:
             patience = self._bus.settings.timeout + 1
             sender.join(None if timeout is None else timeout + patience)
         _producers.discard(self)
-        if left := self._buffer.fail_the_rest():
-            logger.error("The producer was closed with %s messages that were not sent.", f"{left:,}")
+        if left := self._buffer.abandon("The producer was closed."):
+            logger.error("The producer was closed with %s messages that were not stored.", f"{left:,}")
             raise TimeoutError("The producer was closed before all of its messages were stored.")
         self._raise_unasked()
 
@@ -243,14 +244,16 @@ _producers: weakref.WeakSet[Producer] = weakref.WeakSet()
 
 
 def _forget_parent() -> None:
+    future.after_fork()
     for producer in list(_producers):
         producer._after_fork()
 
 
 def _flush_at_exit() -> None:
+    ends = time.monotonic() + EXIT_SECONDS
     for producer in list(_producers):
         try:
-            producer.close(EXIT_SECONDS)
+            producer.close(max(0.0, ends - time.monotonic()))
         except Exception as error:
             logger.error("At the end of the process messages were not published: %s", error)
 

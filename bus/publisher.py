@@ -144,16 +144,20 @@ class Publisher:
 
     def _call(self, topic: str, partition: int, call: Callable[[], Any]) -> Any:
         """The reply to a command that stores, sent again only where nil says that nothing was written."""
-        try:
-            reply = call()
-            if reply is None:
-                self.mend(topic, partition, reply)
-                reply = call()
-        except ReplyLost as error:
-            raise uncertain(topic, error) from error
+        reply = self._once(topic, call)
+        if reply is None:
+            self.mend(topic, partition, reply)
+            reply = self._once(topic, call)
         if reply is None:
             raise vanished(topic)
         return reply
+
+    @staticmethod
+    def _once(topic: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except ReplyLost as error:
+            raise uncertain(topic, error) from error
 
     # ------------------------------------------------------------------ many
 
@@ -240,7 +244,8 @@ class Publisher:
                 size += len(packed[1])
                 if len(write) == BATCH or size > BATCH_BYTES:
                     yield write, None
-                    write, size, packer = [], 0, self.packer(topic)
+                    write, size = [], 0  # before anything that can fail: what was sent must not be sent again
+                    packer = self.packer(topic)
                     pack, pack_any, take = packer.pack, packer.pack_any, write.append
         except Exception as error:
             yield write, error
@@ -259,15 +264,16 @@ class Publisher:
         spec = self._registry.known(topic)
         return None if spec is None else self._packer_for(spec)
 
-    def refresh(self, topic: str) -> None:
-        """Ask for the spec of a topic again if it is older than it should be.
+    def refresh(self, topics: Iterable[str]) -> None:
+        """Ask for the specs of topics again that are older than they should be, until one cannot be read.
 
-        Where that fails the known one stays: a message for a topic that is gone is refused when it is sent.
+        Then the known ones stay: a message for a topic that is gone is refused when it is sent.
         """
         try:
-            self._registry.spec(topic)
-        except BusError as error:
-            logger.debug("The spec of %s cannot be read again: %s", topic, error)
+            for topic in topics:
+                self._registry.spec(topic)
+        except Exception as error:
+            logger.debug("A spec cannot be read again: %s", error)
 
     def _packer_for(self, spec: TopicSpec) -> Packer:
         packer = self._packers.get(spec.name)

@@ -7,6 +7,7 @@ within that time.
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
@@ -166,7 +167,8 @@ class Registry:
         return lengths
 
     def forget_cache(self) -> None:
-        self._cache.clear()
+        """Ask for every spec again when it is next needed; until then it is still `known`."""
+        self._cache = {name: (spec, -math.inf) for name, (spec, _) in self._cache.items()}
 
     # ------------------------------------------------------------------ groups
 

@@ -20,7 +20,7 @@ from bus.future import PENDING, Batch
 from bus.packer import Place
 from bus.publisher import Publisher
 from bus.streams.commands import is_noscript
-from bus.streams.connect import Client, error_of
+from bus.streams.connect import Client, error_of, is_demoted
 from bus.streams.wire import Link
 from bus.waves import uncertain, vanished
 
@@ -45,6 +45,9 @@ class Queue(Protocol):
 
     def pause(self, seconds: float) -> bool:
         """Wait so long; False if there is no time left at all."""
+
+    def abandon(self, reason: str) -> int:
+        """Nothing is sent any more: fail all that is there; how many messages."""
 
 
 class Flight:
@@ -116,18 +119,15 @@ class Sender(threading.Thread):
         """Why nothing could be written the last time."""
         self._troubles = 0
         self._quiet_until = 0.0
-        self._knows_scripts = False
 
     def run(self) -> None:
         try:
             while self._step():
                 pass
         except BaseException as error:
-            # Whoever waits for a receipt must not wait for ever.
+            # Whoever waits for a receipt must not wait for ever, nor must anybody hand in more.
             logger.exception("The thread of a producer broke.")
-            self._lost(ReplyLost(f"the producer broke: {error!r}"), [])
-            self._give_up(BusUnavailable(f"The producer broke before this was sent: {error!r}"))
-            raise
+            self._queue.abandon(f"The producer broke: {error!r}")
         finally:
             self._close_link()
 
@@ -151,21 +151,16 @@ class Sender(threading.Thread):
     # ------------------------------------------------------------------ the way out
 
     def _send(self, flight: Flight) -> None:
-        if self._trouble is not None:
-            flight = self._without_late(flight, self._trouble)
-            if not flight:
-                return
+        flight = self._without_hopeless(flight)
+        if not flight:
+            return
         try:
             link = self._connect()
-            for topic in {topic for batch in flight.whole for topic in batch.topics}:
-                self._publisher.refresh(topic)
-            if not self._knows_scripts and any(batch.scripted for batch in flight.whole):
-                self._publisher.load_scripts(link)
-                self._knows_scripts = True
         except BusError as error:
             self._again.appendleft(flight)
             self._back_off(error)
             return
+        self._publisher.refresh({topic for batch in flight.whole for topic in batch.topics})
         now = self._clock()
         for batch in flight.whole:
             batch.sent = batch.sent or now
@@ -175,23 +170,42 @@ class Sender(threading.Thread):
         except BusUnavailable as error:
             self._lost(error, [])
 
-    def _without_late(self, flight: Flight, error: BusError) -> Flight:
-        if not any(self._is_late(batch) for batch in flight.whole):
+    def _without_hopeless(self, flight: Flight) -> Flight:
+        """Fail what is too old, and what may be stored under an id that the server forgets soon."""
+        trouble = self._trouble
+        if trouble is None:
             return flight
         messages = flight.all_messages()
-        late = [each for each in messages if self._is_late(each[0])]
-        self._judge(late, [error] * len(late))
-        return Flight.of([each for each in messages if not self._is_late(each[0])])
+        hopeless = {each for each in messages if self._is_hopeless(*each)}
+        if not hopeless:
+            return flight
+        failed = [each for each in messages if each in hopeless]
+        self._judge(failed, [_final(*each, trouble) for each in failed])
+        return Flight.of([each for each in messages if each not in hopeless])
+
+    def _is_hopeless(self, batch: Batch, index: int) -> bool:
+        return self._is_late(batch) or (index in batch.uncertain and not self._may_resend(batch))
 
     def _connect(self) -> Link:
         # Where something is under way the link is open: what breaks it clears the flights.
         if self._link is None or (not self._flights and self._link.stale()):
             self._close_link()
-            self._link = self._client.endpoint.connect()
+            self._link = self._new_link()
         return self._link
 
+    def _new_link(self) -> Link:
+        link = self._client.endpoint.connect()
+        try:
+            self._publisher.load_scripts(link)
+        except BusError as error:
+            if link.closed:
+                raise
+            # Not allowed, or not now. Plain messages need none; others are refused, and told why.
+            logger.debug("The scripts of a producer are not loaded: %s", error)
+        return link
+
     def _close_link(self) -> None:
-        link, self._link, self._knows_scripts = self._link, None, False
+        link, self._link = self._link, None
         if link is not None:
             link.close()
 
@@ -216,6 +230,7 @@ class Sender(threading.Thread):
             end = begin + len(batch)
             batch.land(replies[begin:end])
             self._queue.landed(batch, [])
+            batch.tell()
             begin = end
 
     def _lost(self, error: BusUnavailable, replies: list[Any]) -> None:
@@ -251,13 +266,17 @@ class Sender(threading.Thread):
             verdict: Any = reply
             error: BusError | None = lost
             if reply is PENDING:
+                batch.uncertain.add(index)
                 if not (index in batch.resendable and self._may_resend(batch)):
-                    verdict = uncertain(place[0], ReplyLost(str(lost)))
+                    verdict = _final(batch, index, lost)
                 closed.add(place)
             elif reply is None or isinstance(reply, ServerError):
                 error = self._refusal(place, reply, mended)
+                if isinstance(error, BusFull):
+                    batch.uncertain.discard(index)  # the script has looked: the id is not known
                 passing = isinstance(error, BusFull | BusUnavailable | _Mended)
-                verdict = PENDING if passing and place not in closed and not self._is_late(batch) else error
+                again_too = passing and place not in closed and not self._is_late(batch)
+                verdict = PENDING if again_too else _final(batch, index, error)
             else:
                 closed.add(place)
             verdicts.append(verdict)
@@ -265,6 +284,8 @@ class Sender(threading.Thread):
                 refusal = error
                 again.append((batch, index))
         self._judge(messages, verdicts[::-1])
+        if any(map(is_demoted, replies)):
+            self._close_link()
         if refusal is None:
             self._trouble, self._troubles = None, 0
         else:
@@ -289,6 +310,8 @@ class Sender(threading.Thread):
             self._publisher.mend(*place, reply)
         except BusError as error:
             return error
+        except Exception as error:  # such as a spec that a newer Jitney wrote
+            return BusError(f"{place[0]}/{place[1]} cannot be mended: {error!r}")
         return None
 
     def _is_late(self, batch: Batch) -> bool:
@@ -307,6 +330,7 @@ class Sender(threading.Thread):
             batch.settle(outcomes)
             if batch.is_done():
                 self._queue.landed(batch, _failures(batch))
+            batch.tell()
 
     def _back_off(self, error: BusError) -> None:
         least, most = _BACKOFF
@@ -320,15 +344,22 @@ class Sender(threading.Thread):
             self._give_up(error)
 
     def _give_up(self, error: BusError) -> None:
-        """The producer is being closed and its time is over: what waits was surely not written."""
+        """The producer is being closed and its time is over."""
         for flight in self._again:
             messages = flight.all_messages()
-            self._judge(messages, [error] * len(messages))
+            self._judge(messages, [_final(*each, error) for each in messages])
         self._again.clear()
 
 
 def _all_stored(replies: list[Any]) -> bool:
     return set(map(type, replies)) <= {bytes, list}
+
+
+def _final(batch: Batch, index: int, error: BusError | None) -> BusError:
+    """The error that a message is given up with: of what was sent and may be stored nobody knows."""
+    if index in batch.uncertain or error is None:
+        return uncertain(batch.place(index)[0], error or ReplyLost("no reply"))
+    return error
 
 
 def _failures(batch: Batch) -> list[tuple[int, Exception]]:

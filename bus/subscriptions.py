@@ -106,3 +106,19 @@ def _check(subscription: Subscription) -> None:
             "what a coroutine does after an await may run outside of it. Write `def`, not `async def`."
         )
     Position.parse(subscription.start)
+
+
+def refuse_awaitable(result: object) -> None:
+    """Raise TypeError where a handler returned something that nobody awaits: it has not run.
+
+    An `async def` handler behind a plain function (a decorator, an object that is called) is not known as
+    one; its message would be settled as done.
+    """
+    if result is not None and hasattr(result, "__await__"):
+        close = getattr(result, "close", None)
+        if close is not None:
+            close()
+        raise TypeError(
+            "The handler returned an awaitable, so it has not run. Subscribe the `async def` function "
+            "itself, or one that is made by `async def` too."
+        )

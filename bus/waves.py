@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from bus.errors import PublishUncertain, ReplyLost, ServerError, UnknownTopic
+from bus.errors import BusUnavailable, PublishUncertain, ReplyLost, ServerError, UnknownTopic
 from bus.packer import Packed, Place
 from bus.streams.commands import is_noscript
 from bus.streams.connect import Client, check
@@ -31,7 +31,8 @@ class Waves:
         failure: Exception | None = None
         for write, error in writes:
             failure = error
-            self._send(write)
+            if write:
+                self._send(write)
             if len(self._flying) == 2:
                 yield from self._land()
         while self._flying:
@@ -75,16 +76,26 @@ class Waves:
     ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
         """Something was refused. What is under way must be answered before anything is sent again, or
         later messages of a key would overtake those that were refused."""
+        broken: BusUnavailable | None = None
         for each in self._flying:
-            write, replies = write + each, replies + self.link.receive_many(len(each))
+            write = write + each
+            try:
+                replies = replies + self.link.receive_many(len(each))
+            except BusUnavailable as error:
+                broken = error
+                replies = replies + list(getattr(error, "replies", ()))
+                break
         self._flying.clear()
-        again = resendable([place for place, _ in write], replies)
-        for index, ((place, packed), reply) in enumerate(zip(write, replies, strict=True)):
+        # On a broken connection nothing more is sent: what is known is told, up to the first that is not.
+        again = set() if broken else resendable([place for place, _ in write], replies)
+        for index, ((place, packed), reply) in enumerate(zip(write, replies, strict=False)):
             if index in again:
                 reply = self._send_again(place, packed, reply)  # noqa: PLW2901  it is the reply that counts
             if reply is None:
                 raise vanished(self._topic)
             yield [place], [check(reply)]
+        if broken is not None:
+            raise uncertain(self._topic, broken) from broken
 
     def _send_again(self, place: Place, packed: bytes, reply: Any) -> Any:
         self._mend(*place, reply)
@@ -113,7 +124,7 @@ def resendable(places: Sequence[Any], replies: Sequence[Any]) -> set[int]:
     return again
 
 
-def uncertain(topic: str, error: ReplyLost) -> PublishUncertain:
+def uncertain(topic: str, error: BaseException) -> PublishUncertain:
     """The error for a message whose reply was lost."""
     return PublishUncertain(
         f"The reply to a publish to {topic!r} was lost, so the message may or may not be stored: {error} "

@@ -120,11 +120,12 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
     def stop(self, c: Any) -> None:
         """The broker connection was lost, or the worker stops."""
         running = c.blueprint.state == bootsteps.RUN
-        if self._slices is not None:
+        if running and self._slices is not None:
             self._slices.settle_flushed()
-            if running:
-                self._slices.keep_time()  # Celery has cancelled the timers with the connection
+            self._slices.keep_time()  # Celery has cancelled the timers with the connection
         if not running and self._consumer is not None:
+            # What Celery has dropped may run in a process that has not said so yet. It keeps its leases, so
+            # that it can settle; they are given back when the pool has ended (see `shutdown`).
             self._consumer.drain()
 
     def shutdown(self, _c: Any) -> None:

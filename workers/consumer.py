@@ -140,11 +140,13 @@ class Consumer:
 
     def ended(self, slot: int, *, died: str | None = None) -> None:
         """A slice has ended; `died`: why, if its process was lost with it."""
+        self._overdue.discard(slot)
         self._follow(self.scheduler.ended(slot, died=died))
         self._changed()
 
     def dropped(self, slot: int, *, reason: str = "") -> None:
         """A slice ended for Celery, but its process may still be at it: its lanes need new leases first."""
+        self._overdue.discard(slot)
         self.scheduler.dropped(slot, reason)
         self._take_back()
         self._changed()

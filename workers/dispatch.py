@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
-from asgiref.sync import async_to_sync
-
 from bus.errors import Reject, Retry, Undecodable
 from bus.lane import MAX_ERROR
-from bus.subscriptions import Handler, Subscription
+from bus.subscriptions import Handler, Subscription, refuse_awaitable
 from bus.values import Message
 
 Middleware = Callable[[Subscription, Handler], Handler]
@@ -65,22 +63,27 @@ class Dispatcher:
         subscription: Subscription,
         middleware: Sequence[Middleware] = (),
         async_middleware: Sequence[Middleware] = (),
+        run: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run,
     ) -> None:
-        """`async_middleware`: wraps an `async def` handler where `handle_async` runs it."""
+        """`async_middleware`: wraps an `async def` handler. `run`: runs a coroutine to its end."""
         self.subscription = subscription
         handler: Handler = subscription.handler
         is_async = inspect.iscoroutinefunction(handler)
         self.is_concurrent = is_async and subscription.batch is None
         """Whether messages can be handled by `handle_async`, several at once."""
         self._await = _wrapped(subscription, handler, async_middleware)
-        self._call = _wrapped(subscription, async_to_sync(handler) if is_async else handler, middleware)
+        self._call: Handler = (
+            (lambda delivery: run(self._await(delivery)))
+            if is_async
+            else _wrapped(subscription, handler, middleware)
+        )
 
     def handle(self, message: Message) -> Failed | None:
         """Run the handler on one message; None means done."""
         try:
             message.value  # noqa: B018  decoded here, so that an entry nobody can read never reaches a handler
-            self._call(message)
-        except Exception as error:
+            refuse_awaitable(self._call(message))
+        except (Exception, asyncio.CancelledError) as error:
             return self._outcome(message, error)
         return None
 
@@ -113,8 +116,8 @@ class Dispatcher:
             return failed
         batch = Batch(readable)
         try:
-            self._call(batch)
-        except Exception as error:
+            refuse_awaitable(self._call(batch))
+        except (Exception, asyncio.CancelledError) as error:
             if len(messages) > 1:
                 return None
             return {readable[0].id: self._outcome(readable[0], error)}

@@ -33,12 +33,16 @@ class Forks:
 
     def _begin(self) -> None:
         self._changed = threading.Condition()
+        self._local = threading.local()
         self._inside = 0
         self._forking = False
 
     def arm(self) -> None:
-        """From now on, in this process and not in its children: forks wait, and `work` closes SQLite."""
-        if not self._armed:
+        """From now on, in this process and not in its children: forks wait, and `work` closes SQLite.
+
+        Where no database is SQLite nothing waits for anything.
+        """
+        if not self._armed and any("sqlite" in each["ENGINE"] for each in connections.settings.values()):
             self._armed = True
             os.register_at_fork(
                 before=self._before, after_in_parent=self._after, after_in_child=self._in_child
@@ -47,9 +51,10 @@ class Forks:
     @contextmanager
     def work(self) -> Iterator[None]:
         """Database work of a thread of the main process."""
-        if not self._armed:
+        if not self._armed or getattr(self._local, "inside", False):
             yield
             return
+        self._local.inside = True
         with self._changed:
             self._changed.wait_for(lambda: not self._forking, PATIENCE_SECONDS)
             self._inside += 1
@@ -59,6 +64,7 @@ class Forks:
             for connection in connections.all(initialized_only=True):
                 if connection.vendor == "sqlite":
                     connection.close()
+            self._local.inside = False
             with self._changed:
                 self._inside -= 1
                 self._changed.notify_all()

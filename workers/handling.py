@@ -6,6 +6,7 @@ became of each in its lane until a turn settles it.
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -22,10 +23,12 @@ from bus.subscriptions import Subscription
 from bus.turn import Turns
 from bus.values import Message, id_pair
 from workers import failures
-from workers.chains import Chains
+from workers.chains import CONCURRENCY, Chains
 from workers.dispatch import Dispatcher, Failed
 from workers.liveness import DEAD_SECONDS
 from workers.runtime import Runtime
+
+logger = logging.getLogger("jitney.workers")
 
 #: A batch is sized to this much handling, so that little is repeated when a process is killed. Seconds.
 BATCH_SECONDS = 0.1
@@ -54,6 +57,7 @@ class Handling:
         self._slot = slot
         self._mean = mean
         self._index = {id(lane): number for number, lane in enumerate(lanes)}
+        self._concurrent = self.dispatcher(lanes[0]).is_concurrent
         self._settled_at = 0.0
         self.ends = 0.0
         """When the slice should end, by the monotonic clock."""
@@ -143,11 +147,19 @@ class Handling:
         self._learn(handled, now - began)
 
     def _handle_concurrently(self, lane: Lane, messages: list[Message]) -> None:
-        began, crew = time.monotonic(), _Crew(self, lane)
+        crew = _Crew(self, lane)
         chains = Chains(messages, lane.hash_of)
-        if not self._runtime.runner().run(crew.work(chains)):
+        try:
+            went_on = self._runtime.runner().run(crew.work(chains))
+        except BaseException:
+            # SystemExit out of a handler, for example: what still runs must not go on under the next slice.
+            self._runtime.close_runner()
+            raise
+        if crew.broken:
+            self.on_line(self._turns.settle)
+        if not went_on:
             lane.leave_over()
-        self._learn(crew.ended, time.monotonic() - began)
+        self._learn(crew.ended, crew.busy)
 
     def _handle_in_batches(self, lane: Lane, messages: list[Message]) -> None:
         size = self.subscription(lane).batch or 1
@@ -209,7 +221,7 @@ class Handling:
         progress = self._progress
         if progress.stopping(self._slot) or (self.handled and time.monotonic() > self.ends):
             self.cut_short = True
-        elif time.monotonic() - self._turns.proved > PROVE_SECONDS:
+        elif self.must_prove():
             self.on_line(self._turns.prove)
         return self.in_hand and not self.cut_short and not lane.lost
 
@@ -223,9 +235,25 @@ class Handling:
         ids = [message.id.encode()]
         self._progress.batch_finished(self._slot, self._index[id(lane)], ids, time.monotonic())
 
+    def must_prove(self) -> bool:
+        """It is too long ago that the leases were surely ours."""
+        return time.monotonic() - self._turns.proved > PROVE_SECONDS
+
     def settle_if_due(self) -> None:
-        if time.monotonic() - self._settled_at > SETTLE_SECONDS:
+        if self.is_due():
             self._settle_between()
+
+    def is_due(self) -> bool:
+        """What is handled should be settled now."""
+        return time.monotonic() - self._settled_at > SETTLE_SECONDS
+
+    def settle_or_fail(self) -> None:
+        """Settle and prove, without waiting for Redis to come back. Raises BusUnavailable."""
+        if self.must_prove():
+            self._turns.prove()
+        if self.is_due():
+            self._turns.settle()
+            self.mark_settled()
 
     def _settle_between(self) -> None:
         self.on_line(self._turns.settle)
@@ -245,6 +273,9 @@ class Handling:
         failures.record(lane, message, failed, self.subscription(lane), self._turns.server_now())
 
     def count(self) -> int:
+        """How many messages to fetch."""
+        if self._concurrent:
+            return CONCURRENCY  # they take as long together as the slowest of them
         if self._mean is None:
             return FIRST_COUNT
         return max(1, min(MAX_COUNT, int(BATCH_SECONDS / max(self._mean, 1e-6))))
@@ -283,6 +314,10 @@ class _Crew:
         self._lane = lane
         self._since: dict[str, float] = {}
         self.ended = 0
+        self.busy = 0.0
+        """Seconds that handlers took, added up."""
+        self.broken = False
+        """Redis cannot be reached. The loop must not stand still for that: other handlers would seem slow."""
 
     async def work(self, chains: Chains) -> bool:
         """Run the chains; False if some messages were not started."""
@@ -292,7 +327,17 @@ class _Crew:
         return went_on
 
     def may_begin(self) -> bool:
+        if self.broken or self._settle_fails():
+            return False
         return self._hand.may_go_on(self._lane)
+
+    def _settle_fails(self) -> bool:
+        try:
+            self._hand.settle_or_fail()
+        except BusUnavailable as error:
+            logger.debug("Handlers that run are let end; then Redis is waited for: %s", error)
+            self.broken = True
+        return self.broken
 
     def begin(self, message: Message) -> bool:
         if self._hand.held_back(self._lane, message):
@@ -303,7 +348,7 @@ class _Crew:
         return True
 
     def end(self, message: Message, failed: Failed | None) -> None:
-        del self._since[message.id]
+        self.busy += time.monotonic() - self._since.pop(message.id)
         self.ended += 1
         if failed is None:
             self._lane.done(message)
@@ -313,7 +358,8 @@ class _Crew:
         self._show()
 
     def tick(self) -> None:
-        self._hand.settle_if_due()
+        if not self.broken:
+            self._settle_fails()
         self._show()  # settling forgets what was finished, and what runs
 
     def _show(self) -> None:

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from django.db import DatabaseError, connections
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error, connections
 
 from bus import marks
 from bus.client import Bus
@@ -238,7 +239,7 @@ class Membership(threading.Thread):
                 logger.warning(
                     "Redis came back with older data: %s settled messages are passed over.", settled
                 )
-        except DatabaseError as error:
+        except (Error, ImproperlyConfigured) as error:
             logger.warning("The copies of the marks cannot be read, so none is used: %s", error)
         finally:
             connections.close_all()  # this thread may not need it again for weeks

@@ -41,7 +41,10 @@ class Runtime:
             if subscription is None:
                 raise BusError(f"This process has no handler for group {group!r} of topic {topic!r}.")
             found = self.dispatchers[topic, group] = Dispatcher(
-                subscription, default_middleware, default_async_middleware
+                subscription,
+                default_middleware,
+                default_async_middleware,
+                run=lambda coroutine: self.runner().run(coroutine),
             )
         return found
 

@@ -36,6 +36,15 @@ _NOT_NOW = frozenset(
 )  # fmt: skip
 
 
+#: Replies of a server that was a master and is none any more: a new connection may lead to the new one.
+_DEMOTED = frozenset(("READONLY", "MASTERDOWN"))
+
+
+def is_demoted(reply: Any) -> bool:
+    """Whether the connection that gave this reply is not worth keeping."""
+    return isinstance(reply, ServerError) and reply.code in _DEMOTED
+
+
 def error_of(reply: ServerError) -> BusError:
     """The bus's own error for an error reply of the server."""
     if reply.code == "OOM":
@@ -170,7 +179,7 @@ class Client:
 
     def call(self, *command: Argument) -> Any:
         """One command and its reply. Raises BusUnavailable, ReplyLost, BusFull or ServerError."""
-        return check(self._with_link(lambda link: link.call(*command)))
+        return check(self._with_link(lambda link: link.pipe([command]))[0])
 
     def call_packed(self, packed: bytes) -> Any:
         """One command that is packed already, and its reply. Raises as `call`."""
@@ -178,6 +187,8 @@ class Client:
         try:
             link.send(packed, 1)
             reply = link.receive()
+            if is_demoted(reply):
+                link.close()
         finally:
             self.give_back(link)
         return check(reply)
@@ -186,8 +197,7 @@ class Client:
         """Many commands in one round trip; errors of the server are ServerError values among the replies."""
         if not commands:
             return []
-        replies: list[Any] = self._with_link(lambda link: link.pipe(commands))
-        return replies
+        return self._with_link(lambda link: link.pipe(commands))
 
     def borrow(self) -> Link:
         """A connected link for the caller alone; give it back with `give_back`."""
@@ -219,10 +229,13 @@ class Client:
         for link in links:
             link.close()
 
-    def _with_link(self, work: Callable[[Link], Any]) -> Any:
+    def _with_link(self, work: Callable[[Link], list[Any]]) -> list[Any]:
         link = self.borrow()
         try:
-            return work(link)
+            replies = work(link)
+            if any(map(is_demoted, replies)):
+                link.close()
+            return replies
         finally:
             self.give_back(link)
 

@@ -10,8 +10,8 @@ import os
 import threading
 from typing import Any
 
-from bus.errors import BusError, ReplyLost
-from bus.streams.connect import Client, check
+from bus.errors import BusError, BusUnavailable, ReplyLost
+from bus.streams.connect import Client, check, is_demoted
 
 #: Callers at once up to which each goes for itself (measured: see docs/performance.md).
 CROWD = 40
@@ -20,6 +20,10 @@ LEADERS = 1
 #: Commands in one convoy at most, and about as many bytes: a connection that breaks makes no more uncertain.
 _LONGEST = 500
 _LARGEST = 1 << 20
+
+
+_NONE_YET = object()
+"""No reply came; nil is one."""
 
 
 class _Caller:
@@ -33,7 +37,7 @@ class _Caller:
         self.called.acquire()
         self.convoy: list[_Caller] = []
         """The line that this thread sends for; empty: somebody else did."""
-        self.reply: Any = None
+        self.reply: Any = _NONE_YET
         self.error: BusError | None = None
 
 
@@ -45,11 +49,11 @@ class Convoy:
         self._begin()
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._line: list[_Caller] = []
         self._inside = 0
         self._leaders = 0
+        self._pid = os.getpid()  # last: another thread of this process may look at it now
 
     def call(self, packed: bytes) -> Any:
         """One packed command and its reply. Raises as `Client.call`."""
@@ -69,12 +73,27 @@ class Convoy:
             self._leave(led=caller is None or bool(caller.convoy))
 
     def _wait(self, caller: _Caller) -> Any:
-        caller.called.acquire()
+        try:
+            caller.called.acquire()
+        except BaseException:
+            self._give_way(caller)
+            raise
         if caller.convoy:
             self._lead(caller.convoy)
         if caller.error is not None:
             raise caller.error
         return check(caller.reply)
+
+    def _give_way(self, caller: _Caller) -> None:
+        """A signal has broken the wait: whoever was to go with this caller must not wait for it."""
+        with self._lock:
+            if caller in self._line:
+                self._line.remove(caller)
+                return
+        caller.called.acquire()  # somebody has called, or is about to
+        for other in caller.convoy[1:]:
+            other.error = BusUnavailable("Whoever was to send this was interrupted; it was not sent.")
+            other.called.release()
 
     def _leave(self, *, led: bool) -> None:
         """A caller has its reply; if it led, whoever stands first in the line goes for all of it."""
@@ -100,7 +119,7 @@ class Convoy:
         except BaseException as error:
             # Those who wait must hear of it, whatever it is.
             for caller in convoy:
-                if caller.reply is None and caller.error is None:
+                if caller.reply is _NONE_YET and caller.error is None:
                     caller.error = error if isinstance(error, BusError) else ReplyLost(repr(error))
             if not isinstance(error, BusError):
                 raise
@@ -114,5 +133,7 @@ class Convoy:
             link.send(b"".join([caller.packed for caller in convoy]), len(convoy))
             for caller in convoy:
                 caller.reply = link.receive()
+            if any(is_demoted(caller.reply) for caller in convoy):
+                link.close()
         finally:
             self._client.give_back(link)

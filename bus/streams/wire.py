@@ -125,8 +125,8 @@ class Link:
         if self._socket is None:
             raise BusUnavailable("This connection is closed.")
         reader = self._reader
-        reply = reader.gets()
         try:
+            reply = reader.gets()
             while reply is False:  # RESP2 has no booleans: False only means "not enough data yet"
                 data = self._socket.recv(_READ_SIZE)
                 if not data:
@@ -162,14 +162,26 @@ class Link:
         except ReplyLost as error:
             error.replies = replies
             raise
+        except hiredis.ProtocolError as error:
+            self.close()
+            lost = ReplyLost(f"Redis sent something that is not RESP: {error}")
+            lost.replies = replies
+            raise lost from error
         return replies
 
     def pipe(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one write and read all their replies; errors are values among them."""
+        self._check_in_step()
         self.send(pack_all(commands), len(commands))
         return self.receive_many(len(commands))
 
     def call(self, *command: Argument) -> Any:
         """Send one command; return its reply, an error as a ServerError value."""
+        self._check_in_step()
         self.send(pack(command), 1)
         return self.receive()
+
+    def _check_in_step(self) -> None:
+        """A reply that is still to come would be taken for that of the next command."""
+        if self.pending and self._socket is not None:
+            raise RuntimeError(f"{self.pending} replies are still to be read on this connection.")

@@ -27,10 +27,15 @@ from tests.postgres import Postgres
 from tests.waiting import wait_until
 
 MESSAGES = 5000
-#: These kill their process between the commit and the settle, at their first attempt.
-DEADLY = range(7, MESSAGES, 1000)
+#: Of the test with two transactions for each message.
+FORWARDED = 2000
 #: After so many further messages something is killed: mostly a pool process, each fifth time a worker.
 STEP = 500
+
+
+def deadly(count: int) -> range:
+    """Five messages that kill their process between the commit and the settle, at their first attempt."""
+    return range(7, count, count // 5)
 
 
 class Bank:
@@ -67,9 +72,9 @@ class Bank:
         for group in groups:
             self.query(f"INSERT INTO bank_total (\"group\", amount) VALUES ('{group}', 0)")
 
-    def publish(self, topic: str) -> None:
-        values = ({"n": n, **({"die": True} if n in DEADLY else {})} for n in range(MESSAGES))
-        assert self.bus.publish_many(topic, values, key=lambda value: f"k{value['n'] % 50}") == MESSAGES
+    def publish(self, topic: str, count: int) -> None:
+        values = ({"n": n, **({"die": True} if n in deadly(count) else {})} for n in range(count))
+        assert self.bus.publish_many(topic, values, key=lambda value: f"k{value['n'] % 50}") == count
 
     def worker(self, groups: Sequence[str]) -> Worker:
         options = ("-c", "2", "--groups", ",".join(groups))
@@ -108,12 +113,12 @@ class Bank:
                 killed += 1
         return killed
 
-    def assert_exact(self, group: str) -> None:
+    def assert_exact(self, group: str, count: int) -> None:
         seen = Counter(n for (n,) in self.query(f"SELECT n FROM bank_entry WHERE \"group\" = '{group}'"))
         twice = {n: times for n, times in seen.items() if times > 1}
-        assert (sorted(set(range(MESSAGES)) - set(seen)), twice) == ([], {}), "lost, handled twice"
+        assert (sorted(set(range(count)) - set(seen)), twice) == ([], {}), "lost, handled twice"
         ((total,),) = self.query(f"SELECT amount FROM bank_total WHERE \"group\" = '{group}'")
-        assert total == sum(range(MESSAGES))
+        assert total == sum(range(count))
 
     def end(self) -> None:
         for worker in self._workers:
@@ -137,11 +142,11 @@ def bank(
     bank.end()
 
 
-def prepare(bank: Bank, topic: str, groups: Sequence[str]) -> None:
+def prepare(bank: Bank, topic: str, groups: Sequence[str], count: int) -> None:
     bank.bus.topic(topic, partitions=4)
     bank.bus.registry.project(bank.bus.declared.specs().values())
     bank.open_accounts(*groups)
-    bank.publish(topic)
+    bank.publish(topic, count)
     for _ in range(2):
         bank.worker(groups)
 
@@ -149,37 +154,37 @@ def prepare(bank: Bank, topic: str, groups: Sequence[str]) -> None:
 @pytest.mark.timeout(300)
 def test_sums_are_exact_although_processes_are_killed_and_die_between_commit_and_settle(bank: Bank) -> None:
     groups = ("single", "batch")
-    prepare(bank, "amounts", groups)
+    prepare(bank, "amounts", groups, MESSAGES)
 
     killed = bank.storm(groups, 2 * MESSAGES, seed=7)
 
     for group in groups:
         wait_until(lambda group=group: bank.settled("amounts", group), 90, f"{group} to be settled", 0.1)
-        bank.assert_exact(group)
+        bank.assert_exact(group, MESSAGES)
         assert (
             bank.bus.client.call("EXISTS", *(keys.dead(group) for keys in _partitions(bank, "amounts"))) == 0
         )
     assert killed >= MESSAGES / STEP
-    assert len(bank.deaths.read_text()) >= len(DEADLY)
+    assert len(bank.deaths.read_text()) >= len(deadly(MESSAGES))
 
 
 @pytest.mark.timeout(300)
 def test_what_an_atomic_handler_publishes_in_its_transaction_is_exact_too(bank: Bank) -> None:
     groups = ("forward", "collect")
     bank.bus.topic("forwarded", partitions=4)
-    prepare(bank, "transfers", groups)
+    prepare(bank, "transfers", groups, FORWARDED)
 
-    killed = bank.storm(groups, 2 * MESSAGES, seed=11)
+    killed = bank.storm(groups, 2 * FORWARDED, seed=11)
 
     wait_until(lambda: bank.settled("transfers", "forward"), 90, "forward to be settled", 0.1)
     wait_until(lambda: bank.query("SELECT COUNT(*) FROM jitney_outboxrow") == [(0,)], 60, "the outbox", 0.1)
     wait_until(lambda: bank.settled("forwarded", "collect"), 90, "collect to be settled", 0.1)
     for group in groups:
-        bank.assert_exact(group)
+        bank.assert_exact(group, FORWARDED)
     stored = sum(bank.bus.client.call("XLEN", keys.stream) for keys in _partitions(bank, "forwarded"))
-    assert stored == MESSAGES
-    assert killed >= MESSAGES / STEP
-    assert len(bank.deaths.read_text()) >= len(DEADLY)
+    assert stored == FORWARDED
+    assert killed >= FORWARDED / STEP
+    assert len(bank.deaths.read_text()) >= len(deadly(FORWARDED))
 
 
 def _partitions(bank: Bank, topic: str) -> list[Any]:

@@ -257,4 +257,4 @@ def test_a_group_that_nobody_subscribed_is_refused_at_the_start(shop: Shop) -> N
 
     assert worker.wait() != 0
     assert worker.says("No handler is subscribed for the group(s) nobody.")
-    assert worker.says("Known groups: anyhow, bykey, crates, inorder, limits.")
+    assert worker.says("Known groups: anyhow, bykey, crates, inorder, limits, waiters.")

@@ -429,6 +429,76 @@ def test_two_hundred_lost_replies_double_nothing_that_has_a_message_id(
     assert all([int(v) for v in values] == sorted(map(int, values)) for values in stored(bus).values())
 
 
+def test_receipts_stay_with_their_messages_when_ids_come_in_between(bus: Bus) -> None:
+    with Producer(bus, batch_messages=7, linger=0) as producer:
+        futures = [
+            producer.send("orders", n, key=f"k{n % 9}", message_id=f"id-{n}" if n % 5 == 0 else None)
+            for n in range(3000)
+        ]
+        places = [(future.result(SOON).partition, future.result().id) for future in futures]
+    entries = {
+        (number, id.decode()): int(fields[1])
+        for number in range(PARTITIONS)
+        for id, fields in bus.client.call("XRANGE", bus.keys.partition("orders", number).stream, "-", "+")
+    }
+    assert [entries[place] for place in places] == list(range(3000))
+
+
+def test_what_may_be_stored_is_uncertain_however_it_ends(server: EmbeddedServer, prefix: str) -> None:
+    # Given a message with an id whose reply was lost, and a Redis from which no reply comes any more
+    bus = Bus(server.url, prefix=prefix)
+    bus.topic("orders")
+    bus.registry.spec("orders")
+    with Proxy(server.url) as proxy:
+        proxied = Bus(proxy.url, prefix=prefix, timeout=1)
+        proxied.topic("orders")
+        proxied.registry.spec("orders")
+        producer = Producer(proxied, delivery_timeout=0.5)
+        assert producer.send("orders", 1, message_id="a").result(SOON)
+        proxy.loses = "replies"
+        future = producer.send("orders", 2, message_id="b")
+        wait_until(lambda: proxy.dropped > 0, SOON, "the reply to be lost", 0.001)
+        # Then nobody says that it was not written
+        assert isinstance(future.exception(SOON), PublishUncertain)
+        producer.close()
+        proxied.close()
+    assert 2 in [int(value) for value in stored(bus)[0]]
+    bus.close()
+
+
+def test_a_producer_whose_thread_breaks_leaves_nobody_waiting(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: object) -> tuple[bytes, int]:
+        raise MemoryError("no room")
+
+    producer = Producer(bus, batch_messages=10)
+    producer.send("orders", 0).result(SOON)
+    monkeypatch.setattr("bus.sender.Flight.write", broken)
+    futures = [producer.send("orders", number) for number in range(10)]
+    assert all(isinstance(future.exception(SOON), BusError) for future in futures)
+    with pytest.raises(ProducerClosed):
+        producer.send("orders", 99)
+    producer.close()
+    assert "broke" in caplog.text
+
+
+def test_a_callback_that_waits_is_told_that_it_must_not(bus: Bus) -> None:
+    told: list[Exception] = []
+    with Producer(bus, linger=0) as producer:
+
+        def wait(_: object) -> None:
+            try:
+                producer.send("orders", 2).result(SOON)
+            except BusError as error:
+                told.append(error)
+
+        producer.send("orders", 1).add_done_callback(wait)
+        producer.flush(SOON)
+    assert "callback" in str(told[0])
+    assert numbers(bus) == [1, 2]
+
+
 # ---------------------------------------------------------------------- forks, exits, event loops
 
 

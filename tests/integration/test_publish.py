@@ -296,3 +296,24 @@ def test_an_iterable_that_breaks_leaves_what_came_before_it(bus):
     with pytest.raises(OSError, match="the file is gone"):
         bus.publish_many("orders", lines())
     assert count(bus) == 700
+
+
+def test_a_spec_that_cannot_be_read_in_the_middle_doubles_nothing(bus, monkeypatch):
+    # Given a Redis that cannot be asked for the spec again after the first write
+    bus.registry.spec("orders")
+    packer, asked = bus.publisher.packer, []
+
+    def once(topic):
+        asked.append(topic)
+        if len(asked) > 1:
+            raise BusUnavailable("away")
+        return packer(topic)
+
+    monkeypatch.setattr(bus.publisher, "packer", once)
+    # When more than one write is published
+    with pytest.raises(BusUnavailable) as caught:
+        bus.publish_many("orders", range(1200))
+    # Then the first is stored once, and the error says so
+    numbers = sorted(int(fields[b"v"]) for rows in stored(bus).values() for _, fields in rows)
+    assert numbers == list(range(500))
+    assert "500 messages" in caught.value.__notes__[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import orjson
 import pytest
 
@@ -10,7 +12,9 @@ from bus.errors import Reject, Retry
 from bus.lane import MAX_ERROR
 from bus.subscriptions import Subscription
 from bus.values import Message, RetryPolicy
+from tests import loops
 from workers.dispatch import Dispatcher
+from workers.middleware.time_limit import async_time_limit
 
 GOOD = [b"v", b"1"]
 POLICY = RetryPolicy(attempts=3, delay=2.0, factor=2.0, jitter=0)
@@ -20,9 +24,10 @@ def message(number=1, *, fields=GOOD, attempt=1):
     return Message("orders", 0, f"{number}-0", list(fields), codec.decode, attempt)
 
 
-def dispatcher(handler, middleware=(), **options):
+def dispatcher(handler, middleware=(), async_middleware=(), **options):
     options = {"retry": POLICY, **options}
-    return Dispatcher(Subscription(topic="orders", group="stock", handler=handler, **options), middleware)
+    subscription = Subscription(topic="orders", group="stock", handler=handler, **options)
+    return Dispatcher(subscription, middleware, async_middleware, run=loops.run)
 
 
 def raising(error):
@@ -194,3 +199,28 @@ def test_a_batch_of_unreadable_messages_does_not_reach_the_handler():
         [message(1, fields=[b"v", b"{"])]
     )
     assert failed["1-0"].kind == "dead"
+
+
+def test_a_handler_that_returns_an_awaitable_is_not_taken_for_done():
+    async def later(_message):
+        return None
+
+    def hidden(given):
+        return later(given)
+
+    failed = dispatcher(hidden).handle(message())
+    assert failed is not None
+    assert "awaitable" in failed.error
+
+
+def test_a_soft_limit_ends_an_async_batch_handler_where_it_waits():
+    went_on = []
+
+    async def slow(batch):
+        await asyncio.sleep(30)
+        went_on.append(batch)
+
+    limited = dispatcher(slow, (), (async_time_limit,), batch=10, soft_time_limit=0.01)
+    failed = limited.handle_batch([message()])
+    assert "SoftTimeLimitExceeded" in next(iter(failed.values())).reason
+    assert went_on == []

@@ -6,13 +6,16 @@ from collections.abc import Collection
 from typing import Any
 
 from bus.inbox import Inbox
-from bus.subscriptions import Handler, Subscription
+from bus.subscriptions import Handler, Subscription, refuse_awaitable
 from bus.values import Message
 from workers.dispatch import Batch
 
 
 def atomic(subscription: Subscription, handler: Handler) -> Handler:
-    """The innermost: whatever a handler raises, its soft time limit too, rolls back effect and row."""
+    """Whatever the handler raises, its soft time limit too, rolls back effect and row.
+
+    Around the time limit, not inside: an alarm in the middle of a commit or rollback would break that.
+    """
     if subscription.atomic is None:
         return handler
     inbox = Inbox(subscription.group, subscription.atomic)
@@ -23,7 +26,7 @@ def atomic(subscription: Subscription, handler: Handler) -> Handler:
     def call_batch(batch: Batch) -> None:
         def call(fresh: list[Message]) -> Collection[str]:
             part = Batch(fresh)
-            handler(part)
+            refuse_awaitable(handler(part))
             batch.refused.update(part.refused)
             return part.refused
 
