@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bus.client import Bus
 from bus.errors import ServerError
-from bus.lane import LaneId
+from bus.lane import LaneId, Outcomes
 from bus.streams import commands
 from bus.streams.connect import check
 from workers.owned import OwnedLane
@@ -55,10 +55,38 @@ class Leases:
     def give_back(self, lanes: Iterable[OwnedLane]) -> None:
         """Free lanes for others; an unordered lane with nothing pending goes, with its consumer name."""
         given = list(lanes)
+        for lane in given:
+            self._settle_finished(lane)
         kept = [lane for lane in given if lane.ordering != "none" or not self._retire(lane)]
         self.swap(Swap(lane.id, lane.lease, freed(lane.lease)) for lane in kept)
         if given:
             self._bus.registry.hint("release")
+
+    def _settle_finished(self, lane: OwnedLane) -> None:
+        """What a process has handled and cannot settle any more, since its lane was taken back or it died.
+
+        The next slice would have done it; whoever has the lane next knows nothing of it and would handle it
+        again. Left to him is only what has failed before: others of its key may wait for it.
+        """
+        finished = lane.fallen.finished if lane.fallen is not None else ()
+        if not finished:
+            return
+        keys, group = self._bus.keys.partition(lane.id.topic, lane.id.partition), lane.id.group
+        failed = self._bus.client.call("HMGET", keys.state(group), *finished)
+        done = [message_id for message_id, known in zip(finished, failed, strict=True) if known is None]
+        own = [
+            keys.stream, keys.lease(group, lane.id.lane), keys.retry(group), keys.held(group),
+            keys.state(group), keys.dead(group), keys.mark(group),
+        ]  # fmt: skip
+        limit, outcomes = self._bus.settings.dead_limit, Outcomes(done=done).dump()
+        try:
+            commands.run(
+                self._bus.client, "turn", own, [lane.lease, group, lane.id.lane, 0, limit, outcomes, ""]
+            )
+        except ServerError as error:
+            if not commands.is_nogroup(error):
+                raise
+        lane.fallen = None
 
     def _retire(self, lane: OwnedLane) -> bool:
         stream = self._bus.keys.partition(lane.id.topic, lane.id.partition).stream

@@ -217,10 +217,9 @@ class Scheduler:
             lane = self._lanes.get(self._queue.popleft())
             if lane is None or lane.state != "ready":
                 continue
-            if self._is_paused(lane):
-                self._queue.append(lane.id)
-                continue
-            return lane
+            if not self._is_paused(lane):
+                return lane
+            self._queue.append(lane.id)
         return None
 
     def _start(self, lanes: list[OwnedLane]) -> SliceOrder:
@@ -335,9 +334,11 @@ class Scheduler:
     # ------------------------------------------------------------------ stuck slices
 
     def taken_back(self) -> list[OwnedLane]:
-        """Lanes that need a new lease, then `renew`, because a process may still work under the old one:
-        those of slices that Celery dropped, and the other lanes of a slice that sticks in one message."""
+        """Lanes that need a new lease, then `renew`, since a process may still work under the old one: of slices
+        that Celery dropped, and the other lanes of a slice that sticks in one message."""
         with self._lock:
+            if self.stopped:
+                return []  # what runs settles by itself, unless it has new leases
             for running, view, stuck in self._slots.stuck():
                 self._take_back(running, view, stuck)
             return self._not_renewed()

@@ -10,6 +10,8 @@ import orjson
 import pytest
 
 from bus.client import Bus
+from bus.lane import LaneId
+from bus.partition import partition_of
 from bus.registry import GroupSpec
 from bus.streams.commands import fields_of, scan, text
 from bus.streams.embedded import EmbeddedServer
@@ -18,7 +20,10 @@ from bus.values import Message
 from tests.integration.inline import InlineWorker
 from tests.waiting import wait_until
 from workers.identity import this_process
+from workers.leases import Leases
 from workers.liveness import DEAD_SECONDS, LEAD_SECONDS
+from workers.order import Fallen
+from workers.owned import OwnedLane
 from workers.roster import Roster
 
 PARTITIONS = 2
@@ -143,3 +148,24 @@ def test_the_first_worker_whose_beat_moves_leads_and_one_that_falls_silent_is_fo
     write()
     roster.beat()
     assert roster.leader == "!first"
+
+
+@pytest.mark.both_servers
+def test_what_was_handled_is_settled_before_a_lane_is_given_back(bus: Bus) -> None:
+    # Given a lane that was taken back from a slice: two messages are handled, one of which had failed before
+    for number in range(4):
+        bus.publish("keyed", number, key="a")
+    partition = partition_of("a", PARTITIONS)
+    keys, leases = bus.keys.partition("keyed", partition), Leases(bus, "me")
+    lane = OwnedLane(LaneId("keyed", partition, "g"), leases.new_value(), "key")
+    bus.client.call("SET", keys.lease("g", "0"), lane.lease)
+    [[_, entries]] = bus.client.call("XREADGROUP", "GROUP", "g", "0", "STREAMS", keys.stream, ">")
+    ids = [text(entry[0]) for entry in entries]
+    bus.client.call("HSET", keys.state("g"), ids[1], "{}")
+    lane.fallen = Fallen(finished=(ids[0], ids[1]))
+    # When it is given back
+    leases.give_back([lane])
+    # Then what was handled is settled, so that nobody handles it again; what had failed is left to the next
+    pending = [text(row[0]) for row in bus.client.call("XPENDING", keys.stream, "g", "-", "+", 10)]
+    assert pending == ids[1:]
+    assert bus.client.call("GET", keys.lease("g", "0")).startswith(b"free:")
