@@ -334,8 +334,8 @@ class Scheduler:
     # ------------------------------------------------------------------ stuck slices
 
     def taken_back(self) -> list[OwnedLane]:
-        """Lanes that need a new lease, then `renew`, since a process may still work under the old one: of slices
-        that Celery dropped, and the other lanes of a slice that sticks in one message."""
+        """Lanes that need a new lease, then `renew`, since a process may still work under the old one: of
+        slices that Celery dropped, and the other lanes of a slice that sticks in one message."""
         with self._lock:
             if self.stopped:
                 return []  # what runs settles by itself, unless it has new leases

@@ -16,7 +16,7 @@ from bus.streams.commands import fields_of, scan, text
 from tests.acceptance.shopping import GROUPS, Line, Shop, Worker, pid_of
 from tests.waiting import wait_until
 
-WORKERS = int(os.environ.get("SHORT_LIVED_WORKERS", "6"))
+WORKERS = int(os.environ.get("SHORT_LIVED_WORKERS", "5"))
 #: So many live at once; the newest of them is still starting.
 OVERLAP = 3
 #: One slot: the other process is kept for ordinary tasks.

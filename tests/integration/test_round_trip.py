@@ -69,7 +69,7 @@ def read(bus: Bus, receipt: Receipt) -> tuple[Any, str | None, dict[str, str]]:
 
 @pytest.mark.both_servers
 @pytest.mark.parametrize("way", [one, once, many, buffered, awaited])
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(message=messages)
 def test_values_keys_and_headers_come_out_as_they_went_in(
     bus: Bus, way: Callable[..., Receipt], message: tuple[Any, str | None, dict[str, str]]
