@@ -82,7 +82,9 @@ class Dispatcher:
         """Run the handler on one message; None means done."""
         try:
             message.value  # noqa: B018  decoded here, so that an entry nobody can read never reaches a handler
-            refuse_awaitable(self._call(message))
+            result = self._call(message)
+            if result is not None:
+                refuse_awaitable(result)
         except (Exception, asyncio.CancelledError) as error:
             return self._outcome(message, error)
         return None
