@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bus import codec
+from bus import codec, netstrings
 from bus.errors import BusError, BusFull, BusUnavailable, ConfigurationError, ServerError, UnknownTopic
 from bus.streams.commands import run_many
 from bus.streams.connect import check, error_of
@@ -308,17 +308,10 @@ def moment(milliseconds: float) -> datetime:
 
 def split(body: bytes) -> list[bytes] | None:
     """The parts of a body, as `move.lua` reads them: message_id, field, value, …; None if it has none."""
-    parts, at = [], 0
-    while at < len(body):
-        size, colon, _ = body[at : at + 20].partition(b":")
-        if not colon or not size.isdigit():
-            return None
-        begins = at + len(size) + 1
-        ends = begins + int(size)
-        if body[ends : ends + 1] != b",":
-            return None
-        parts.append(body[begins:ends])
-        at = ends + 1
+    try:
+        parts = netstrings.unpack(body)
+    except ValueError:
+        return None
     return parts if len(parts) >= 3 and len(parts) % 2 else None
 
 

@@ -33,6 +33,7 @@ from django.db.models.functions import Length
 
 from bus.databases import distinct
 from bus.errors import BusError, BusFull, BusUnavailable, InvalidMessage, NotInTransaction, PublishUncertain
+from bus.netstrings import pack, unpack
 from bus.publisher import MAX_ONCE
 
 if TYPE_CHECKING:
@@ -97,22 +98,6 @@ def _spec(bus: Bus, topic: str, alias: str) -> TopicSpec:
         return declared
     row = Topic.objects.using(alias).filter(name=topic).first()
     return row.spec if row is not None else bus.registry.spec(topic)
-
-
-def pack(parts: list[bytes]) -> bytes:
-    """As netstrings: `5:hello,2:hi,`."""
-    return b"".join(b"%d:%b," % (len(part), part) for part in parts)
-
-
-def unpack(packed: bytes) -> list[bytes]:
-    """The inverse of pack."""
-    parts, at = [], 0
-    while at < len(packed):
-        colon = packed.index(b":", at)
-        end = colon + 1 + int(packed[at:colon])
-        parts.append(packed[colon + 1 : end])
-        at = end + 1
-    return parts
 
 
 # ---------------------------------------------------------------------- relay

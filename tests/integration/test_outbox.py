@@ -17,7 +17,7 @@ from django.test import Client
 from django.utils import timezone
 
 import bus as jitney
-from bus import default, outbox
+from bus import default, netstrings, outbox
 from bus.client import Bus
 from bus.errors import BusUnavailable, InvalidMessage, NotInTransaction, PublishUncertain, UnknownTopic
 from bus.models import OutboxRow, OutboxShard, Topic
@@ -124,7 +124,7 @@ def test_key_headers_bytes_and_message_id_arrive_as_by_publish(bus: Bus) -> None
 
 def test_fields_survive_packing() -> None:
     parts = [b"v", b"", b"k", b"5:hello,", b"h", bytes(range(256))]
-    assert outbox.unpack(outbox.pack(parts)) == parts
+    assert netstrings.unpack(netstrings.pack(parts)) == parts
 
 
 # ---------------------------------------------------------------------- relay

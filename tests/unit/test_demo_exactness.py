@@ -16,7 +16,7 @@ import bus
 from bus import codec
 from bus.inbox import Inbox
 from bus.models import OutboxRow
-from bus.outbox import unpack
+from bus.netstrings import unpack
 from demo import consumers
 from demo.expectation import Expectation, Published
 from demo.models import PurchaseOrder, Revenue
