@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -24,6 +24,8 @@ from bus.errors import InvalidMessage, Undecodable
 
 #: Name of the field of a copy that is for one group alone; always the last.
 FOR_GROUP = b"g"
+
+Decoded = tuple[Any, str | None, Mapping[str, str]]
 
 _RAW = b"raw"
 
@@ -59,15 +61,29 @@ def encode(
     return fields
 
 
-def decode(fields: list[bytes]) -> tuple[Any, str | None, Mapping[str, str]]:
+def decode_plain(entries: Sequence[Sequence[Any]]) -> list[Decoded] | None:
+    """What `decode` gives for the fields of each entry (id, fields) of a batch, at two thirds of its price.
+
+    None if they are not all JSON with a key, or all JSON without: then each is to be decoded by itself,
+    which also says what is wrong with one.
+    """
+    loads = orjson.loads
+    try:
+        if len(entries[0][1]) == 2:
+            decoded: list[Decoded] = [(loads(value), None, {}) for _, (v, value) in entries if v == b"v"]
+        else:
+            decoded = [
+                (loads(value), key.decode(), {})
+                for _, (v, value, k, key) in entries
+                if v == b"v" and k == b"k"
+            ]
+    except ValueError:  # another number of fields, not JSON, not UTF-8
+        return None
+    return decoded if len(decoded) == len(entries) else None
+
+
+def decode(fields: list[bytes]) -> Decoded:
     """(value, key, headers) of a stream entry, or Undecodable."""
-    count = len(fields)
-    if (count == 2 or (count == 4 and fields[2] == b"k")) and fields[0] == b"v":
-        # What nearly every message is: a JSON value, perhaps with a key. What is wrong is said further down.
-        try:
-            return orjson.loads(fields[1]), fields[3].decode() if count == 4 else None, {}
-        except ValueError:
-            pass
     named = dict(zip(fields[::2], fields[1::2], strict=False))
     if b"v" not in named:
         names = ", ".join(sorted(name.decode("utf-8", "replace") for name in named)) or "none"

@@ -16,6 +16,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -26,6 +28,9 @@ from bus.values import Message, Ordering, id_pair
 
 #: The consumer name of the one lane of a partition in ordered groups, whoever owns it.
 ORDERED_LANE = "0"
+
+#: Of an entry: (id, fields).
+_FIELDS = itemgetter(1)
 
 #: Longest error text kept with a message; Redis holds one for each failing message.
 MAX_ERROR = 4000
@@ -222,12 +227,14 @@ class Lane:
         """Entries of the stream as messages."""
         topic, partition, decode, prove = self.id.topic, self.id.partition, codec.decode, self.prove
         era = self.era
-        if any(len(entry[1]) > 4 for entry in entries):
+        if max(map(len, map(_FIELDS, entries)), default=0) > 4:
             entries = [entry for entry in entries if self._is_for_us(entry)]
         if self.failures:
             return [self._message(entry[0].decode(), entry[1]) for entry in entries]
+        decoded = codec.decode_plain(entries) if entries else None
         return [
-            Message(topic, partition, entry[0].decode(), entry[1], decode, 1, prove, era) for entry in entries
+            Message(topic, partition, id.decode(), fields, decode, 1, prove, era, known)
+            for (id, fields), known in zip(entries, decoded or repeat(None), strict=False)
         ]
 
     def _is_for_us(self, entry: Sequence[Any]) -> bool:
@@ -254,6 +261,10 @@ class Lane:
             return False
         waiting = self.failing.get(self.hash_of(message))
         return waiting is not None and (not waiting or id_pair(message.id) > min(waiting))
+
+    def is_smooth(self) -> bool:
+        """Nothing here fails, waits or is suspect: messages may be run one after the other."""
+        return not (self.failures or self.failing or self.suspect)
 
     def is_suspect(self, message: Message) -> bool:
         return self.suspect is not None and id_pair(message.id) <= self.suspect

@@ -170,7 +170,9 @@ class Message:
         attempt: int = 1,
         prove: Callable[[], bool] | None = None,
         era: str = "",
+        decoded: tuple[Any, str | None, Mapping[str, str]] | None = None,
     ) -> None:
+        """`decode`: gives value, key and headers of the fields; `decoded`: them, where they are known."""
         self.topic = topic
         self.partition = partition
         self.id = id
@@ -179,7 +181,7 @@ class Message:
         self._decode = decode
         self._prove = prove
         self._era = era
-        self._value: tuple[Any, str | None, Mapping[str, str]] | None = None
+        self._value = decoded
 
     @property
     def value(self) -> Any:

@@ -17,12 +17,15 @@ store; a child writes only to its own slot.
       6 … 11         the last id of the batch that runs, as text
       12 epoch       raised whenever the list of messages is emptied
       13 reported    bit n is set once lane n of the slice has its report
-      14, 15         unused
+      14 since       when what runs began (a double)
+      15             unused
       16 …           64 reports: flags, last ms, last seq, next due ms
-      272 …          1,025 messages: lane index, since when (a double), id as text
+      272 …          1,025 messages: lane index
+      1297 …         the same messages: id as text
 
 Every record is written first and made to count last, by the one store of the state or of its bit; the same
-store ends a message and counts it as finished. So a child that is killed in between has not run the message,
+store ends a message and counts it as finished. The list may run ahead of it: `each` lays out a whole batch,
+so that a message costs it three stores. So a child that is killed in between has not run the message,
 or has not finished it, and never a bit of both: what is read after its death is exact. What is read while it
 lives is checked against a change meanwhile, and a record that does not hold still is left out: too few
 finished messages are harmless, one too many would lose it.
@@ -34,28 +37,31 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterable
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
+from bus.values import Message
 from workers.order import MAX_LANES
 
 MAX_FINISHED = 1024
 """Finished messages that are remembered for one turn; the others count as unfinished."""
 
 _REVOKE, _WANT, _PID, _CLIENT, _HANDLER, _STATE, _BATCH_END = 0, 1, 2, 3, 4, 5, 6
-_EPOCH, _REPORTED, _REPORTS = 12, 13, 16
+_EPOCH, _REPORTED, _SINCE, _REPORTS = 12, 13, 14, 16
 _REPORT_WORDS = 4
 _WORD = 8
 #: A stream id is at most 20 digits, a dash and 20 digits.
-_ENTRY = struct.Struct("=Qd48s")
-_ENTRY_WORDS = _ENTRY.size // _WORD
-_END = struct.Struct("=48s")
-_ENTRIES = _REPORTS + MAX_LANES * _REPORT_WORDS
-#: For the hot path: where the list begins, and the bytes of an entry for each unit of the count field.
-_ENTRIES_BYTES, _ENTRY_STEP = _ENTRIES * _WORD, _ENTRY.size // 4
-_SLOT_WORDS = _ENTRIES + (MAX_FINISHED + 1) * _ENTRY_WORDS
+_ID_FORMAT = "48s"
+_ID = struct.Struct(_ID_FORMAT)
+_ID_WORDS = _ID.size // _WORD
+_LANES = _REPORTS + MAX_LANES * _REPORT_WORDS
+_IDS = _LANES + MAX_FINISHED + 1
+_SLOT_WORDS = _IDS + (MAX_FINISHED + 1) * _ID_WORDS
 
 #: The parts of the state word.
 _MESSAGE, _BATCH, _KIND_MASK = 1, 2, 3
@@ -63,6 +69,7 @@ _ONE, _COUNT_SHIFT, _COUNT_MASK = 1 << 2, 2, (1 << 14) - 1
 _FULL, _NEXT = MAX_FINISHED << 2, 1 << 16
 _COUNT_FIELD, _LOW = _COUNT_MASK << 2, _NEXT - 1
 _NEXT_MESSAGE = _NEXT | _MESSAGE
+_NEXT_FINISHED = _NEXT + _ONE
 
 #: Attempts to read a record that a living child is changing at the same time.
 _TRIES = 20
@@ -157,25 +164,49 @@ class Progress:
         self.settled(slot)
         self._words[base + _PID] = pid
 
+    def each(
+        self, slot: int, lane_index: int, messages: Sequence[Message], until: float
+    ) -> Iterator[Message]:
+        """Messages one after the other: each runs from when it is given to when the next is asked for.
+
+        That is `running` and `finished` for each of them, at a third of the price. Ends early when there is
+        no room, when no further message may be started, and after `until` by time.monotonic(). Whoever
+        leaves it with a message in hand says what became of that: `finished` or `stopped`.
+        """
+        words, doubles, base, clock = self._words, self._doubles, self._bases[slot], time.monotonic
+        place, since = base + _STATE, base + _SINCE
+        idle = words[place] = words[place] & ~_KIND_MASK
+        count = idle >> _COUNT_SHIFT & _COUNT_MASK
+        self._lay_out(base, count, lane_index, [message.id.encode() for message in messages])
+        for message in islice(messages, MAX_FINISHED - count):
+            now = clock()
+            if now > until or words[0] or words[base]:
+                return
+            doubles[since] = now
+            words[place] = idle + _NEXT_MESSAGE
+            yield message
+            idle += _NEXT_FINISHED
+            words[place] = idle
+
     def running(self, slot: int, lane_index: int, message_id: bytes, now: float) -> None:
         """A handler is about to be called with this message. `now`: time.monotonic()."""
-        words, base = self._words, self._bases[slot]
-        state = words[base + _STATE]
-        if state & _KIND_MASK:
-            state &= ~_KIND_MASK
-            words[base + _STATE] = state
-        place = base * _WORD + _ENTRIES_BYTES + (state & _COUNT_FIELD) * _ENTRY_STEP
-        _ENTRY.pack_into(self._bytes, place, lane_index, now, message_id)
-        words[base + _STATE] = state + _NEXT_MESSAGE
+        state = self._next(slot, lane_index, message_id, now)
+        self._words[self._bases[slot] + _STATE] = state + _NEXT_MESSAGE
 
     def batch_running(self, slot: int, lane_index: int, first: bytes, last: bytes, now: float) -> None:
         """A handler is about to be called with all messages from `first` to `last`."""
+        state, base = self._next(slot, lane_index, first, now), self._bases[slot]
+        _ID.pack_into(self._bytes, (base + _BATCH_END) * _WORD, last)
+        self._words[base + _STATE] = state + (_NEXT | _BATCH)
+
+    def _next(self, slot: int, lane_index: int, message_id: bytes, now: float) -> int:
+        """Write what runs next behind what is finished; the state, by which nothing runs."""
         words, base = self._words, self._bases[slot]
         state = words[base + _STATE] & ~_KIND_MASK
         words[base + _STATE] = state
-        self._write(base, state >> _COUNT_SHIFT & _COUNT_MASK, lane_index, now, first)
-        _END.pack_into(self._bytes, (base + _BATCH_END) * _WORD, last)
-        words[base + _STATE] = state + (_NEXT | _BATCH)
+        self._lay_out(base, state >> _COUNT_SHIFT & _COUNT_MASK, lane_index, [message_id])
+        self._doubles[base + _SINCE] = now
+        return state
 
     def finished(self, slot: int) -> None:
         """The handler returned for the message that ran; nothing of this slot runs now."""
@@ -183,17 +214,15 @@ class Progress:
         state = words[place] & ~_KIND_MASK
         words[place] = state + _ONE if (state & _COUNT_FIELD) < _FULL else state
 
-    def batch_finished(self, slot: int, lane_index: int, message_ids: Iterable[bytes], now: float) -> None:
+    def batch_finished(self, slot: int, lane_index: int, message_ids: Iterable[bytes]) -> None:
         """The batch handler returned, and these messages are done; nothing of this slot runs now."""
         words, base = self._words, self._bases[slot]
         state = words[base + _STATE] & ~_KIND_MASK
         words[base + _STATE] = state
         count = state >> _COUNT_SHIFT & _COUNT_MASK
-        room = MAX_FINISHED - count
-        added = 0
-        for added, message_id in enumerate(islice(message_ids, room), 1):
-            self._write(base, count + added - 1, lane_index, now, message_id)
-        words[base + _STATE] = state + added * _ONE
+        ids = list(islice(message_ids, MAX_FINISHED - count))
+        self._lay_out(base, count, lane_index, ids)
+        words[base + _STATE] = state + len(ids) * _ONE
 
     def stopped(self, slot: int) -> None:
         """The handler ended in another way (retry, dead letter): nothing runs now, nothing is finished."""
@@ -206,9 +235,12 @@ class Progress:
         # After the list was emptied and before it is filled anew: so a reader with an old count notices.
         words[base + _EPOCH] += 1
 
-    def _write(self, base: int, number: int, lane_index: int, now: float, message_id: bytes) -> None:
-        place = (base + _ENTRIES + number * _ENTRY_WORDS) * _WORD
-        _ENTRY.pack_into(self._bytes, place, lane_index, now, message_id)
+    def _lay_out(self, base: int, number: int, lane_index: int, ids: Sequence[bytes]) -> None:
+        """Write messages into the list, from `number` on; none that counts is overwritten."""
+        ids = ids[: MAX_FINISHED + 1 - number]
+        lanes = base + _LANES + number
+        self._words[lanes : lanes + len(ids)] = array("Q", [lane_index]) * len(ids)
+        _ids_format(len(ids)).pack_into(self._bytes, (base + _IDS + number * _ID_WORDS) * _WORD, *ids)
 
     def waiting(self, slot: int, client_id: int) -> None:
         """The child blocks in a read on this connection; CLIENT UNBLOCK ends it."""
@@ -266,13 +298,13 @@ class Progress:
         words = self._words
         for _ in range(_TRIES):
             state = words[base + _STATE]
-            lane, since, message_id = self._entry(base, state >> _COUNT_SHIFT & _COUNT_MASK)
-            (last,) = _END.unpack_from(self._bytes, (base + _BATCH_END) * _WORD)
+            lane, message_id = self._entry(base, state >> _COUNT_SHIFT & _COUNT_MASK)
+            since, last = self._doubles[base + _SINCE], self._id(base + _BATCH_END)
             if words[base + _STATE] != state:
                 continue
             kind = state & _KIND_MASK
             running = Running(lane, message_id, since) if kind else None
-            return running, last.rstrip(b"\0").decode() if kind == _BATCH else None
+            return running, last if kind == _BATCH else None
         return None, None
 
     def _read_finished(self, base: int) -> list[tuple[int, str]]:
@@ -282,13 +314,15 @@ class Progress:
             count = words[base + _STATE] >> _COUNT_SHIFT & _COUNT_MASK
             entries = [self._entry(base, number) for number in range(count)]
             if words[base + _EPOCH] == epoch:
-                return [(lane, message_id) for lane, _since, message_id in entries]
+                return entries
         return []
 
-    def _entry(self, base: int, number: int) -> tuple[int, float, str]:
-        place = (base + _ENTRIES + number * _ENTRY_WORDS) * _WORD
-        lane, since, message_id = _ENTRY.unpack_from(self._bytes, place)
-        return lane, since, message_id.rstrip(b"\0").decode("ascii", "replace")
+    def _entry(self, base: int, number: int) -> tuple[int, str]:
+        return self._words[base + _LANES + number], self._id(base + _IDS + number * _ID_WORDS)
+
+    def _id(self, place: int) -> str:
+        (message_id,) = _ID.unpack_from(self._bytes, place * _WORD)
+        return message_id.rstrip(b"\0").decode("ascii", "replace")  # type: ignore[no-any-return]
 
     def _read_reports(self, base: int) -> list[Report]:
         reported = self._words[base + _REPORTED]
@@ -299,3 +333,9 @@ class Progress:
                 flags, last_ms, last_seq = self._words[place : place + 3]
                 reports.append(Report(lane, flags, last_ms, last_seq, self._signed[place + 3]))
         return reports
+
+
+@lru_cache(maxsize=MAX_FINISHED + 2)
+def _ids_format(count: int) -> struct.Struct:
+    """So many ids, one after the other."""
+    return struct.Struct(_ID_FORMAT * count)

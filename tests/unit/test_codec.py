@@ -62,6 +62,29 @@ def test_the_headers_of_one_message_are_not_those_of_another():
     assert first is not second
 
 
+foreign_fields = st.lists(st.sampled_from([b"v", b"k", b"e", b"h", b"1", b"raw", b"\xff", b"{"]), max_size=6)
+plain_fields = st.builds(encode, json_values, st.none() | texts)
+
+
+@given(st.lists(plain_fields | foreign_fields, min_size=1, max_size=5))
+def test_a_batch_is_decoded_as_each_message_by_itself_would_be(batch):
+    decoded = codec.decode_plain([(b"1-%d" % number, fields) for number, fields in enumerate(batch)])
+    if decoded is not None:
+        assert decoded == [codec.decode(fields) for fields in batch]
+
+
+@given(st.booleans(), st.lists(json_values, min_size=1, max_size=5))
+def test_a_batch_of_plain_messages_is_decoded_at_once(keyed, values):
+    entries = [(b"1-1", encode(value, "A1" if keyed else None)) for value in values]
+    assert codec.decode_plain(entries) == [(value, "A1" if keyed else None, {}) for value in values]
+
+
+def test_the_headers_in_a_batch_are_not_those_of_another_message():
+    decoded = codec.decode_plain([(b"1-1", [b"v", b"1"]), (b"1-2", [b"v", b"2"])])
+    assert decoded is not None
+    assert decoded[0][2] is not decoded[1][2]
+
+
 # ---------------------------------------------------------------------- refused values
 
 

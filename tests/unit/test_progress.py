@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from bus import codec
+from bus.values import Message
 from workers.order import MAX_LANES
 from workers.progress import MAX_FINISHED, Progress, Report, Running
 
@@ -52,6 +56,67 @@ def test_a_failed_message_neither_runs_nor_is_finished():
     assert progress.read(0).finished == [(2, "100-2")]
 
 
+def messages(*ids: str) -> list[Message]:
+    return [Message("orders", 0, each, [b"v", b"1"], codec.decode) for each in ids]
+
+
+def test_each_message_runs_from_when_it_is_given_until_the_next_is_asked_for():
+    progress = Progress(2)
+    progress.running(1, 0, b"9-9", 1.0)
+    progress.finished(1)
+    seen = []
+    for message in progress.each(1, 4, messages("1-1", LONGEST.decode(), "1-3"), math.inf):
+        view = progress.read(1)
+        assert view.running is not None
+        assert (view.running.lane_index, view.running.id) == (4, message.id)
+        assert time.monotonic() - 60 < view.running.since <= time.monotonic()
+        assert view.finished == [(0, "9-9"), *((4, each) for each in seen)]
+        seen.append(message.id)
+    view = progress.read(1)
+    assert (view.running, view.finished[1:]) == (None, [(4, "1-1"), (4, LONGEST.decode()), (4, "1-3")])
+
+
+@pytest.mark.parametrize("how", ["stopped", "finished"])
+def test_what_became_of_a_message_that_was_in_hand_is_for_whoever_leaves(how):
+    progress = Progress(1)
+    for message in progress.each(0, 0, messages("1-1", "1-2", "1-3"), math.inf):
+        if message.id == "1-2":
+            getattr(progress, how)(0)
+            break
+    view = progress.read(0)
+    assert view.running is None
+    assert view.finished == [(0, "1-1"), (0, "1-2")][: 2 if how == "finished" else 1]
+    progress.running(0, 0, b"1-9", 1.0)
+    assert progress.read(0).running == Running(0, "1-9", 1.0)
+
+
+@pytest.mark.parametrize("why", ["draining", "revoked", "late"])
+def test_no_further_message_is_given_when_none_may_be_started(why):
+    progress, until = Progress(2), math.inf
+    if why == "late":
+        until = time.monotonic() - 1
+    given_out = []
+    for message in progress.each(0, 0, messages("1-1", "1-2"), until):
+        given_out.append(message.id)
+        if why == "draining":
+            progress.set_drain()
+        else:
+            progress.revoke(0)
+    assert given_out == ([] if why == "late" else ["1-1"])
+    assert progress.read(0).finished == [(0, each) for each in given_out]
+
+
+def test_messages_beyond_the_room_are_not_given():
+    progress = Progress(2)
+    progress.running(1, 5, b"7-7", 1.0)
+    progress.batch_finished(0, 1, (b"1-%d" % number for number in range(MAX_FINISHED - 2)))
+    given_out = [each.id for each in progress.each(0, 2, messages("2-1", "2-2", "2-3", "2-4"), math.inf)]
+    assert given_out == ["2-1", "2-2"]
+    assert progress.read(0).finished[-2:] == [(2, "2-1"), (2, "2-2")]
+    assert list(progress.each(0, 2, messages("3-1"), math.inf)) == []
+    assert progress.read(1).running == Running(5, "7-7", 1.0)
+
+
 def test_a_shorter_id_leaves_nothing_of_a_longer_one():
     progress = Progress(1)
     progress.running(0, 0, LONGEST, 1.0)
@@ -76,7 +141,7 @@ def test_a_batch_is_finished_as_a_whole():
     progress.running(0, 0, b"1-1", 1.0)
     progress.finished(0)
     progress.batch_running(0, 1, b"2-1", b"2-3", 2.0)
-    progress.batch_finished(0, 1, iter([b"2-1", b"2-3"]), 3.0)
+    progress.batch_finished(0, 1, iter([b"2-1", b"2-3"]))
     view = progress.read(0)
     assert (view.running, view.batch_end) == (None, None)
     assert view.finished == [(0, "1-1"), (1, "2-1"), (1, "2-3")]
@@ -102,7 +167,7 @@ def test_finished_messages_beyond_the_room_are_not_recorded(step):
             progress.running(0, 1, b"100-%d" % first, 1.0)
             progress.finished(0)
         else:
-            progress.batch_finished(0, 1, (b"100-%d" % number for number in range(first, first + step)), 1.0)
+            progress.batch_finished(0, 1, (b"100-%d" % number for number in range(first, first + step)))
     # Then the first ones are known
     assert progress.read(0).finished == [(1, f"100-{number}") for number in range(MAX_FINISHED)]
     # And the message that runs is still known, and no other slot was touched
@@ -216,8 +281,12 @@ assert view.handler_ns == 5e6
 #: The child handles messages 1, 2, 3, … as fast as it can and settles every 700. Both halves of an id are
 #: equal, so a record that was put together of two would show.
 CHILD_IS_KILLED_AT_ANY_MOMENT = """
-import os, signal
+import math, os, signal
+from bus.values import Message
 from workers.progress import Progress
+
+def message(number):
+    return Message("orders", 0, f"{number}-{number}", [], None)
 
 def number_of(id):
     ms, seq = id.split("-")
@@ -235,11 +304,15 @@ for limit in range(3000, 30001, 3000):
     if child == 0:
         number = 1
         while True:
-            progress.running(0, 0, b"%d-%d" % (number, number), 1.0)
-            progress.finished(0)
-            if number % 700 == 0:
+            if IN_BATCHES:
+                for _ in progress.each(0, 0, [message(number + each) for each in range(70)], math.inf):
+                    number += 1
+            else:
+                progress.running(0, 0, b"%d-%d" % (number, number), 1.0)
+                progress.finished(0)
+                number += 1
+            if number % 700 <= 1:
                 progress.settled(0)
-            number += 1
     try:
         latest = 0
         while latest < limit:
@@ -258,8 +331,12 @@ for limit in range(3000, 30001, 3000):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize(
     "script",
-    [CHILD_IS_KILLED_IN_A_HANDLER, CHILD_IS_KILLED_AT_ANY_MOMENT],
-    ids=["in a handler", "at any moment"],
+    [
+        CHILD_IS_KILLED_IN_A_HANDLER,
+        "IN_BATCHES = False" + CHILD_IS_KILLED_AT_ANY_MOMENT,
+        "IN_BATCHES = True" + CHILD_IS_KILLED_AT_ANY_MOMENT,
+    ],
+    ids=["in a handler", "at any moment", "at any moment of a batch"],
 )
 def test_after_a_kill_the_parent_knows_what_ran_and_what_was_finished(script):
     # In a process of its own: one that has threads, as this one may, should not fork
