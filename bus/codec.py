@@ -14,16 +14,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
 import orjson
 
 from bus.errors import InvalidMessage, Undecodable
+from bus.values import Message
 
 #: Name of the field of a copy that is for one group alone; always the last.
 FOR_GROUP = b"g"
+
+#: Bytes of values that are decoded ahead at most: some 5 ms of work, during which a slice looks up nothing,
+#: and a few MB of objects.
+AHEAD_BYTES = 256 * 1024
 
 Decoded = tuple[Any, str | None, Mapping[str, str]]
 
@@ -61,25 +66,34 @@ def encode(
     return fields
 
 
-def decode_plain(entries: Sequence[Sequence[Any]]) -> list[Decoded] | None:
-    """What `decode` gives for the fields of each entry (id, fields) of a batch, at two thirds of its price.
+def decode_ahead(messages: Iterable[Message]) -> None:
+    """Decode messages that are about to be read, at two thirds of the price of one by one.
 
-    None if they are not all JSON with a key, or all JSON without: then each is to be decoded by itself,
-    which also says what is wrong with one.
+    Only what nearly every message is, a JSON value, perhaps with a key, and no more than AHEAD_BYTES of it.
+    The others, and those that cannot be decoded, stay as they are: `decode` says then what is wrong.
     """
-    loads = orjson.loads
-    try:
-        if len(entries[0][1]) == 2:
-            decoded: list[Decoded] = [(loads(value), None, {}) for _, (v, value) in entries if v == b"v"]
-        else:
-            decoded = [
-                (loads(value), key.decode(), {})
-                for _, (v, value, k, key) in entries
-                if v == b"v" and k == b"k"
-            ]
-    except ValueError:  # another number of fields, not JSON, not UTF-8
-        return None
-    return decoded if len(decoded) == len(entries) else None
+    loads, room = orjson.loads, AHEAD_BYTES
+    for message in messages:
+        fields = message._fields
+        count = len(fields)
+        if fields[0] != b"v" or not (count == 2 or (count == 4 and fields[2] == b"k")):
+            continue
+        value = fields[1]
+        room -= len(value)
+        if room < 0:
+            return
+        try:
+            message._value = loads(value), fields[3].decode() if count == 4 else None, {}
+        except (ValueError, MemoryError):
+            continue
+
+
+def raw_key(message: Message) -> bytes | None:
+    """The key as Redis holds it, also of a message that cannot be decoded; None: it has none."""
+    fields = message._fields
+    if len(fields) == 4 and fields[0] == b"v" and fields[2] == b"k":
+        return fields[3]
+    return message.raw.get(b"k")
 
 
 def decode(fields: list[bytes]) -> Decoded:

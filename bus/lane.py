@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -42,7 +42,12 @@ def key_hash(ordering: Ordering, key: bytes | None) -> str:
         return ""
     if ordering == "partition":
         return "*"
-    return "" if key is None else hashlib.sha1(key, usedforsecurity=False).hexdigest()[:16]
+    return "" if key is None else _digest(key)
+
+
+@lru_cache(maxsize=10_000)
+def _digest(key: bytes) -> str:
+    return hashlib.sha1(key, usedforsecurity=False).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -231,10 +236,8 @@ class Lane:
             entries = [entry for entry in entries if self._is_for_us(entry)]
         if self.failures:
             return [self._message(entry[0].decode(), entry[1]) for entry in entries]
-        decoded = codec.decode_plain(entries) if entries else None
         return [
-            Message(topic, partition, id.decode(), fields, decode, 1, prove, era, known)
-            for (id, fields), known in zip(entries, decoded or repeat(None), strict=False)
+            Message(topic, partition, entry[0].decode(), entry[1], decode, 1, prove, era) for entry in entries
         ]
 
     def _is_for_us(self, entry: Sequence[Any]) -> bool:
@@ -253,7 +256,7 @@ class Lane:
 
     def hash_of(self, message: Message) -> str:
         """What ties messages together in order: equal for messages of one key; "" ties to nothing."""
-        return key_hash(self.ordering, message.raw.get(b"k"))
+        return key_hash(self.ordering, codec.raw_key(message))
 
     def must_wait(self, message: Message) -> bool:
         """True if an earlier message of the same key is failing, so that this one is held back."""
@@ -263,7 +266,7 @@ class Lane:
         return waiting is not None and (not waiting or id_pair(message.id) > min(waiting))
 
     def is_smooth(self) -> bool:
-        """Nothing here fails, waits or is suspect: messages may be run one after the other."""
+        """Nothing here fails, waits or is suspect: messages may be run without a look at each."""
         return not (self.failures or self.failing or self.suspect)
 
     def is_suspect(self, message: Message) -> bool:

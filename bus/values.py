@@ -156,7 +156,7 @@ class Position:
 
 
 class Message:
-    """One message of a topic, as a handler gets it. The value is decoded when first read."""
+    """One message of a topic, as a handler gets it. Decoded when first read, or a little before."""
 
     __slots__ = ("_decode", "_era", "_fields", "_prove", "_value", "attempt", "id", "partition", "topic")
 
@@ -170,9 +170,8 @@ class Message:
         attempt: int = 1,
         prove: Callable[[], bool] | None = None,
         era: str = "",
-        decoded: tuple[Any, str | None, Mapping[str, str]] | None = None,
     ) -> None:
-        """`decode`: gives value, key and headers of the fields; `decoded`: them, where they are known."""
+        """`decode`: gives value, key and headers of the fields, when one of them is first asked for."""
         self.topic = topic
         self.partition = partition
         self.id = id
@@ -181,7 +180,7 @@ class Message:
         self._decode = decode
         self._prove = prove
         self._era = era
-        self._value = decoded
+        self._value: tuple[Any, str | None, Mapping[str, str]] | None = None
 
     @property
     def value(self) -> Any:

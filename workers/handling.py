@@ -7,6 +7,7 @@ became of each in its lane until a turn settles it.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
 
+from bus import codec
 from bus.errors import BusUnavailable
 from bus.lane import Lane
 from bus.plan import Batch
@@ -119,32 +121,33 @@ class Handling:
         The hot path: for each message some 2 µs besides the handler.
         """
         progress, slot = self._progress, self._slot
-        handle, acks = self.dispatcher(lane).handle, lane.acks
-        before, failures = len(acks), 0
-        until = min(self.ends, self._turns.proved + PROVE_SECONDS, self._settled_at + SETTLE_SECONDS)
-        for message in progress.each(slot, self._index[id(lane)], messages, until):
+        handle, acks, handled = self.dispatcher(lane).handle, lane.acks, 0
+        if not lane.recovering:  # or what killed a process while it was decoded would do so for ever
+            codec.decode_ahead(messages)
+        for message in progress.each(slot, self._index[id(lane)], messages, self._next_look()):
+            handled += 1
             failed = handle(message)
             if failed is not None:
                 self.fail(lane, message, failed)
-                failures = 1
                 break
             acks.append(message.id)
             if lane.lost:  # the handler has asked
                 progress.finished(slot)
                 break
-        handled = len(acks) - before + failures
         self.handled = self.handled or handled > 0
         return handled
 
     def _handle_carefully(self, lane: Lane, messages: list[Message]) -> int:
         """Handle messages with a look at everything that may stop or delay each; how many were."""
         progress, slot, index = self._progress, self._slot, self._index[id(lane)]
-        handle, handled = self.dispatcher(lane).handle, 0
+        handle, handled, next_look = self.dispatcher(lane).handle, 0, -math.inf
         for message in messages:
-            self.settle_if_due()
-            if not self.may_go_on(lane):
-                lane.leave_over()
-                break
+            if time.monotonic() > next_look or lane.lost or progress.stopping(slot):
+                self.settle_if_due()
+                if not self.may_go_on(lane):
+                    lane.leave_over()
+                    break
+                next_look = self._next_look()
             if lane.failing and self.held_back(lane, message):
                 continue
             if lane.suspect is not None and not self._may_run_suspect(lane, message):
@@ -162,6 +165,10 @@ class Handling:
             handled += 1
             self.handled = True
         return handled
+
+    def _next_look(self) -> float:
+        """Until when messages may be started with no look at the leases, the settling and the slice's end."""
+        return min(self.ends, self._turns.proved + PROVE_SECONDS, self._settled_at + SETTLE_SECONDS)
 
     def _handle_concurrently(self, lane: Lane, messages: list[Message]) -> None:
         crew = _Crew(self, lane)

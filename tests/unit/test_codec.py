@@ -7,12 +7,14 @@ import enum
 import math
 from typing import Any
 
+import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bus import codec
 from bus.errors import InvalidMessage, Undecodable
+from bus.values import Message
 
 LIMIT = 1024 * 1024
 
@@ -62,27 +64,88 @@ def test_the_headers_of_one_message_are_not_those_of_another():
     assert first is not second
 
 
-foreign_fields = st.lists(st.sampled_from([b"v", b"k", b"e", b"h", b"1", b"raw", b"\xff", b"{"]), max_size=6)
-plain_fields = st.builds(encode, json_values, st.none() | texts)
+def message(fields: list[bytes]) -> Message:
+    return Message("orders", 0, "1-1", fields, codec.decode)
 
 
-@given(st.lists(plain_fields | foreign_fields, min_size=1, max_size=5))
-def test_a_batch_is_decoded_as_each_message_by_itself_would_be(batch):
-    decoded = codec.decode_plain([(b"1-%d" % number, fields) for number, fields in enumerate(batch)])
-    if decoded is not None:
-        assert decoded == [codec.decode(fields) for fields in batch]
+def read(message: Message) -> Any:
+    try:
+        return message.value, message.key, message.headers
+    except Undecodable as error:
+        return str(error)
 
 
-@given(st.booleans(), st.lists(json_values, min_size=1, max_size=5))
-def test_a_batch_of_plain_messages_is_decoded_at_once(keyed, values):
-    entries = [(b"1-1", encode(value, "A1" if keyed else None)) for value in values]
-    assert codec.decode_plain(entries) == [(value, "A1" if keyed else None, {}) for value in values]
+#: Fields that nearly are what decode_ahead takes.
+near_fields = st.lists(
+    st.tuples(st.sampled_from([b"v", b"k", b"e", b"h", b"g", b"x"]),
+              st.sampled_from([b"1", b"raw", b'"a"', b"\xff", b'{"a":"b"}', b"{"])),
+    min_size=1, max_size=3,
+).map(lambda pairs: [part for pair in pairs for part in pair])  # fmt: skip
 
 
-def test_the_headers_in_a_batch_are_not_those_of_another_message():
-    decoded = codec.decode_plain([(b"1-1", [b"v", b"1"]), (b"1-2", [b"v", b"2"])])
-    assert decoded is not None
-    assert decoded[0][2] is not decoded[1][2]
+@given(st.lists(near_fields | st.builds(encode, json_values, st.none() | texts), max_size=5))
+@example([[b"v", b"1", b"e", b"raw"]])
+@example([[b"v", b"1", b"h", b"{}"]])
+@example([[b"v", b"1", b"g", b"group"]])
+@example([[b"k", b"x", b"v", b"1"]])
+@example([[b"v", b"1", b"v", b"2"]])
+@example([[b"x", b"1", b"k", b"2"]])
+@example([[b"x", b"1"]])
+@example([[b"v", b"1", b"k", b"\xff"]])
+def test_what_is_decoded_ahead_is_what_is_decoded_when_it_is_read(batch):
+    messages = [message(fields) for fields in batch]
+    codec.decode_ahead(messages)
+    assert [read(each) for each in messages] == [read(message(fields)) for fields in batch]
+
+
+@given(near_fields | st.builds(encode, json_values, st.none() | texts))
+def test_the_raw_key_is_that_of_the_entry(fields):
+    assert codec.raw_key(message(fields)) == message(fields).raw.get(b"k")
+
+
+@pytest.mark.parametrize("key", [None, "A1"])
+def test_plain_messages_are_decoded_ahead(key):
+    def refuse(fields):
+        raise AssertionError("decoded late")
+
+    messages = [Message("orders", 0, "1-1", encode(n, key), refuse) for n in range(3)]
+    codec.decode_ahead(messages)
+    assert [read(each) for each in messages] == [(n, key, {}) for n in range(3)]
+    assert messages[0].headers is not messages[1].headers
+
+
+def test_no_more_is_decoded_ahead_than_is_little_work():
+    decoded = []
+
+    def late(fields):
+        decoded.append(fields[1][:1])
+        return codec.decode(fields)
+
+    values = [
+        b'"%s"' % (b"x" * (codec.AHEAD_BYTES // 2)),
+        b"[1]",
+        b'"%s"' % (b"y" * (codec.AHEAD_BYTES // 2)),
+    ]
+    messages = [Message("orders", 0, "1-1", [b"v", value], late) for value in values]
+    codec.decode_ahead(messages)
+    assert [len(str(each.value)) for each in messages] == [len(values[0]) - 2, 3, len(values[2]) - 2]
+    assert decoded == [b'"']
+
+
+def test_a_message_for_which_there_is_no_memory_costs_its_neighbours_nothing(monkeypatch):
+    loads = orjson.loads
+
+    def scarce(value):
+        if value == b"[]":
+            raise MemoryError
+        return loads(value)
+
+    monkeypatch.setattr(orjson, "loads", scarce)
+    messages = [message([b"v", value]) for value in (b"1", b"[]", b"2")]
+    codec.decode_ahead(messages)
+    assert [messages[0].value, messages[2].value] == [1, 2]
+    with pytest.raises(MemoryError):
+        _ = messages[1].value
 
 
 # ---------------------------------------------------------------------- refused values

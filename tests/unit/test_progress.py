@@ -106,6 +106,43 @@ def test_no_further_message_is_given_when_none_may_be_started(why):
     assert progress.read(0).finished == [(0, each) for each in given_out]
 
 
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_time_that_passes_on_the_way_ends_it_too(monkeypatch, after):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    progress, given_out = Progress(1), []
+    for message in progress.each(0, 0, messages("1-1", "1-2", "1-3"), 100.0):
+        given_out.append(message.id)
+        now += len(given_out) == after
+    assert given_out == ["1-1", "1-2"][:after]
+
+
+def test_slots_whose_messages_run_by_turns_do_not_see_each_other():
+    progress = Progress(3)
+    ones, twos = (progress.each(slot, slot, messages(f"{slot}-1", f"{slot}-2"), math.inf) for slot in (1, 2))
+    next(ones), next(twos), next(ones)
+    assert progress.read(1).finished == [(1, "1-1")]
+    assert progress.read(2).finished == []
+    assert [message.id for message in twos] == ["2-2"]
+    assert progress.read(2).finished == [(2, "2-1"), (2, "2-2")]
+    assert (progress.read(1).running or Running(0, "", 0)).id == "1-2"
+
+
+def test_one_that_comes_back_to_a_slot_that_is_another_slices_by_now_changes_nothing_there():
+    # Given a slice that was given up, in a process that was only slow
+    progress = Progress(1)
+    late = progress.each(0, 0, messages(*(f"1-{n}" for n in range(9))), math.inf)
+    for _ in range(5):
+        next(late)
+    # When the next slice runs in its slot
+    progress.clear(0)
+    mine = progress.each(0, 0, messages(*(f"2-{n}" for n in range(9))), math.inf)
+    next(mine), next(mine)
+    assert list(late) == []
+    assert progress.read(0).finished == [(0, "2-0")]
+    assert (progress.read(0).running or Running(0, "", 0)).id == "2-1"
+
+
 def test_messages_beyond_the_room_are_not_given():
     progress = Progress(2)
     progress.running(1, 5, b"7-7", 1.0)
