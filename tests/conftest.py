@@ -20,11 +20,12 @@ _TOGETHER = ("ui", "test_packaging.py", "test_second_project.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares a browser or a wheel."""
+    """Keep together what shares a browser or a wheel, and begin with it: begun last, it would end alone."""
     for item in items:
         for name in _TOGETHER:
             if name in item.path.parts:
                 item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: not item.get_closest_marker("xdist_group"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

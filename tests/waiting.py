@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def wait_until(
-    condition: Callable[[], T], timeout: float = 20, what: str = "the condition", interval: float = 0.02
+    condition: Callable[[], T], timeout: float = 60, what: str = "the condition", interval: float = 0.02
 ) -> T:
     """The first true value of `condition`; AssertionError with its last value after `timeout` seconds."""
     deadline = time.monotonic() + timeout

@@ -76,7 +76,7 @@ class Worker:
 
     def wait_ready(self) -> Worker:
         wait_until(
-            lambda: self.says(" ready.") or self._process.poll() is not None, 40, f"{self.name} to be ready"
+            lambda: self.says(" ready.") or self._process.poll() is not None, 60, f"{self.name} to be ready"
         )
         assert self._process.poll() is None, self.log.read_text(errors="replace")
         return self
@@ -88,7 +88,7 @@ class Worker:
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
-    def wait(self, timeout: float = 30) -> int:
+    def wait(self, timeout: float = 60) -> int:
         """Its exit code."""
         return self._process.wait(timeout)
 
