@@ -230,15 +230,11 @@ class Lane:
 
     def messages(self, entries: Sequence[Sequence[Any]]) -> list[Message]:
         """Entries of the stream as messages."""
-        topic, partition, decode, prove = self.id.topic, self.id.partition, codec.decode, self.prove
-        era = self.era
         if max(map(len, map(_FIELDS, entries)), default=0) > 4:
             entries = [entry for entry in entries if self._is_for_us(entry)]
         if self.failures:
             return [self._message(entry[0].decode(), entry[1]) for entry in entries]
-        return [
-            Message(topic, partition, entry[0].decode(), entry[1], decode, 1, prove, era) for entry in entries
-        ]
+        return Message.several(self.id.topic, self.id.partition, entries, codec.decode, self.prove, self.era)
 
     def _is_for_us(self, entry: Sequence[Any]) -> bool:
         """False for a copy that redrive.lua made for another group: here it is settled, unhandled."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -181,6 +181,32 @@ class Message:
         self._prove = prove
         self._era = era
         self._value: tuple[Any, str | None, Mapping[str, str]] | None = None
+
+    @classmethod
+    def several(
+        cls,
+        topic: str,
+        partition: int,
+        entries: Iterable[Sequence[Any]],
+        decode: Callable[[list[bytes]], tuple[Any, str | None, Mapping[str, str]]],
+        prove: Callable[[], bool] | None,
+        era: str,
+    ) -> list[Message]:
+        """First attempts of entries (id, fields): as made one by one, without the call that is most of it."""
+        messages, new = [], cls.__new__
+        for message_id, fields in entries:
+            message = new(cls)
+            message.topic = topic
+            message.partition = partition
+            message.id = message_id.decode()
+            message.attempt = 1
+            message._fields = fields
+            message._decode = decode
+            message._prove = prove
+            message._era = era
+            message._value = None
+            messages.append(message)
+        return messages
 
     @property
     def value(self) -> Any:

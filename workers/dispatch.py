@@ -81,7 +81,9 @@ class Dispatcher:
     def handle(self, message: Message) -> Failed | None:
         """Run the handler on one message; None means done."""
         try:
-            message.value  # noqa: B018  decoded by now, so that an entry nobody can read never reaches a handler
+            if message._value is None:
+                # Decoded by now, so that an entry nobody can read never reaches a handler.
+                message.value  # noqa: B018
             result = self._call(message)
             if result is not None:
                 refuse_awaitable(result)

@@ -219,3 +219,26 @@ def test_a_message_that_cannot_be_decoded_shows_its_bytes_all_the_same():
 def test_ids_compare_as_pairs_of_numbers():
     assert id_pair("10-2") > id_pair("9-11") > id_pair(b"9-2")
     assert id_pair("17") == (17, 0)
+
+
+def test_messages_made_several_at_once_are_as_those_made_one_by_one():
+    entries = [(b"1-0", [b"v", b"[1]", b"k", b"A1"]), (b"1-1", [b"v", b"{"])]
+    asked = []
+
+    def prove():
+        asked.append(1)
+        return True
+
+    together = Message.several("orders", 3, entries, codec.decode, prove, "era-1")
+    alone = [
+        Message("orders", 3, id.decode(), fields, codec.decode, 1, prove, "era-1") for id, fields in entries
+    ]
+    for one, other in zip(together, alone, strict=True):
+        assert [getattr(one, name) for name in Message.__slots__] == [
+            getattr(other, name) for name in Message.__slots__
+        ]
+    assert together[0].value == [1]
+    with pytest.raises(Undecodable):
+        _ = together[1].value
+    assert together[0].lease_valid()
+    assert asked == [1]
