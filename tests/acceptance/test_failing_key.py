@@ -66,9 +66,9 @@ class Stubborn:
         return observe.group(self.shop.bus, TOPIC, GROUP)
 
     def declared(self) -> bool:
-        """A worker has declared the group."""
+        """A worker has declared the group, and made it in every partition."""
         try:
-            return bool(self.look())
+            return all(part.pending is not None for part in self.look()[1])
         except UnknownGroup:
             return False
 
