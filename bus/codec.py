@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from bus.errors import InvalidMessage, Undecodable
-from bus.values import Message
+from bus.values import Decoded, Message
 
 #: Name of the field of a copy that is for one group alone; always the last.
 FOR_GROUP = b"g"
@@ -29,8 +29,6 @@ FOR_GROUP = b"g"
 #: Bytes of values that are decoded ahead at most: some 5 ms of work, during which a slice looks up nothing,
 #: and a few MB of objects.
 AHEAD_BYTES = 256 * 1024
-
-Decoded = tuple[Any, str | None, Mapping[str, str]]
 
 _RAW = b"raw"
 
@@ -67,7 +65,7 @@ def encode(
 
 
 def decode_ahead(messages: Iterable[Message]) -> None:
-    """Decode messages that are about to be read, at two thirds of the price of one by one.
+    """Decode messages that are about to be read, at half the price of one by one.
 
     Only what nearly every message is, a JSON value, perhaps with a key, and no more than AHEAD_BYTES of it.
     The others, and those that cannot be decoded, stay as they are: `decode` says then what is wrong.

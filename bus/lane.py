@@ -17,7 +17,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -28,9 +27,6 @@ from bus.values import Message, Ordering, id_pair
 
 #: The consumer name of the one lane of a partition in ordered groups, whoever owns it.
 ORDERED_LANE = "0"
-
-#: Of an entry: (id, fields).
-_FIELDS = itemgetter(1)
 
 #: Longest error text kept with a message; Redis holds one for each failing message.
 MAX_ERROR = 4000
@@ -230,7 +226,7 @@ class Lane:
 
     def messages(self, entries: Sequence[Sequence[Any]]) -> list[Message]:
         """Entries of the stream as messages."""
-        if max(map(len, map(_FIELDS, entries)), default=0) > 4:
+        if any(len(entry[1]) > 4 for entry in entries):
             entries = [entry for entry in entries if self._is_for_us(entry)]
         if self.failures:
             return [self._message(entry[0].decode(), entry[1]) for entry in entries]

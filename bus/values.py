@@ -155,6 +155,10 @@ class Position:
         return cls("time", str(ms)) if ms > 0 else cls("earliest")
 
 
+Decoded = tuple[Any, str | None, Mapping[str, str]]
+"""Value, key and headers of a message."""
+
+
 class Message:
     """One message of a topic, as a handler gets it. Decoded when first read, or a little before."""
 
@@ -166,7 +170,7 @@ class Message:
         partition: int,
         id: str,
         fields: list[bytes],
-        decode: Callable[[list[bytes]], tuple[Any, str | None, Mapping[str, str]]],
+        decode: Callable[[list[bytes]], Decoded],
         attempt: int = 1,
         prove: Callable[[], bool] | None = None,
         era: str = "",
@@ -180,7 +184,7 @@ class Message:
         self._decode = decode
         self._prove = prove
         self._era = era
-        self._value: tuple[Any, str | None, Mapping[str, str]] | None = None
+        self._value: Decoded | None = None
 
     @classmethod
     def several(
@@ -188,7 +192,7 @@ class Message:
         topic: str,
         partition: int,
         entries: Iterable[Sequence[Any]],
-        decode: Callable[[list[bytes]], tuple[Any, str | None, Mapping[str, str]]],
+        decode: Callable[[list[bytes]], Decoded],
         prove: Callable[[], bool] | None,
         era: str,
     ) -> list[Message]:
@@ -215,7 +219,7 @@ class Message:
             self._value = self._decode(self._fields)
         return self._value[0]
 
-    def _decoded(self) -> tuple[Any, str | None, Mapping[str, str]]:
+    def _decoded(self) -> Decoded:
         if self._value is None:
             self._value = self._decode(self._fields)
         return self._value

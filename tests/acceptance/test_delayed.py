@@ -14,7 +14,7 @@ from tests.acceptance.shopping import GROUPS, Shop, Worker
 from tests.waiting import wait_until
 
 #: What a message may be late by while a worker runs, and what a busy machine adds to that. Seconds.
-LATE = 1.0 + 7.0
+LATE = 1.0 + 2.0
 
 
 def schedule(shop: Shop, due: dict[int, float], topic: str = "keyed", **what: Any) -> dict[int, datetime]:
