@@ -65,7 +65,10 @@ class Turns:
         Nothing may be fetched in the same write: a stale slice would fetch what the real owner then
         never sees. Raises BusUnavailable, StaleLease (no lane is left), GroupLost.
         """
-        self._link = link if link is not None and not link.stale() else self._endpoint.connect()
+        if link is not None and link.stale():
+            link.close()
+            link = None
+        self._link = link or self._endpoint.connect()
         late = self._void_late_turns()
         # The link may still watch the leases of the slice before.
         opening: list[Command] = [*late, ("UNWATCH",), self.watch(), self.mget(), ("TIME",)]
@@ -144,7 +147,8 @@ class Turns:
         A fetch whose reply was lost is in the pending list; a settle that had happened changes nothing
         when it is sent again.
         """
-        self.close()
+        if link := self.close():
+            link.close()  # refused by the server, not broken: a socket that nobody would close
         for lane in self.lanes:
             lane.recovering, lane.position, lane.loaded, lane.last_id = True, "-", True, None
         self.open()
