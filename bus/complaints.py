@@ -1,0 +1,67 @@
+"""Log lines that would repeat for as long as something is wrong: at once, then rarely, for each cause."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+#: The same complaint is repeated so often. Seconds.
+COMPLAIN_SECONDS = 60.0
+#: Causes that are remembered at most. Those that spoke longest ago are forgotten first, and then speak again.
+MAX_CAUSES = 1_000
+
+
+class Complaints:
+    """Complaints to one logger. Thread-safe."""
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        *,
+        seconds: float = COMPLAIN_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._logger = logger
+        self._seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._causes: OrderedDict[Hashable, _Cause] = OrderedDict()
+
+    def say(
+        self, cause: Hashable, text: str, *args: Any, level: int = logging.WARNING, exc_info: Any = None
+    ) -> bool:
+        """Log `text % args`, unless this cause was logged less than `seconds` ago; True if it was logged.
+
+        What was kept back meanwhile is counted, and the next line of this cause says how many there were.
+        """
+        with self._lock:
+            known = self._causes.get(cause)
+            if known is not None and self._clock() < known.quiet_until:
+                known.kept_back += 1
+                return False
+            kept_back = known.kept_back if known is not None else 0
+            self._causes[cause] = _Cause(self._clock() + self._seconds)
+            self._causes.move_to_end(cause)
+            while len(self._causes) > MAX_CAUSES:
+                self._causes.popitem(last=False)
+        if kept_back:
+            text, args = f"{text} (%s more like this since the last line)", (*args, f"{kept_back:,}")
+        self._logger.log(level, text, *args, exc_info=exc_info)
+        return True
+
+    def over(self, cause: Hashable) -> None:
+        """This cause is gone: should it come back, that is said at once."""
+        with self._lock:
+            self._causes.pop(cause, None)
+
+
+class _Cause:
+    __slots__ = ("kept_back", "quiet_until")
+
+    def __init__(self, quiet_until: float) -> None:
+        self.quiet_until = quiet_until
+        self.kept_back = 0
