@@ -21,7 +21,7 @@ import orjson
 from bus import codec
 from bus.errors import ConfigurationError, UnknownGroup, UnknownTopic
 from bus.lane import ORDERED_LANE
-from bus.streams.commands import fields_of, is_nogroup, run_many, text
+from bus.streams.commands import fields_of, is_nogroup, run, text
 from bus.streams.connect import check
 from bus.values import Message, id_pair
 
@@ -36,6 +36,9 @@ PAGE = 50
 CHUNK = 100
 #: Letters of one partition that are sent to be retried or discarded in one write.
 BATCH = 1000
+
+#: The code of redrive.lua for a letter that it did not come to: large ones are dealt with a few at a time.
+_LATER = -2
 
 _T = TypeVar("_T")
 
@@ -327,11 +330,16 @@ def retry(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> lis
     lanes = _lanes(bus, keys.stream, group) if ordering == "none" else [ORDERED_LANE]
     names = [keys.stream, keys.retry(group), keys.held(group), keys.state(group), keys.dead(group),
              *(keys.lease(group, lane) for lane in lanes)]  # fmt: skip
-    about = [group, ordering, f"free:operator-{uuid.uuid4().hex}", str(len(lanes)), *lanes]
-    calls = [(names, [*about, *(one.place.id for one in some)]) for some in _chunks(letters, CHUNK)]
-    replies = [check(reply) for reply in run_many(bus.client, "redrive", calls)]
+    fates: dict[str, Fate] = {}
+    left = [one.place.id for one in letters]
+    while left:  # one script in a write: between two of them the server has time for others
+        about = [group, ordering, f"free:operator-{uuid.uuid4().hex}", str(len(lanes)), *lanes]
+        some, left = left[:CHUNK], left[CHUNK:]
+        codes = run(bus.client, "redrive", names, [*about, *some])
+        fates |= {id: Fate(code) for id, code in zip(some, codes, strict=True) if code != _LATER}
+        left[:0] = [id for id, code in zip(some, codes, strict=True) if code == _LATER]
     bus.registry.hint("release")  # workers take freed lanes again at once, and see what waits there
-    return [Fate(code) for reply in replies for code in reply]
+    return [fates[one.place.id] for one in letters]
 
 
 def discard(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> list[Fate]:

@@ -1,58 +1,47 @@
-"""Messages that wait until they are due: moved into their topic then, listed, cancelled before.
+"""Messages that wait until they are due: listed, cancelled before. `bus.due` moves them.
 
-Publishing with `delay=` or `at=` keeps a message beside the stream of its partition (`delay.lua`). Upkeep
-calls `move_due` all the time. A waiting message is addressed by its `DelayedRef`, written `3/d17`: the
-partition, and the id in the receipt of its publish. `bus.operate` adds the audit to `cancel`.
+Publishing with `delay=` or `at=` keeps a message beside the stream of its partition (`delay.lua`). A waiting
+message is addressed by its `DelayedRef`, written `3/d17`: the partition, and the id in the receipt of its
+publish. `bus.operate` adds the audit to `cancel`.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import re
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bus import codec, netstrings
-from bus.errors import BusError, BusFull, BusUnavailable, ConfigurationError, ServerError, UnknownTopic
+from bus.errors import ConfigurationError, UnknownTopic
 from bus.streams.commands import run_many
-from bus.streams.connect import check, error_of
+from bus.streams.connect import check
 from bus.values import Message
 
 if TYPE_CHECKING:
     from bus.client import Bus
     from bus.keys import PartitionKeys
-    from bus.streams.wire import Argument, Command
 
-#: How often upkeep looks for what is due. Seconds; half of what a message may be late by.
-MOVE_SECONDS = 0.5
-#: After so long `move_due` leaves the rest to its next call: other upkeep has its turn. Seconds.
-BUSY_SECONDS = 1.0
-
-#: Messages, and about how many bytes of them, that one script moves: a few milliseconds of the server's time.
+#: Messages that one script cancels: a few milliseconds of the server's time.
 CHUNK = 100
-CHUNK_BYTES = 1 << 20
-#: Partitions whose scripts are sent in one write, far below what the client's timeout allows.
-AT_ONCE = 20
-#: Commands in one write where every partition is looked at.
-PIPELINE = 20_000
 #: Messages in one read of a list: each may be as large as MAX_MESSAGE_BYTES.
 PAGE = 50
 #: Messages whose numbers alone are read, or that are cancelled, at a time.
 BATCH = 1000
 
+_MEMBER = re.compile(rb"\d{16}")
 _REF = re.compile(r"(\d{1,4})/d(\d{1,15})", re.ASCII)
 #: What the body of a message is called where it cannot be read.
 _UNREADABLE = b"delayed"
 #: The last moment that a datetime can be, with room for a time zone.
 _LAST_MS = datetime(9999, 12, 30, tzinfo=UTC).timestamp() * 1000
 
-#: A partition: topic and number.
-_Place = tuple[str, int]
-_Failure = tuple[_Place, BusError]
+#: Due times from here on never come (in milliseconds); so `move.lua` sets aside what cannot be moved.
+NEVER = 2.0**53
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -75,6 +64,11 @@ class DelayedRef:
     def __str__(self) -> str:
         return f"{self.partition}/d{self.number}"
 
+    @classmethod
+    def of_member(cls, partition: int, member: bytes) -> DelayedRef | None:
+        """The inverse of `member`; None where somebody else wrote that member."""
+        return cls(partition, int(member)) if _MEMBER.fullmatch(member) else None
+
     @property
     def member(self) -> str:
         """As it stands in the zset and the hash."""
@@ -87,7 +81,8 @@ class DelayedMessage:
 
     ref: DelayedRef
     due: datetime
-    """When it is moved, by the server's clock; a time in the past: it waits for a worker."""
+    """When it is moved, by the server's clock; a time in the past: it waits for a worker. The end of the
+    calendar: never, as of one whose body cannot be read."""
     message_id: str | None
     message: Message
     """Its id is `d17`. It has no timestamp: it is not stored in its topic yet."""
@@ -114,101 +109,6 @@ class _Row(NamedTuple):
 
     due: float
     member: bytes
-
-
-# ---------------------------------------------------------------------- moving
-
-
-def move_due(bus: Bus) -> int:
-    """Move what is due into its partitions, in order of due time, then of publishing; how many messages.
-
-    One look at all partitions, then one script for each that has something due, until nothing is, or
-    for BUSY_SECONDS. Several callers at once do no harm. Makes a stream that has vanished again, with
-    its groups. Raises BusUnavailable, or at the end, when all other partitions are done, the error of
-    the first in which something went wrong: BusFull where memory is full (it stays due), BusError.
-    """
-    due, failures = _look(bus)
-    moved, ends = 0, time.monotonic() + BUSY_SECONDS
-    while due and time.monotonic() < ends:
-        now, due = due[:AT_ONCE], due[AT_ONCE:]
-        for place, reply in zip(now, _move(bus, now), strict=True):
-            if isinstance(reply, BusError):
-                failures.append((place, reply))
-                continue
-            if reply is None:
-                continue  # the topic was deleted
-            some, lost, _next_due, more = reply
-            moved += some
-            if lost:
-                text = f"{lost} messages are lost: something removed their bodies from Redis"
-                failures.append((place, BusError(text)))
-            if more:
-                due.append(place)
-    if failures:
-        raise _failure(*failures[0], others=len(failures) - 1)
-    return moved
-
-
-def _look(bus: Bus) -> tuple[list[_Place], list[_Failure]]:
-    """The partitions in which something is due, those with the earliest first; and those that err."""
-    places = [(spec.name, n) for spec in bus.registry.specs().values() for n in range(spec.partitions)]
-    found: list[tuple[float, _Place]] = []
-    failures: list[_Failure] = []
-    for at in range(0, len(places), PIPELINE):
-        some = places[at : at + PIPELINE]
-        asked: list[Command] = [
-            ("ZRANGE", bus.keys.partition(*place).delayed, 0, 0, "WITHSCORES") for place in some
-        ]
-        clock, *replies = bus.client.pipe([("TIME",), *asked])
-        seconds, micros = check(clock)
-        now = int(seconds) * 1000 + int(micros) // 1000
-        for place, reply in zip(some, replies, strict=True):
-            if isinstance(reply, ServerError):
-                failures.append((place, error_of(reply)))
-            elif reply and float(reply[1]) <= now:
-                found.append((float(reply[1]), place))
-    return [place for _, place in sorted(found)], failures
-
-
-def _move(bus: Bus, places: Sequence[_Place]) -> list[Any]:
-    """The replies of `move.lua`, errors among them; None where the topic is gone."""
-    replies = _run_move(bus, places)
-    vanished = [index for index, reply in enumerate(replies) if reply is None]
-    if not vanished:
-        return replies
-    known = bus.registry.specs()
-    restored = []
-    for index in vanished:
-        topic, partition = places[index]
-        if topic in known:
-            try:
-                bus.registry.restore_partition(topic, partition)
-                restored.append(index)
-            except UnknownTopic:
-                continue
-            except BusError as error:
-                replies[index] = error
-    for index, reply in zip(restored, _run_move(bus, [places[index] for index in restored]), strict=True):
-        replies[index] = reply
-    return replies
-
-
-def _run_move(bus: Bus, places: Sequence[_Place]) -> list[Any]:
-    calls: list[tuple[list[str], list[Argument]]] = [
-        (_keys(bus.keys.partition(*place)), [CHUNK, CHUNK_BYTES]) for place in places
-    ]
-    replies = run_many(bus.client, "move", calls)
-    return [error_of(reply) if isinstance(reply, ServerError) else reply for reply in replies]
-
-
-def _keys(keys: PartitionKeys) -> list[str]:
-    return [keys.stream, keys.delayed, keys.delayed_body]
-
-
-def _failure(place: _Place, error: BusError, *, others: int) -> BusError:
-    kind = next((one for one in (BusFull, BusUnavailable) if isinstance(error, one)), BusError)
-    more = f" So it is in {others} more partitions." if others else ""
-    return kind(f"Delayed messages of {place[0]}/{place[1]} cannot be moved: {error}.{more}")
 
 
 # ---------------------------------------------------------------------- looking
@@ -248,8 +148,13 @@ def refs(bus: Bus, topic: str, partition: int | None = None) -> Iterator[Delayed
         ref
         for (number, keys), last in zip(chosen, lasts, strict=True)
         for _due, ref in _rows(bus, number, keys, BATCH)
-        if ref.number <= int(check(last) or 0)
+        if ref.number <= _last_number(check(last))
     )
+
+
+def _last_number(raw: bytes | None) -> float:
+    """The last number given; infinite where that cannot be read: then no more can be given."""
+    return int(raw) if raw is not None and raw.isdigit() else math.inf
 
 
 def _read(bus: Bus, topic: str, rows: Iterator[tuple[float, DelayedRef]]) -> Iterator[DelayedMessage]:
@@ -280,8 +185,8 @@ def _rows(bus: Bus, partition: int, keys: PartitionKeys, size: int) -> Iterator[
             offset = max(0, offset - size)
             continue
         for row in rows:
-            if row > last:
-                yield row.due, DelayedRef(partition, int(row.member))
+            if row > last and (ref := DelayedRef.of_member(partition, row.member)):
+                yield row.due, ref
         if len(rows) <= size:
             return
         # Where to find the last of these rows again: among those of its due time.
@@ -302,7 +207,7 @@ def _message(topic: str, ref: DelayedRef, due: float, body: bytes) -> DelayedMes
 
 
 def moment(milliseconds: float) -> datetime:
-    """A due time; one beyond the calendar, which only a foreign hand can have written, is its end."""
+    """A due time; one beyond the calendar, of what will never be moved, is its end."""
     return datetime.fromtimestamp(max(0.0, min(milliseconds, _LAST_MS)) / 1000, UTC)
 
 
@@ -341,11 +246,16 @@ def cancel(bus: Bus, topic: str, refs: Sequence[DelayedRef]) -> list[bool]:
         if number in known
         for at in range(0, len(some), CHUNK)
     ]
-    calls = [(_keys(known[some[0].partition]), [ref.member for ref in some]) for some in chunks]
+    calls = [(own_keys(known[some[0].partition]), [ref.member for ref in some]) for some in chunks]
     cancelled: set[DelayedRef] = set()
     for some, reply in zip(chunks, run_many(bus.client, "cancel", calls), strict=True):
         cancelled.update(ref for ref, removed in zip(some, check(reply), strict=True) if removed)
     return [ref in cancelled for ref in refs]
+
+
+def own_keys(keys: PartitionKeys) -> list[str]:
+    """The first keys of `move.lua` and `cancel.lua`."""
+    return [keys.stream, keys.delayed, keys.delayed_body]
 
 
 def _partitions(bus: Bus, topic: str, partition: int | None) -> list[tuple[int, PartitionKeys]]:

@@ -59,8 +59,8 @@ class Draft:
         once = [] if self.message_id is None else [keys.once(self.message_id)]
         if self.due is None:
             return once_command(keys.stream, once, [self.fields], window, by_text=by_text)
-        own = [keys.stream, keys.delayed, keys.delayed_body, *once]
-        args: list[Argument] = [*self.due, window, *self.fields]
+        own = [keys.stream, keys.delayed, keys.delayed_body, keys.due, *once]
+        args: list[Argument] = [*self.due, window, keys.place, *self.fields]
         delay = script("delay")
         return delay.by_text(own, args) if by_text else delay.by_sha(own, args)
 

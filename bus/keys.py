@@ -41,6 +41,15 @@ class Keys:
         """stream: hints that wake every watcher."""
         return f"{self.prefix}:control"
 
+    @property
+    def due(self) -> str:
+        """zset: `topic:partition` → when its first delayed message is due (server clock, ms), or earlier.
+
+        Written by the scripts that change what waits. With the hash tags of today it lies in another slot
+        of a cluster than most partitions; tags that partitions share give each its own part of it.
+        """
+        return f"{self.prefix}:due"
+
     def leases(self, topic: str, group: str) -> str:
         """Pattern of the lease keys of a group in all partitions of a topic, for SCAN."""
         return f"{self.prefix}:{{{topic}:*}}:lease:{group}:*"
@@ -55,6 +64,10 @@ class PartitionKeys:
 
     stream: str
     """stream: the messages."""
+    due: str
+    """As Keys.due."""
+    place: str
+    """The partition's name there."""
 
     def lease(self, group: str, lane: str) -> str:
         """string: `incarnation:token` of the owner, or `free:…` when it was given back."""
@@ -106,7 +119,8 @@ class PartitionKeys:
 
 @lru_cache(maxsize=65536)
 def _partition_keys(prefix: str, topic: str, partition: int) -> PartitionKeys:
-    return PartitionKeys(f"{prefix}:{{{topic}:{partition}}}")
+    place = f"{topic}:{partition}"
+    return PartitionKeys(f"{prefix}:{{{place}}}", Keys(prefix).due, place)
 
 
 def pad_id(message_id: str) -> str:

@@ -17,7 +17,7 @@ from datetime import timedelta
 
 import orjson
 
-from bus.errors import BusFull, BusUnavailable, ConfigurationError, UnknownTopic
+from bus.errors import BusUnavailable, ConfigurationError, UnknownTopic
 from bus.keys import Keys
 from bus.streams import commands
 from bus.streams.connect import Client, check
@@ -141,7 +141,7 @@ class Registry:
         for spec in wanted:
             # The streams first: a publisher that sees the spec must find them.
             self._make_streams(spec, range(spec.partitions), groups)
-            self._client.call("HSET", self._keys.topics, spec.name, _dump_topic(spec))
+            self._declare(self._keys.topics, spec.name, _dump_topic(spec))
             self._cache.pop(spec.name, None)
         if wanted:
             self.hint("spec changed")
@@ -195,9 +195,7 @@ class Registry:
                 paused = before.paused if before else spec.paused
                 born = before.born if before else secrets.token_hex(8)
                 record = {"ordering": spec.ordering, "start": start, "paused": paused, "born": born}
-                self._client.call(
-                    "HSET", self._keys.groups, f"{spec.topic}/{spec.name}", orjson.dumps(record)
-                )
+                self._declare(self._keys.groups, f"{spec.topic}/{spec.name}", orjson.dumps(record))
         everything = self.groups()
         for topic in {spec.topic for spec in wanted}:
             self._make_streams(self.spec(topic), range(self.spec(topic).partitions), everything)
@@ -211,7 +209,7 @@ class Registry:
         record = {
             "ordering": spec.ordering, "start": spec.start, "paused": spec.paused, "born": spec.born
         }  # fmt: skip
-        self._client.call("HSET", self._keys.groups, f"{spec.topic}/{spec.name}", orjson.dumps(record))
+        self._declare(self._keys.groups, f"{spec.topic}/{spec.name}", orjson.dumps(record))
 
     # ------------------------------------------------------------------ shared
 
@@ -219,7 +217,7 @@ class Registry:
         """Refuse a Redis whose keys a newer Jitney has written; mark an empty one as ours."""
         raw = self._client.call("HGET", self._keys.meta, "layout")
         if raw is None:
-            self._client.call("HSETNX", self._keys.meta, "layout", LAYOUT)
+            self._declare(self._keys.meta, "layout", LAYOUT, keep=True)
         elif int(raw) > LAYOUT:
             raise ConfigurationError(
                 f"The keys under {self._keys.prefix!r} have layout {int(raw)}; this Jitney knows up to "
@@ -229,9 +227,13 @@ class Registry:
     def hint(self, what: str) -> None:
         """Wake every watcher. A hint only makes things sooner, so one that cannot be written is no error."""
         try:
-            self._client.call("XADD", self._keys.control, "MAXLEN", "~", 100, "*", "hint", what)
-        except (BusFull, BusUnavailable):
+            commands.run(self._client, "hint", [self._keys.control], [what])
+        except BusUnavailable:
             return
+
+    def _declare(self, key: str, field: str, value: bytes | int, *, keep: bool = False) -> None:
+        """Write one field of what is declared, also while memory is full; `keep`: unless it is there."""
+        commands.run(self._client, "declare", [key], [field, value, "1" if keep else ""])
 
     def _restore(self, name: str) -> TopicSpec:
         spec = self.declared.get(name) or self.find_elsewhere(name)

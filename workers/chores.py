@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from django.db import Error, close_old_connections
 
-from bus import delayed, inbox, marks, outbox, retention
+from bus import due, inbox, marks, outbox, retention
 from bus.client import Bus
 from bus.databases import Databases
 from bus.errors import BusError
@@ -35,6 +35,7 @@ class Chores:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._mover = due.Mover(bus)
         self._inboxes: Databases | None = None
         self._outboxes: Databases | None = None
         self._relays: dict[str, outbox.Relay] = {}
@@ -42,7 +43,7 @@ class Chores:
     def threads(self, is_leader: Callable[[], bool]) -> list[Upkeep]:
         """The threads that do them, not started yet."""
         steps = {
-            "delayed": [Step(self.move_delayed, delayed.MOVE_SECONDS)],
+            "delayed": [Step(self.move_delayed, due.MOVE_SECONDS)],
             "outbox": [Step(guarded(self.relay_outbox), RELAY_SECONDS)],
             "upkeep": [
                 Step(guarded(self.copy_marks), marks.COPY_SECONDS),
@@ -53,7 +54,7 @@ class Chores:
         return [Upkeep(name, each, is_leader=is_leader) for name, each in steps.items()]
 
     def move_delayed(self) -> None:
-        delayed.move_due(self._bus)
+        self._mover.run()
 
     def relay_outbox(self) -> None:
         from bus.models import OutboxRow  # a worker imports this module before Django's apps are ready

@@ -45,7 +45,8 @@ class Waiting:
     def read(cls, count: Any, first: Any) -> Waiting:
         """From the replies to ZCARD and to ZRANGE of the first with its score."""
         known = [] if is_absent(first) else check(first)
-        return cls(number(count), delayed.moment(float(known[1])) if known else None)
+        due = float(known[1]) if known else delayed.NEVER
+        return cls(number(count), delayed.moment(due) if due < delayed.NEVER else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from bus.errors import ConfigurationError, ReadOnly, UnknownGroup, UnknownTopic
 from bus.lane import Lane, LaneId
 from bus.models import AuditRecord
 from bus.registry import GroupSpec
+from bus.streams.commands import run
 from bus.streams.embedded import EmbeddedServer
 from bus.turn import Turns
 from bus.values import Message, Ordering, TopicSpec
@@ -227,6 +228,67 @@ def test_a_trimmed_message_comes_from_the_kept_copy_and_other_groups_settle_it_u
     assert scene.given(OTHER) == []
     assert scene.pending(OTHER) == 0
     assert bus.client.call("XLEN", scene.keys.stream) == 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["v", "1"],
+        ["v", "1", "k", "a"],
+        ["v", "1", "g", "nobody"],
+        ["v", "1", "g", "nobody", "k", "a"],
+        ["v", "1", "k", "a", "e", "json", "g", "nobody"],
+        ["rubbish", ""],
+    ],
+)
+def test_a_copy_is_for_its_group_alone_whatever_fields_the_message_had(scene: Scene, fields: Any) -> None:
+    # Given a dead letter of a message with so few fields, or with a field that only a copy has
+    scene.bus.client.call("XADD", scene.keys.stream, "1-0", *fields)
+    scene.bus.client.call(
+        "XADD", scene.keys.dead(GROUP), "*", "id", "1-0", "reason", "x", "attempts", 1, *fields
+    )
+    scene.bus.client.call("XTRIM", scene.keys.stream, "MAXLEN", 0)
+    # When it is retried
+    assert scene.retry().copied == 1
+    # Then its own group is given it, and the others settle it unhandled
+    [(id, _)] = scene.bus.client.call("XRANGE", scene.keys.stream, "-", "+")
+    assert scene.given(OTHER) == []
+    assert scene.pending(OTHER) == 0
+    assert scene.given() == [(id.decode(), 1)]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_large_dead_letters_are_retried_a_few_in_one_script(scene: Scene, kept: bool) -> None:
+    # Given 20 dead letters of 100,000 bytes, whose messages are still there or not
+    ids = [scene.bus.publish(TOPIC, b"x" * 100_000, key="a").id for _ in range(20)]
+    turns = scene.lane()
+    for message in drain(turns, keep=True):
+        turns.lanes[0].dead(message, "too large", "too large", 1)
+    turns.settle()
+    if not kept:
+        scene.bus.client.call("XTRIM", scene.keys.stream, "MAXLEN", 0)
+    places = [letter.place for letter in scene.letters()]
+    # When one script is asked to retry them all
+    keys = scene.keys
+    names = [keys.stream, keys.retry(GROUP), keys.held(GROUP), keys.state(GROUP), keys.dead(GROUP)]
+    codes = run(scene.bus.client, "redrive", [*names, keys.lease(GROUP, "0")],
+                [GROUP, "key", "free:x", 1, "0", *(place.id for place in places)])  # fmt: skip
+    # Then it takes a few and leaves the rest, which the verb then comes to
+    assert codes == [1 if kept else 2] * 3 + [-2] * 17
+    assert scene.retry().retried == 17
+    assert scene.letters() == []
+    assert len(scene.given()) == len(ids)
+
+
+def test_a_letter_that_names_no_message_stops_no_other(scene: Scene) -> None:
+    [id] = scene.kill()
+    for named in ("rubbish", "18446744073709551616-0", ""):
+        scene.bus.client.call("XADD", scene.keys.dead(GROUP), "*", "id", named, "reason", "x", "v", 1)
+    letters = [LetterRef(Place(0, raw.decode()), "", "") for raw, _ in
+               scene.bus.client.call("XRANGE", scene.keys.dead(GROUP), "-", "+")]  # fmt: skip
+    fates = deadletters.retry(scene.bus, TOPIC, GROUP, letters)
+    assert [fate.name for fate in fates] == ["WAITING", "COPIED", "COPIED", "COPIED"]
+    assert (id, 1) in scene.given()
 
 
 def test_a_copy_that_dies_again_is_retried_for_the_same_group(scene: Scene) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bus import delayed
+from bus import delayed, doctor, due, observe
 from bus.client import Bus
 from bus.delayed import DelayedRef
 from bus.errors import BusError, BusFull, ConfigurationError, InvalidMessage, Undecodable, UnknownTopic
@@ -55,10 +57,10 @@ def stored(bus: Bus, partition: int) -> list[bytes]:
     return [fields[b"v"] for _, fields in entries(bus, partition)]
 
 
-def make_due(bus: Bus, receipt: Receipt, due: float = 1) -> None:
-    """As if the time had come, or were `due` (ms)."""
+def make_due(bus: Bus, receipt: Receipt, when: float = 1) -> None:
+    """As if the time had come, or were `when` (ms)."""
     member = DelayedRef(receipt.partition, int(receipt.id[1:])).member
-    assert bus.client.call("ZADD", keys_of(bus, receipt.partition).delayed, "XX", "CH", due, member) == 1
+    assert bus.client.call("ZADD", keys_of(bus, receipt.partition).delayed, "XX", "CH", when, member) == 1
 
 
 def later(bus: Bus, value: Any, key: str = "a", **more: Any) -> Receipt:
@@ -80,18 +82,18 @@ def test_messages_are_moved_in_order_of_due_time_then_of_publishing(bus: Bus) ->
     # When they are due as three groups, the last published first; more than one script moves
     for number, receipt in enumerate(receipts):
         make_due(bus, receipt, 1000 - number // 40)
-    assert delayed.move_due(bus) == 120
+    assert due.move_due(bus) == 120
     order = [*range(80, 120), *range(40, 80), *range(40)]
     assert [int(value) for value in stored(bus, receipts[0].partition)] == order
     assert delayed.count(bus, TOPIC) == 0
-    assert delayed.move_due(bus) == 0
+    assert due.move_due(bus) == 0
 
 
 def test_nothing_is_moved_before_it_is_due_by_the_clock_of_the_server(bus: Bus) -> None:
     before = bus.client.call("TIME")
     soon = later(bus, "soon", delay=0.3)
     later(bus, "later")
-    wait_until(lambda: delayed.move_due(bus), what="the message to be moved", interval=0.005)
+    wait_until(lambda: due.move_due(bus), what="the message to be moved", interval=0.005)
     [(id, fields)] = entries(bus, soon.partition)
     assert fields[b"v"] == b'"soon"'
     # Its id is the server's time of the move
@@ -156,7 +158,7 @@ def test_keys_headers_and_bytes_survive(bus: Bus) -> None:
     [found] = delayed.find(bus, TOPIC)
     assert (found.message.value, found.message.key) == (b"\x00\xff,5:hello\r\n", "clé")
     make_due(bus, receipt)
-    delayed.move_due(bus)
+    due.move_due(bus)
     [(_, fields)] = entries(bus, receipt.partition)
     expected = {
         b"v": b"\x00\xff,5:hello\r\n",
@@ -191,7 +193,7 @@ def test_any_message_that_can_be_published_comes_out_as_it_went_in(
     [found] = delayed.find(bus, TOPIC)
     make_due(bus, receipt)
     # When it is moved
-    assert delayed.move_due(bus) == 1
+    assert due.move_due(bus) == 1
     # Then nobody can see the difference, in the list or in the stream
     direct = next(fields for id, fields in entries(bus, plain.partition) if id == plain.id)
     assert entries(bus, receipt.partition)[-1][1] == direct == found.message.raw
@@ -210,7 +212,7 @@ def test_messages_that_waited_stay_in_their_partition_when_there_are_more(bus: B
     new = {key: later(bus, f"new {key}", key=key) for key in receipts}
     for receipt in [*receipts.values(), *new.values()]:
         make_due(bus, receipt)
-    assert delayed.move_due(bus) == 40
+    assert due.move_due(bus) == 40
     for number in range(PARTITIONS * 2):
         expected = [f'"{key}"' for key, receipt in receipts.items() if receipt.partition == number]
         expected += [f'"new {key}"' for key, receipt in new.items() if receipt.partition == number]
@@ -227,7 +229,7 @@ def test_messages_wait_through_a_restart_of_the_server(own_server: EmbeddedServe
     assert [(one.ref, one.due) for one in delayed.find(bus, TOPIC)] == [(one.ref, one.due) for one in before]
     for receipt in receipts:
         make_due(bus, receipt)
-    assert delayed.move_due(bus) == 50
+    assert due.move_due(bus) == 50
     assert sorted(int(value) for number in range(PARTITIONS) for value in stored(bus, number)) == list(
         range(50)
     )
@@ -238,14 +240,14 @@ def test_messages_wait_through_a_restart_of_the_server(own_server: EmbeddedServe
 
 MOVER = """
 import sys, time
-from bus import delayed
+from bus import delayed, due
 from bus.client import Bus
 bus = Bus(sys.argv[1], prefix=sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
 moved = 0
 while delayed.count(bus, "orders"):
-    moved += delayed.move_due(bus)
+    moved += due.move_due(bus)
 print(moved)
 """
 
@@ -266,7 +268,7 @@ def test_several_movers_move_each_message_once(server: EmbeddedServer, bus: Bus)
     def mover() -> None:
         start.wait()
         while delayed.count(bus, TOPIC):
-            moved.append(delayed.move_due(bus))
+            moved.append(due.move_due(bus))
 
     threads = [threading.Thread(target=mover) for _ in range(3)]
     for process in processes:
@@ -297,7 +299,7 @@ def test_a_publish_under_the_same_id_gets_the_receipt_of_the_waiting_then_of_the
     assert (again.duplicate, again.id) == (True, first.id)
     bus.client.call("EXPIRE", keys_of(bus, first.partition).once("order-991"), 77)
     make_due(bus, first)
-    delayed.move_due(bus)
+    due.move_due(bus)
     [(id, _)] = entries(bus, first.partition)
     moved = bus.publish(TOPIC, 3, key="a", message_id="order-991")
     assert (moved.duplicate, moved.id) == (True, id)
@@ -315,7 +317,7 @@ def test_the_id_of_another_message_is_left_alone(bus: Bus) -> None:
     newer = later(bus, "newer", message_id="n")
     # When the old ones are moved, and cancelled
     make_due(bus, old)
-    delayed.move_due(bus)
+    due.move_due(bus)
     assert delayed.cancel(bus, TOPIC, [ref(gone)]) == [True]
     # Then the id still names the new ones
     assert bus.publish(TOPIC, 1, key="a", message_id="m").id == new.id
@@ -333,14 +335,14 @@ def test_a_full_memory_refuses_new_ones_and_moves_none_and_loses_nothing(bus: Bu
     with pytest.raises(BusFull):
         bus.publish(TOPIC, 1, delay=60)
     with pytest.raises(BusFull, match=TOPIC):
-        delayed.move_due(bus)
+        due.move_due(bus)
     assert delayed.count(bus, TOPIC) == 30
     assert stored(bus, receipts[0].partition) == []
     # Cancelling works meanwhile
     assert delayed.cancel(bus, TOPIC, [ref(receipts[7])]) == [True]
     # When there is memory again
     bus.client.call("CONFIG", "SET", "maxmemory", 0)
-    assert delayed.move_due(bus) == 29
+    assert due.move_due(bus) == 29
     expected = [number for number in range(30) if number != 7]
     assert [int(value) for value in stored(bus, receipts[0].partition)] == expected
 
@@ -351,7 +353,7 @@ def test_a_stream_that_vanished_is_made_again_with_its_groups(bus: Bus) -> None:
     make_due(bus, receipt)
     stream = keys_of(bus, receipt.partition).stream
     bus.client.call("DEL", stream)
-    assert delayed.move_due(bus) == 1
+    assert due.move_due(bus) == 1
     given = bus.client.call("XREADGROUP", "GROUP", "inventory", "0", "STREAMS", stream, ">")
     assert given[0][1][0][1][1] == b"1"
 
@@ -359,7 +361,7 @@ def test_a_stream_that_vanished_is_made_again_with_its_groups(bus: Bus) -> None:
 def test_what_waits_in_a_topic_that_is_deleted_goes_with_it(bus: Bus) -> None:
     receipt = later(bus, 1)
     bus.registry.delete(TOPIC)
-    assert delayed.move_due(bus) == 0
+    assert due.move_due(bus) == 0
     assert bus.client.call("EXISTS", keys_of(bus, receipt.partition).delayed) == 0
     with pytest.raises(UnknownTopic):
         delayed.find(bus, TOPIC)
@@ -377,29 +379,77 @@ def test_a_broken_partition_stops_no_other(bus: Bus, broken: str) -> None:
     bus.client.call("SET", key, "foreign")
     # When what is due is moved
     with pytest.raises(BusError, match=f"{TOPIC}/{bad} cannot be moved.*WRONGTYPE"):
-        delayed.move_due(bus)
+        due.move_due(bus)
     # Then the others are empty, and with the key in its place this one is moved whole
     others = [receipt for receipt in receipts if receipt.partition != bad]
     assert sum(len(stored(bus, number)) for number in range(PARTITIONS) if number != bad) == len(others)
     bus.client.call("RENAME", f"{key}:aside", key)
-    assert delayed.move_due(bus) == len(receipts) - len(others)
+    assert due.move_due(bus) == len(receipts) - len(others)
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"rubbish", b"5:hello", b"0:,", b"0:,1:v,", b"9999999999999:x,", b"-1:,"]
-)
-def test_a_body_that_cannot_be_read_comes_out_as_what_no_handler_can_read(bus: Bus, body: bytes) -> None:
+UNREADABLE = [b"", b"rubbish", b"5:hello", b"0:,", b"0:,1:v,", b"9999999999999:x,", b"-1:,"]
+
+
+@pytest.mark.parametrize("body", UNREADABLE)
+def test_a_body_that_cannot_be_read_is_set_aside_and_stops_nothing(bus: Bus, body: bytes) -> None:
     first, bad, last = (later(bus, number) for number in range(3))
-    bus.client.call("HSET", keys_of(bus, bad.partition).delayed_body, ref(bad).member, body)
-    found = list(delayed.find(bus, TOPIC))[1]
-    with pytest.raises(Undecodable, match="delayed"):
-        _ = found.message.value
+    keys = keys_of(bus, bad.partition)
+    bus.client.call("HSET", keys.delayed_body, ref(bad).member, body)
     for receipt in (first, bad, last):
         make_due(bus, receipt)
-    assert delayed.move_due(bus) == 3
-    before, unreadable, after = (fields for _, fields in entries(bus, bad.partition))
-    assert (before[b"v"], after[b"v"]) == (b"0", b"2")
-    assert unreadable == found.message.raw == {b"delayed": body}
+    with pytest.raises(BusError, match=r"set aside.*doctor"):
+        due.move_due(bus)
+    assert stored(bus, bad.partition) == [b"0", b"2"]
+    # It is kept as it is, is never due again, and is listed until somebody cancels it
+    assert due.move_due(bus) == 0
+    assert bus.client.call("HGET", keys.delayed_body, ref(bad).member) == body
+    [found] = delayed.find(bus, TOPIC)
+    with pytest.raises(Undecodable, match="delayed"):
+        _ = found.message.value
+    assert delayed.cancel(bus, TOPIC, [found.ref]) == [True]
+    assert bus.client.call("HKEYS", keys.delayed_body) == [b"last"]
+
+
+#: Members that `delay.lua` does not write, though Lua takes some of them for numbers.
+FOREIGN = [
+    "abc",
+    "",
+    "7",
+    "-0000000000000007",
+    "0x10",
+    "nan",
+    "inf",
+    " 000000000000007",
+    "00000000000000017",
+    "\xff",
+]
+
+
+@pytest.mark.parametrize("with_body", [True, False])
+@pytest.mark.parametrize("score", ["-inf", "-5", "0", "1.5"])
+def test_a_member_that_is_no_number_is_set_aside_and_published_never(
+    bus: Bus, score: str, with_body: bool
+) -> None:
+    # Given members of a stranger before messages that are due, more than one script looks at
+    receipts = [later(bus, number) for number in range(3)]
+    keys = keys_of(bus, receipts[0].partition)
+    strangers = [*FOREIGN, *(f"stranger-{number}" for number in range(230))]
+    for member in strangers:
+        bus.client.call("ZADD", keys.delayed, score, member)
+        if with_body:
+            bus.client.call("HSET", keys.delayed_body, member, "0:,1:v,1:1,")
+    for receipt in receipts:
+        make_due(bus, receipt, 5)
+    # When what is due is moved
+    with pytest.raises(BusError, match=f"{len(strangers)} .*set aside"):
+        due.move_due(bus)
+    # Then that are the messages, once, and the strangers' are kept out of the way
+    assert stored(bus, receipts[0].partition) == [b"0", b"1", b"2"]
+    assert due.move_due(bus) == 0
+    assert len(entries(bus, receipts[0].partition)) == 3
+    assert bus.client.call("ZCOUNT", keys.delayed, "+inf", "+inf") == len(strangers)
+    assert list(delayed.find(bus, TOPIC)) == []
+    assert list(delayed.refs(bus, TOPIC)) == []
 
 
 def test_a_body_that_is_gone_is_reported_once_and_stops_nothing(bus: Bus) -> None:
@@ -407,17 +457,173 @@ def test_a_body_that_is_gone_is_reported_once_and_stops_nothing(bus: Bus) -> Non
     for receipt in (gone, other):
         make_due(bus, receipt)
     bus.client.call("HDEL", keys_of(bus, gone.partition).delayed_body, ref(gone).member)
-    with pytest.raises(BusError, match="1 messages are lost"):
-        delayed.move_due(bus)
+    with pytest.raises(BusError, match=r"1 .*set aside"):
+        due.move_due(bus)
     assert stored(bus, other.partition) == [b"1"]
-    assert delayed.move_due(bus) == 0
+    assert due.move_due(bus) == 0
+
+
+def test_a_key_of_a_foreign_type_under_a_message_id_stops_nothing(bus: Bus) -> None:
+    receipts = [later(bus, number, message_id=f"m{number}") for number in range(3)]
+    once = keys_of(bus, receipts[0].partition).once("m1")
+    bus.client.call("DEL", once)
+    bus.client.call("RPUSH", once, "foreign")
+    for receipt in receipts:
+        make_due(bus, receipt)
+    assert due.move_due(bus) == 3
+    assert stored(bus, receipts[0].partition) == [b"0", b"1", b"2"]
+
+
+@pytest.mark.parametrize("score", ["inf", "1e300", "9007199254740993"])
+def test_a_time_that_never_comes_is_no_time(bus: Bus, score: str) -> None:
+    receipt = later(bus, 1)
+    bus.client.call("ZADD", keys_of(bus, receipt.partition).delayed, score, ref(receipt).member)
+    assert due.move_due(bus) == 0
+    [found] = delayed.find(bus, TOPIC)
+    assert found.due.year == 9999
+    assert observe.topic(bus, TOPIC).next_due is None
+
+
+def test_the_doctor_names_what_will_never_be_moved(bus: Bus) -> None:
+    assert [one.level for one in doctor.examine(bus) if one.check == "delayed"] == ["ok"]
+    # Given a message without its body, one with a body that cannot be read, a stranger's, and a body alone
+    gone, bad, fine = (later(bus, number) for number in range(3))
+    keys = keys_of(bus, gone.partition)
+    bus.client.call("HDEL", keys.delayed_body, ref(gone).member)
+    bus.client.call("HSET", keys.delayed_body, ref(bad).member, "rubbish", "alone", "0:,1:v,1:1,")
+    bus.client.call("ZADD", keys.delayed, 1, "abc\n")
+    for receipt in (gone, bad, fine):
+        make_due(bus, receipt)
+    with pytest.raises(BusError, match=r"3 .*set aside"):
+        due.move_due(bus)
+    found = [one for one in doctor.examine(bus) if one.check == "delayed"]
+    # Then each is named, with its key and what to do
+    assert [one.level for one in found] == ["warning"] * 4
+    told = " ".join(f"{one.text} {one.hint}" for one in found)
+    assert keys.delayed in told
+    assert keys.delayed_body in told
+    for part in (str(ref(gone)), str(ref(bad)), r"abc\n", "delayed cancel", "ZREM", "1 bod"):
+        assert part in told, part
 
 
 def test_large_messages_are_moved_in_portions(bus: Bus) -> None:
     receipts = [later(bus, b"x" * 700_000, key="a") for _ in range(5)]
     for receipt in receipts:
         make_due(bus, receipt)
-    assert delayed.move_due(bus) == 5
+    assert due.move_due(bus) == 5
+
+
+# ---------------------------------------------------------------------- who has something due
+
+
+def commands_of(bus: Bus, work: Any) -> dict[str, int]:
+    """How often the server ran which command meanwhile, also inside of scripts."""
+
+    def calls() -> Counter[str]:
+        found: Counter[str] = Counter()
+        for line in bus.client.call("INFO", "commandstats").decode().splitlines():
+            if line.startswith("cmdstat_"):
+                name, _, rest = line.removeprefix("cmdstat_").partition(":")
+                found[name] = int(rest.split(",")[0].removeprefix("calls="))
+        return found
+
+    before = calls()
+    work()
+    return {name: count for name, count in (calls() - before).items() if name != "info"}
+
+
+def test_looking_for_what_is_due_asks_no_partition(bus: Bus) -> None:
+    bus.registry.project([TopicSpec(name=TOPIC, partitions=256)])
+    mover = due.Mover(bus)
+    mover.run()  # the first time every partition is asked
+    for key in map(str, range(50)):
+        later(bus, key, key=key)
+    assert commands_of(bus, mover.run) == {"time": 1, "zrange": 1}
+
+
+def test_what_is_published_after_a_look_is_moved_when_it_is_due(bus: Bus) -> None:
+    mover = due.Mover(bus)
+    mover.run()
+    keys = list(map(str, range(20)))
+    receipts = [bus.publish(TOPIC, key, key=key, delay=0.2) for key in keys]
+    later(bus, "later", key="0")
+    wanted = {receipt.partition for receipt in receipts}
+    moved = []
+    wait_until(lambda: moved.append(mover.run()) or sum(moved) == 20, what="all to be moved", interval=0.005)
+    # Then the zset says when the next is due, and nothing of partitions where nothing waits
+    [name, score] = bus.client.call("ZRANGE", bus.keys.due, 0, -1, "WITHSCORES")
+    partition = partition_of("0", PARTITIONS)
+    assert partition in wanted
+    assert name.decode() == f"{TOPIC}:{partition}"
+    waiting = bus.client.call("ZRANGE", keys_of(bus, partition).delayed, 0, 0, "WITHSCORES")
+    assert score == waiting[1]
+
+
+@pytest.mark.parametrize("damage", ["gone", "late", "foreign"])
+def test_what_the_zset_of_due_times_lacks_is_found_by_the_look_at_every_partition(
+    bus: Bus, damage: str
+) -> None:
+    # Given a message of which that zset says nothing (as publishers of the version before leave it), or
+    # something wrong, or that is no zset at all
+    if damage == "foreign":
+        bus.client.call("SET", bus.keys.due, "foreign")
+    soon, receipt = later(bus, "soon"), later(bus, "later", key="b")
+    if damage == "gone":
+        bus.client.call("DEL", bus.keys.due)
+    elif damage == "late":
+        bus.client.call("ZADD", bus.keys.due, 10**15, f"{TOPIC}:{soon.partition}")
+    make_due(bus, soon)
+    mover = due.Mover(bus)
+    if damage == "foreign":
+        with pytest.raises(BusError, match="no sorted set; delete it"):
+            mover.run()
+        bus.client.call("DEL", bus.keys.due)
+    else:
+        assert mover.run() == 1
+    assert stored(bus, soon.partition) == [b'"soon"']
+    # Then a new mover finds what waits later, and it is known from then on
+    due.Mover(bus).run()
+    assert bus.client.call("ZSCORE", bus.keys.due, f"{TOPIC}:{receipt.partition}") is not None
+    make_due(bus, receipt)
+    bus.client.call("ZADD", bus.keys.due, "LT", 1, f"{TOPIC}:{receipt.partition}")
+    assert mover.run() == 1
+
+
+def test_a_partition_that_only_an_older_version_knows_to_fill_is_looked_at_again_and_again(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mover = due.Mover(bus)
+    mover.run()
+    receipt = later(bus, 1)
+    make_due(bus, receipt)
+    bus.client.call("DEL", bus.keys.due)
+    assert mover.run() == 0
+    clock = time.monotonic
+    monkeypatch.setattr(due.time, "monotonic", lambda: clock() + due.SWEEP_SECONDS)
+    assert mover.run() == 1
+
+
+def test_strange_members_of_the_zset_of_due_times_are_dropped(bus: Bus) -> None:
+    receipt = later(bus, 1)
+    mover = due.Mover(bus)
+    mover.run()
+    for member in ("", "rubbish", "\xff", "orders:99", "orders:-1", "orders:٣", "gone:0", ":"):
+        bus.client.call("ZADD", bus.keys.due, "-inf", member)
+    make_due(bus, receipt)
+    bus.client.call("ZADD", bus.keys.due, 1, f"{TOPIC}:{receipt.partition}")
+    assert mover.run() == 1
+    assert bus.client.call("EXISTS", bus.keys.due) == 0
+
+
+def test_a_full_memory_keeps_the_zset_of_due_times_right(bus: Bus) -> None:
+    receipt = later(bus, 1)
+    bus.client.call("DEL", bus.keys.due)
+    bus.client.call("CONFIG", "SET", "maxmemory", 1)
+    mover = due.Mover(bus)
+    assert mover.run() == 0
+    bus.client.call("CONFIG", "SET", "maxmemory", 0)
+    assert due.Mover(bus).run() == 0
+    assert bus.client.call("ZSCORE", bus.keys.due, f"{TOPIC}:{receipt.partition}") is not None
 
 
 # ---------------------------------------------------------------------- listing and cancelling
@@ -460,7 +666,7 @@ def test_cancelling_frees_the_id_and_says_what_was_there(bus: Bus) -> None:
     again = bus.publish(TOPIC, "again", key="a", message_id="gone")
     assert not again.duplicate
     make_due(bus, kept)
-    delayed.move_due(bus)
+    due.move_due(bus)
     assert stored(bus, kept.partition) == [b'"again"', b'"kept"']
 
 
@@ -480,7 +686,7 @@ def test_cancelling_against_a_mover_leaves_each_message_in_one_place(bus: Bus) -
     thread.start()
     start.wait()
     while delayed.count(bus, TOPIC):
-        delayed.move_due(bus)
+        due.move_due(bus)
     thread.join()
     cancelled = {number for number, was in zip(reversed(range(1000)), result, strict=True) if was}
     assert sorted([*cancelled, *map(int, stored(bus, receipts[0].partition))]) == list(range(1000))

@@ -4,7 +4,8 @@
 -- ARGV    1 group   2 ordering ("key", "partition" or "none")   3 a lease value that frees a lane, never used before
 --         4 how many lanes   their names, in the order of the leases   ids of the letters
 -- Reply   for each letter: 1 its message waits for the group again, 2 a copy was added for this group alone,
---         0 gone (somebody was faster), -1 stays a dead letter: the stream or group is missing, or no copy was kept
+--         0 gone (somebody was faster), -1 stays a dead letter: the stream or group is missing, or no copy was
+--         kept, -2 not looked at: this script has done enough, ask again
 --
 -- Everything is checked first, and recorded before the letter is removed. A slice may be at work on the
 -- lane: what is added here breaks none of what it knows, but it must look. A lane with nothing in hand is
@@ -15,6 +16,12 @@ local group, ordering, fresh = ARGV[1], ARGV[2], ARGV[3]
 local first_letter = 5 + ARGV[4]
 local about = {id = true, reason = true, error = true, attempts = true, first = true, last = true}
 local page = 100
+-- One letter may have as many bytes as a message; what comes after so many of them is for the next script.
+local enough = 256 * 1024
+-- Looks at single messages, over all lanes; a lane that is not looked at counts as one with something in hand.
+local looks = 2000
+-- unpack() takes just under 8,000 values.
+local most_fields = 7000
 
 local function replies(status)
   local list = {}
@@ -84,7 +91,8 @@ local function in_hand(lane)
   end
   local rows = redis.call('XPENDING', stream, group, '-', '+', page, lane)
   for _, row in ipairs(rows) do
-    if not redis.call('ZSCORE', retry, row[1]) then return true end
+    looks = looks - 1
+    if looks < 0 or not redis.call('ZSCORE', retry, row[1]) then return true end
   end
   return #rows == page
 end
@@ -97,14 +105,37 @@ for i = 6, #KEYS do
   end
 end
 
-local result, waiting = {}, false
+local result, waiting, bytes = {}, false, 0
+
+-- A group skips a copy for another one only where it has more than four fields: messages have no more than
+-- that as a rule, and are not looked at. So it always has six or more, and `g` stands last.
+local function for_group_alone(message)
+  if message[#message - 1] == 'g' then
+    message[#message] = nil
+    message[#message] = nil
+  end
+  while #message < 4 do
+    message[#message + 1] = 'h'
+    message[#message + 1] = '{}'
+  end
+  message[#message + 1] = 'g'
+  message[#message + 1] = group
+  return message
+end
+
+local function stands_in_stream(id)
+  if not id or not id:match('^%d+%-%d+$') then return false end
+  local found = redis.pcall('XRANGE', stream, id, id) -- an error where it is no 64-bit number
+  return not found.err and #found == 1
+end
 
 local function redrive(letter)
   local entry = redis.call('XRANGE', dead, letter, letter)[1]
   if not entry then return 0 end
+  for _, text in ipairs(entry[2]) do bytes = bytes + #text end
   local known, message = parts(entry[2])
   local id = known['id']
-  if id and #redis.call('XRANGE', stream, id, id) == 1 then
+  if stands_in_stream(id) then
     -- After a reset the group may have it again, or before it: then it is delivered without our help.
     local there = pad(id) > position or #redis.call('XPENDING', stream, group, id, id, 1) == 1
     if not there then
@@ -116,17 +147,13 @@ local function redrive(letter)
     redis.call('XDEL', dead, letter)
     return 1
   end
-  if #message == 0 then return -1 end
-  if not field(message, 'g') then
-    message[#message + 1] = 'g'
-    message[#message + 1] = group
-  end
-  redis.call('XADD', stream, '*', unpack(message))
+  if #message == 0 or #message > most_fields then return -1 end
+  redis.call('XADD', stream, 'NOMKSTREAM', '*', unpack(for_group_alone(message)))
   redis.call('XDEL', dead, letter)
   return 2
 end
 
-for i = first_letter, #ARGV do result[#result + 1] = redrive(ARGV[i]) end
+for i = first_letter, #ARGV do result[#result + 1] = bytes < enough and redrive(ARGV[i]) or -2 end
 
 if waiting then
   for _, lane in ipairs(lanes) do
