@@ -33,10 +33,11 @@ from django.db.transaction import TransactionManagementError
 
 from bus.databases import distinct
 from bus.errors import ConfigurationError, ServerError
+from bus.handlers import refuse_awaitable
 from bus.marks import Place
 from bus.streams.commands import is_nogroup, text
 from bus.streams.connect import check
-from bus.subscriptions import Handler, Subscription, refuse_awaitable
+from bus.subscriptions import Handler, Subscription
 from bus.values import Message, id_pair
 
 if TYPE_CHECKING:

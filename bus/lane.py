@@ -278,13 +278,21 @@ class Lane:
         """The handler returned."""
         self.finish(message.id)
 
-    def retry(self, message: Message, delay: float, error: str, now: int) -> None:
-        """Try again `delay` seconds after it is settled; `now`: ms, kept as the first failure's time."""
+    def retry(self, message: Message, delay: float, error: str, now: int) -> bytes:
+        """Try again `delay` seconds after it is settled; `now`: ms, kept as the first failure's time.
+
+        Returns what `refused` takes, should this process die before it is settled.
+        """
         failure = self._failed(message, error, now)
+        return self._retry(message.id, max(0, round(delay * 1000)), failure)
+
+    def _retry(self, message_id: str, ms: int, failure: Failure) -> bytes:
+        self.failures[message_id] = failure
         if failure.hash:
-            self.failing.setdefault(failure.hash, set()).add(id_pair(message.id))
-            self._hold_later(failure.hash, id_pair(message.id))
-        self.outcomes.retry.append((message.id, max(0, round(delay * 1000)), failure.dump()))
+            self.failing.setdefault(failure.hash, set()).add(id_pair(message_id))
+            self._hold_later(failure.hash, id_pair(message_id))
+        self.outcomes.retry.append((message_id, ms, failure.dump()))
+        return orjson.dumps(("retry", *self.outcomes.retry[-1]))
 
     def hold(self, message: Message) -> None:
         """Hold back, unhandled, behind an earlier message of its key."""
@@ -301,23 +309,31 @@ class Lane:
             self.outcomes.held.append((message_id, pad_id(message_id), hash_))
         self.failing[hash_].difference_update(later)
 
-    def dead(self, message: Message, reason: str, error: str, now: int) -> None:
-        """Give up on it: a dead letter."""
+    def dead(self, message: Message, reason: str, error: str, now: int) -> bytes:
+        """Give up on it: a dead letter. Returns what `refused` takes."""
         failure = self._failed(message, error, now)
-        self.outcomes.dead.append(
-            (message.id, reason[:MAX_ERROR], failure.error, failure.attempts, failure.first)
-        )
-        self._leave(message.id)
+        return self._dead(message.id, reason[:MAX_ERROR], failure)
+
+    def _dead(self, message_id: str, reason: str, failure: Failure) -> bytes:
+        self.failures[message_id] = failure
+        self.outcomes.dead.append((message_id, reason, failure.error, failure.attempts, failure.first))
+        self._leave(message_id)
+        return orjson.dumps(("dead", message_id, reason, failure.dump()))
+
+    def refused(self, record: bytes) -> None:
+        """What became of a message that is not done, in a child that died before it could settle it."""
+        kind, message_id, detail, failure = orjson.loads(record)
+        (self._retry if kind == "retry" else self._dead)(message_id, detail, Failure.load(failure))
 
     def finish(self, message_id: str) -> None:
-        """The handler has returned, here or in a child that died before it could settle."""
+        """The handler has returned, here or in a child that died before it could settle it."""
         if message_id in self.failures:
             self.outcomes.done.append(message_id)
             self._leave(message_id)
         else:
             self.acks.append(message_id)
 
-    def blame(self, message_id: str, reason: str, attempts: int, now: int) -> None:
+    def blame(self, message_id: str, reason: str, attempts: int | None, now: int) -> None:
         """A child died while it ran this message: one attempt more, and a dead letter after `attempts`."""
         failure = self.failures.setdefault(message_id, Failure(""))
         if not failure.noted:
@@ -325,7 +341,7 @@ class Lane:
         failure.noted = False
         failure.error = reason
         failure.first = failure.first or now
-        if failure.attempts < attempts:
+        if attempts is None or failure.attempts < attempts:
             self.outcomes.noted.append((message_id, failure.dump()))
         else:
             self.outcomes.dead.append((message_id, reason, reason, failure.attempts, failure.first))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 from bus.errors import ConfigurationError
+from bus.handlers import check_runs, definition, is_lazy, kind_of, name_of, origin
 from bus.values import ORDERINGS, Ordering, Position, RetryPolicy, check_name
 
 Handler = Callable[[Any], Any]
@@ -40,7 +41,7 @@ class Subscription:
 
     @property
     def handler_name(self) -> str:
-        return f"{self.handler.__module__}.{getattr(self.handler, '__qualname__', repr(self.handler))}"
+        return name_of(self.handler)
 
 
 class Subscriptions:
@@ -48,20 +49,42 @@ class Subscriptions:
 
     def __init__(self) -> None:
         self._table: dict[tuple[str, str], Subscription] = {}
+        self._origins: dict[tuple[str, str], object | None] = {}
         self._lock = threading.Lock()
 
     def add(self, subscription: Subscription) -> None:
-        """Check a subscription and enter it. Raises ConfigurationError."""
+        """Check a subscription and enter it. Raises ConfigurationError.
+
+        A module that is loaded again replaces its handlers.
+        """
         _check(subscription)
-        place = (subscription.topic, subscription.group)
+        place, made_in = (subscription.topic, subscription.group), origin()
         with self._lock:
             known = self._table.get(place)
-            if known is not None and known.handler_name != subscription.handler_name:
-                raise ConfigurationError(
-                    f"Group {subscription.group!r} of topic {subscription.topic!r} already has the handler "
-                    f"{known.handler_name}; {subscription.handler_name} needs a group of its own."
-                )
-            self._table[place] = subscription
+            if known is not None:
+                self._refuse_another(known, subscription, self._origins[place], made_in)
+            self._table[place], self._origins[place] = subscription, made_in
+
+    @staticmethod
+    def _refuse_another(
+        known: Subscription, new: Subscription, known_in: object | None, made_in: object | None
+    ) -> None:
+        if known.handler is new.handler:
+            return
+        taken = f"Group {new.group!r} of topic {new.topic!r} already has the handler {known.handler_name}; "
+        if known.handler_name != new.handler_name:
+            raise ConfigurationError(f"{taken}{new.handler_name} needs a group of its own.")
+        both_here = made_in is not None and made_in is known_in
+        # Elsewhere a name that stands at the top of its module may be given again, as in an interactive
+        # shell.
+        tells = isinstance(new.handler, FunctionType) and "<" not in new.handler_name
+        hidden = not tells and (made_in is None or known_in is None)
+        if both_here or (hidden and definition(known.handler) != definition(new.handler)):
+            raise ConfigurationError(
+                f"{taken}another function of the same name needs a group of its own. If a decorator "
+                f"hides their "
+                "names, have it use functools.wraps."
+            )
 
     def get(self, topic: str, group: str) -> Subscription | None:
         return self._table.get((topic, group))
@@ -74,6 +97,7 @@ class Subscriptions:
 
     def clear(self) -> None:
         self._table.clear()
+        self._origins.clear()
 
 
 def _check(subscription: Subscription) -> None:
@@ -100,25 +124,12 @@ def _check(subscription: Subscription) -> None:
         raise ConfigurationError(
             f"{where}: atomic must be True or the alias of a database, not {subscription.atomic!r}."
         )
-    if subscription.atomic and inspect.iscoroutinefunction(subscription.handler):
+    Position.parse(subscription.start)
+    if is_lazy(subscription.handler):
+        return  # a worker looks at it, when there is an app (see workers.consumer)
+    check_runs(subscription.handler, where)
+    if subscription.atomic and kind_of(subscription.handler) == "coroutine":
         raise ConfigurationError(
             f"{where}: an async handler cannot be atomic: a transaction of Django belongs to one thread, and "
             "what a coroutine does after an await may run outside of it. Write `def`, not `async def`."
-        )
-    Position.parse(subscription.start)
-
-
-def refuse_awaitable(result: object) -> None:
-    """Raise TypeError where a handler returned something that nobody awaits: it has not run.
-
-    An `async def` handler behind a plain function (a decorator, an object that is called) is not known as
-    one; its message would be settled as done.
-    """
-    if result is not None and hasattr(result, "__await__"):
-        close = getattr(result, "close", None)
-        if close is not None:
-            close()
-        raise TypeError(
-            "The handler returned an awaitable, so it has not run. Subscribe the `async def` function "
-            "itself, or one that is made by `async def` too."
         )

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from billiard.common import terminate_handler_fired
 from celery import bootsteps, signals
 from celery.exceptions import ImproperlyConfigured
 from celery.worker import state as worker_state
@@ -48,6 +49,7 @@ class BusWorkerStep(bootsteps.Step):  # type: ignore[misc]  # Celery has no type
         worker.bus_consumer = make_consumer(worker, wanted)
         if worker.bus_consumer is not None:
             type(self).runtime = worker.bus_consumer.runtime
+            worker.bus_consumer.runtime.is_ending = terminate_handler_fired
             if worker.consumer_cls == CELERY_CONSUMER:
                 worker.consumer_cls = PatientConsumer
 

@@ -55,7 +55,17 @@ def _run_slice(order: SliceOrder) -> None:
         raise PermissionError("A slice of the bus can only be started by its own worker.")
     from workers.slice import Slice
 
-    Slice(runtime, order).run()
+    try:
+        Slice(runtime, order).run()
+    except Exception:
+        raise
+    except BaseException as error:
+        # Not out of a handler, which is guarded, but of a task that it left in the event loop, a receiver of
+        # a signal, … In the threads pool Celery would never hear of the end of this slice, in the others it
+        # would end the process. Only who ends this process from outside may do that.
+        if runtime.is_ending():
+            raise
+        raise RuntimeError(f"A slice of the bus was broken off by {error!r}.") from error
 
 
 def _quiet_slices(record: logging.LogRecord) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bus.client import Bus
+from bus.handlers import check_runs
 from bus.inbox import check_databases
 from bus.lane import LaneId
 from bus.signals import lease_lost
@@ -60,12 +61,13 @@ class Consumer:
     def __init__(self, bus: Bus, subscriptions: Iterable[Subscription], *, slots: int) -> None:
         """Made in the main process before the pool forks: its children inherit `runtime`.
 
-        Raises ConfigurationError for a handler that is atomic in an unknown database.
+        Raises ConfigurationError for a handler that cannot be run, or is atomic in an unknown database.
         """
         self.bus = bus
         self.slots = slots
         self.subscriptions = Subscriptions()
         for each in subscriptions:
+            check_runs(each.handler, f"subscribe({each.topic!r}, group={each.group!r})")
             self.subscriptions.add(each)
         check_databases(self.subscriptions)
         self.identity = this_process()

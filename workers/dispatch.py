@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
+import logging
 import traceback
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
+from bus.complaints import Complaints
 from bus.errors import Reject, Retry, Undecodable
+from bus.handlers import kind_of, refuse_awaitable
 from bus.lane import MAX_ERROR
-from bus.subscriptions import Handler, Subscription, refuse_awaitable
+from bus.subscriptions import Handler, Subscription
 from bus.values import Message
+from workers.batch import Batch, OutOfOrder
+
+complaints = Complaints(logging.getLogger("jitney.workers"))
 
 Middleware = Callable[[Subscription, Handler], Handler]
 """Wraps a handler; called once for each subscription, not for each message."""
@@ -21,38 +26,17 @@ Middleware = Callable[[Subscription, Handler], Handler]
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A message that is not done: to be tried again after `delay` seconds, or a dead letter."""
+    """A message that is not done: to be tried again after `delay` seconds, a dead letter, or not handled at
+    all behind an earlier one of its key, which is to be tried again ("behind")."""
 
-    kind: Literal["retry", "dead"]
-    reason: str
-    error: str
+    kind: Literal["retry", "dead", "behind"]
+    reason: str = ""
+    error: str = ""
     delay: float = 0.0
     exception: BaseException | None = None
 
 
-class Batch(Sequence[Message]):
-    """What a batch handler is called with: messages in order, each of which it may refuse by itself."""
-
-    def __init__(self, messages: Sequence[Message]) -> None:
-        self._messages = messages
-        self.refused: dict[str, Reject | Retry] = {}
-
-    def __len__(self) -> int:
-        return len(self._messages)
-
-    def __iter__(self) -> Iterator[Message]:
-        return iter(self._messages)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._messages[index]
-
-    def reject(self, message: Message, reason: str) -> None:
-        """This message can never succeed: it becomes a dead letter; the others are not touched by it."""
-        self.refused[message.id] = Reject(reason)
-
-    def retry(self, message: Message, *, delay: float | None = None, reason: str = "") -> None:
-        """Try this message again after `delay` seconds (None: as the retry policy says)."""
-        self.refused[message.id] = Retry(reason, delay=delay)
+_BEHIND = Failed("behind")
 
 
 class Dispatcher:
@@ -64,18 +48,23 @@ class Dispatcher:
         middleware: Sequence[Middleware] = (),
         async_middleware: Sequence[Middleware] = (),
         run: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run,
+        is_ending: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`async_middleware`: wraps an `async def` handler. `run`: runs a coroutine to its end."""
+        """`async_middleware`: wraps an `async def` handler. `run`: runs a coroutine to its end.
+
+        `is_ending`: whether somebody ends this process, by an exception that a signal has raised: nobody
+        knows what became of the message in hand then.
+        """
         self.subscription = subscription
         handler: Handler = subscription.handler
-        is_async = inspect.iscoroutinefunction(handler)
+        is_async = kind_of(handler) == "coroutine"
         self.is_concurrent = is_async and subscription.batch is None
         """Whether messages can be handled by `handle_async`, several at once."""
+        self._run = run
+        self._is_ending = is_ending
         self._await = _wrapped(subscription, handler, async_middleware)
         self._call: Handler = (
-            (lambda delivery: run(self._await(delivery)))
-            if is_async
-            else _wrapped(subscription, handler, middleware)
+            self._run_to_its_end if is_async else _wrapped(subscription, handler, middleware)
         )
 
     def handle(self, message: Message) -> Failed | None:
@@ -87,7 +76,7 @@ class Dispatcher:
             result = self._call(message)
             if result is not None:
                 refuse_awaitable(result)
-        except (Exception, asyncio.CancelledError) as error:
+        except BaseException as error:
             return self._outcome(message, error)
         return None
 
@@ -95,17 +84,34 @@ class Dispatcher:
         """Run an `async def` handler on one message; None means done."""
         try:
             message.value  # noqa: B018  as in handle()
-            await self._await(message)
-        except (Exception, asyncio.CancelledError) as error:
+            result = await self._await(message)
+            if result is not None:
+                refuse_awaitable(result)
+        except BaseException as error:
             # A handler that was cancelled from inside has not succeeded; nobody cancels it from outside.
             return self._outcome(message, error)
         return None
 
+    def _run_to_its_end(self, delivery: Any) -> Any:
+        """Run a handler in the event loop, whose own life no exception out of it may touch."""
+
+        async def guarded() -> tuple[Any, BaseException | None]:
+            try:
+                return await self._await(delivery), None
+            except BaseException as error:
+                return None, error
+
+        result, raised = self._run(guarded())
+        if raised is not None:
+            raise raised
+        return result
+
     def handle_batch(self, messages: Sequence[Message]) -> dict[str, Failed] | None:
         """Run the batch handler; the messages that are not done, by id.
 
-        None: it raised, and nobody knows on which message. They are then to be delivered one by one, so
-        that one bad message does not fail its neighbours.
+        None: it raised, and nobody knows on which message; or it has handled a message that should have
+        waited. They are then to be delivered one by one, so that one bad message does not fail its
+        neighbours.
         """
         failed: dict[str, Failed] = {}
         readable = []
@@ -118,19 +124,29 @@ class Dispatcher:
                 readable.append(message)
         if not readable:
             return failed
-        batch = Batch(readable)
+        batch = Batch(readable, self.subscription.ordering)
         try:
             refuse_awaitable(self._call(batch))
-        except (Exception, asyncio.CancelledError) as error:
-            if len(messages) > 1:
+            batch.check()
+        except BaseException as error:
+            if len(messages) > 1 and not self._is_ending():
+                if isinstance(error, OutOfOrder):
+                    name = self.subscription.handler_name
+                    complaints.say(name, "%s: %s", name, error, level=logging.ERROR)
                 return None
             return {readable[0].id: self._outcome(readable[0], error)}
         for message in readable:
             if message.id in batch.refused:
                 failed[message.id] = self._outcome(message, batch.refused[message.id])
+        for message in batch.passed_over:
+            failed[message.id] = _BEHIND
         return failed
 
     def _outcome(self, message: Message, error: BaseException) -> Failed:
+        """What an exception means for its message. Raises SystemExit if this process is being ended."""
+        if self._is_ending():
+            # Also where it is no SystemExit: what a handler raises while it is torn down is not its failure.
+            raise error if isinstance(error, SystemExit) else SystemExit(1) from error
         subscription = self.subscription
         policy = subscription.retry
         reason = _reason(error)
@@ -141,8 +157,10 @@ class Dispatcher:
             text = _clean(f"undecodable: {error}")
             return Failed("dead", text, text, exception=error)
         text = _trace(error)
-        final = isinstance(error, subscription.dead_on) or not isinstance(
-            error, (*subscription.retry_on, Retry, asyncio.CancelledError)
+        # What is no Exception (SystemExit, KeyboardInterrupt, CancelledError, a panic in Rust) says nothing
+        # about the message: it is tried again.
+        final = isinstance(error, subscription.dead_on) or (
+            isinstance(error, Exception) and not isinstance(error, (*subscription.retry_on, Retry))
         )
         if final:
             return Failed("dead", reason, text, exception=error)
@@ -173,5 +191,5 @@ def _reason(error: BaseException) -> str:
     """Like `ValueError: no`, also of an exception whose own text cannot be made."""
     try:
         return _clean(f"{type(error).__name__}: {error}")
-    except Exception:
+    except BaseException:
         return type(error).__name__

@@ -17,13 +17,18 @@ from workers.dispatch import Failed
 logger = logging.getLogger("jitney.workers")
 
 
-def record(lane: Lane, message: Message, failed: Failed, subscription: Subscription, now: int) -> None:
-    """The handler did not succeed. `now`: ms by the server's clock."""
+def record(lane: Lane, message: Message, failed: Failed, now: int) -> bytes:
+    """The handler did not succeed. `now`: ms by the server's clock. Returns what `Lane.refused` takes."""
     if failed.kind == "dead":
-        lane.dead(message, failed.reason, failed.error, now)
+        return lane.dead(message, failed.reason, failed.error, now)
+    return lane.retry(message, failed.delay, failed.error, now)
+
+
+def tell(message: Message, failed: Failed, subscription: Subscription) -> None:
+    """Log and signal what was recorded."""
+    if failed.kind == "dead":
         _tell_dead(message, failed.reason, subscription, failed.exception)
         return
-    lane.retry(message, failed.delay, failed.error, now)
     logger.warning(
         "Message %s of group %s failed (attempt %s) and is tried again in %.1f s.",
         _where(message),
@@ -46,6 +51,17 @@ def suspect(lane: Lane, message: Message, subscription: Subscription, now: int) 
     reason = f"worker lost ({attempts} of {attempts} attempts)"
     message.attempt = attempts
     lane.dead(message, reason, reason, now)
+    _tell_dead(message, reason, subscription, None)
+
+
+def used_up(lane: Lane, message: Message, subscription: Subscription, now: int) -> None:
+    """All attempts are used up, and nobody could make it a dead letter: the process that ran the last one
+    died, and its lane went to another worker; or the policy allows fewer than it did."""
+    attempts = message.attempt - 1
+    last = lane.failures[message.id].error.rstrip().rpartition("\n")[2]
+    reason = f"{last or 'worker lost'} ({attempts} of {subscription.retry.attempts} attempts)"
+    message.attempt = attempts
+    lane.dead(message, reason, lane.failures[message.id].error, now)
     _tell_dead(message, reason, subscription, None)
 
 

@@ -14,18 +14,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from asgiref.sync import sync_to_async
-from django.db import close_old_connections
-
 from bus import codec
 from bus.errors import BusUnavailable
 from bus.lane import Lane
 from bus.plan import Batch
 from bus.subscriptions import Subscription
 from bus.turn import Turns
-from bus.values import Message, id_pair
+from bus.values import Message
 from workers import failures
 from workers.chains import CONCURRENCY, Chains
+from workers.crew import Crew
 from workers.dispatch import Dispatcher, Failed
 from workers.liveness import DEAD_SECONDS
 from workers.runtime import Runtime
@@ -141,6 +139,7 @@ class Handling:
         """Handle messages with a look at everything that may stop or delay each; how many were."""
         progress, slot, index = self._progress, self._slot, self._index[id(lane)]
         handle, handled, next_look = self.dispatcher(lane).handle, 0, -math.inf
+        attempts = self.subscription(lane).retry.attempts
         for message in messages:
             if time.monotonic() > next_look or lane.lost or progress.stopping(slot):
                 self.settle_if_due()
@@ -155,6 +154,8 @@ class Handling:
                     lane.leave_over()
                     break
                 continue
+            if message.attempt > attempts and self.is_used_up(lane, message):
+                continue
             progress.running(slot, index, message.id.encode(), time.monotonic())
             failed = handle(message)
             if failed is None:
@@ -162,6 +163,7 @@ class Handling:
                 progress.finished(slot)
             else:
                 self.fail(lane, message, failed)
+                next_look = self._next_look()
             handled += 1
             self.handled = True
         return handled
@@ -171,7 +173,7 @@ class Handling:
         return min(self.ends, self._turns.proved + PROVE_SECONDS, self._settled_at + SETTLE_SECONDS)
 
     def _handle_concurrently(self, lane: Lane, messages: list[Message]) -> None:
-        crew = _Crew(self, lane)
+        crew = Crew(self, lane)
         chains = Chains(messages, lane.hash_of)
         try:
             went_on = self._runtime.runner().run(crew.work(chains))
@@ -190,22 +192,30 @@ class Handling:
         began = time.monotonic()
         step = 1 if lane.suspect is not None else size
         for start in range(0, len(messages), step):
-            if not self.may_go_on(lane):
-                lane.leave_over()
-                break
-            self._handle_batch(lane, messages[start : start + step])
-            self.handled = True
-            self.settle_if_due()
+            batch = messages[start : start + step]
+            while batch:
+                self.settle_if_due()
+                if not self.may_go_on(lane):
+                    lane.leave_over()
+                    return
+                batch = self._handle_batch(lane, batch)
+                self.handled = True
+        self.settle_if_due()
         self._learn(len(messages), time.monotonic() - began)
 
-    def _handle_batch(self, lane: Lane, messages: list[Message]) -> None:
-        ready = [message for message in messages if not self.held_back(lane, message)]
+    def _handle_batch(self, lane: Lane, messages: list[Message]) -> list[Message]:
+        """One call of the handler; returns the messages that it passed over, for the next."""
+        ready = [
+            message
+            for message in messages
+            if not (self.held_back(lane, message) or self.is_used_up(lane, message))
+        ]
         if not ready:
-            return
+            return []
         if lane.suspect is not None and not self._may_run_suspect(lane, ready[0]):
             if not self.in_hand or lane.lost:
                 lane.leave_over()
-            return
+            return []
         index = self._index[id(lane)]
         self._mark_running(index, ready)
         failed = self.dispatcher(lane).handle_batch(ready)
@@ -213,19 +223,36 @@ class Handling:
             # It raised, on nobody knows which message: each is delivered alone, in order.
             self._progress.stopped(self._slot)
             for message in ready:
+                self.settle_if_due()
                 if not self.may_go_on(lane):
                     lane.leave_over()
                     break
                 self._handle_batch(lane, [message])
-            return
+            return []
         done = [message for message in ready if message.id not in failed]
         for message in done:
             lane.done(message)
-        ids = (message.id.encode() for message in done)
-        self._progress.batch_finished(self._slot, index, ids)
-        for message in ready:
-            if message.id in failed:
-                self.fail(lane, message, failed[message.id])
+        refused = [message for message in ready if message.id in failed]
+        behind = [message for message in refused if failed[message.id].kind == "behind"]
+        records = [
+            (message.id.encode(), self._record(lane, message, failed[message.id]))
+            for message in refused
+            if message not in behind
+        ]
+        self._keep(lane, [message.id.encode() for message in done], records)
+        for message in refused:
+            if message not in behind:
+                failures.tell(message, failed[message.id], self.subscription(lane))
+        return behind
+
+    def is_used_up(self, lane: Lane, message: Message) -> bool:
+        """All attempts that the policy allows have been begun: it is a dead letter, whatever became of
+        them."""
+        subscription = self.subscription(lane)
+        if message.attempt <= subscription.retry.attempts or lane.is_suspect(message):
+            return False  # suspects are looked at before they run in any case
+        failures.used_up(lane, message, subscription, self._turns.server_now())
+        return True
 
     def held_back(self, lane: Lane, message: Message) -> bool:
         if not lane.must_wait(message):
@@ -254,10 +281,9 @@ class Handling:
         index = self._index[id(lane)]
         self._progress.batch_running(self._slot, index, first.encode(), last.encode(), since)
 
-    def show_finished(self, lane: Lane, message: Message) -> None:
-        """One of several messages is done."""
-        ids = [message.id.encode()]
-        self._progress.batch_finished(self._slot, self._index[id(lane)], ids)
+    def show_finished(self, lane: Lane, message: Message, *, others: bool) -> None:
+        """One of several messages is done; `others` go on."""
+        self._progress.ended(self._slot, self._index[id(lane)], [message.id.encode()], others=others)
 
     def must_prove(self) -> bool:
         """It is too long ago that the leases were surely ours."""
@@ -292,9 +318,22 @@ class Handling:
         self._settle_between()
         return message.id in lane.failures and self.in_hand and not lane.lost
 
-    def fail(self, lane: Lane, message: Message, failed: Failed) -> None:
-        self._progress.stopped(self._slot)
-        failures.record(lane, message, failed, self.subscription(lane), self._turns.server_now())
+    def fail(self, lane: Lane, message: Message, failed: Failed, *, others: bool = False) -> None:
+        """The message is not done; `others` that ran with it go on."""
+        record = self._record(lane, message, failed)
+        self._keep(lane, [], [(message.id.encode(), record)], others=others)
+        failures.tell(message, failed, self.subscription(lane))
+
+    def _record(self, lane: Lane, message: Message, failed: Failed) -> bytes:
+        return failures.record(lane, message, failed, self._turns.server_now())
+
+    def _keep(
+        self, lane: Lane, done: list[bytes], refused: list[tuple[bytes, bytes]], *, others: bool = False
+    ) -> None:
+        """Have shared memory say what is to be settled, in case this process dies before it is."""
+        index = self._index[id(lane)]
+        if not self._progress.ended(self._slot, index, done, refused, others=others):
+            self._settled_at = -math.inf  # there is no room: settle before anything else is run
 
     def count(self) -> int:
         """How many messages to fetch."""
@@ -324,69 +363,3 @@ class Handling:
 def pause(seconds: float) -> None:
     """Back off. Not a wait for a condition: there is nothing to be told by while Redis is away."""
     threading.Event().wait(seconds)
-
-
-class _Crew:
-    """Handlers that run at once, as one slot of shared memory shows them: like a batch that is in hand.
-
-    If the process dies, all that ran are suspects, and are then handled one by one. A hard time limit counts
-    from the beginning of the one that has run for longest.
-    """
-
-    def __init__(self, hand: Handling, lane: Lane) -> None:
-        self._hand = hand
-        self._lane = lane
-        self._since: dict[str, float] = {}
-        self.ended = 0
-        self.busy = 0.0
-        """Seconds that handlers took, added up."""
-        self.broken = False
-        """Redis cannot be reached. The loop must not stand still for that: other handlers would seem slow."""
-
-    async def work(self, chains: Chains) -> bool:
-        """Run the chains; False if some messages were not started."""
-        went_on = await chains.run(self._hand.dispatcher(self._lane).handle_async, self)
-        # Asynchronous queries have a thread of their own, which Celery does not care for.
-        await sync_to_async(close_old_connections)()
-        return went_on
-
-    def may_begin(self) -> bool:
-        if self.broken or self._settle_fails():
-            return False
-        return self._hand.may_go_on(self._lane)
-
-    def _settle_fails(self) -> bool:
-        try:
-            self._hand.settle_or_fail()
-        except BusUnavailable as error:
-            logger.debug("Handlers that run are let end; then Redis is waited for: %s", error)
-            self.broken = True
-        return self.broken
-
-    def begin(self, message: Message) -> bool:
-        if self._hand.held_back(self._lane, message):
-            return False
-        self._since[message.id] = time.monotonic()
-        self._show()
-        self._hand.handled = True
-        return True
-
-    def end(self, message: Message, failed: Failed | None) -> None:
-        self.busy += time.monotonic() - self._since.pop(message.id)
-        self.ended += 1
-        if failed is None:
-            self._lane.done(message)
-            self._hand.show_finished(self._lane, message)
-        else:
-            self._hand.fail(self._lane, message, failed)
-        self._show()
-
-    def tick(self) -> None:
-        if not self.broken:
-            self._settle_fails()
-        self._show()  # settling forgets what was finished, and what runs
-
-    def _show(self) -> None:
-        if self._since:
-            ids = sorted(self._since, key=id_pair)
-            self._hand.show_running(self._lane, ids[0], ids[-1], min(self._since.values()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bus.client import Bus
 from bus.errors import ServerError
-from bus.lane import LaneId, Outcomes
+from bus.lane import Lane, LaneId
 from bus.streams import commands
 from bus.streams.connect import check
 from workers.owned import OwnedLane
@@ -56,37 +56,47 @@ class Leases:
         """Free lanes for others; an unordered lane with nothing pending goes, with its consumer name."""
         given = list(lanes)
         for lane in given:
-            self._settle_finished(lane)
+            self._settle_fallen(lane)
         kept = [lane for lane in given if lane.ordering != "none" or not self._retire(lane)]
-        self.swap(Swap(lane.id, lane.lease, freed(lane.lease)) for lane in kept)
+        self.swap(Swap(lane.id, lane.lease, freed(lane.lease), suspect=lane.suspect) for lane in kept)
         if given:
             self._bus.registry.hint("release")
 
-    def _settle_finished(self, lane: OwnedLane) -> None:
-        """What a process has handled and cannot settle any more, since its lane was taken back or it died.
+    def _settle_fallen(self, owned: OwnedLane) -> None:
+        """What a process has left and cannot settle any more, since its lane was taken back or it died.
 
-        The next slice would have done it; whoever has the lane next knows nothing of it and would handle it
-        again. Left to him is only what has failed before: others of its key may wait for it.
+        The next slice would have done it; whoever has the lane next knows nothing of it, would handle again
+        what is done, and would try once more what has failed. Of a batch that was in hand he learns by the
+        mark of a lease that was not given back.
         """
-        finished = lane.fallen.finished if lane.fallen is not None else ()
-        if not finished:
+        fallen = owned.fallen
+        if not fallen:
             return
-        keys, group = self._bus.keys.partition(lane.id.topic, lane.id.partition), lane.id.group
-        failed = self._bus.client.call("HMGET", keys.state(group), *finished)
-        done = [message_id for message_id, known in zip(finished, failed, strict=True) if known is None]
+        keys, group = self._bus.keys.partition(owned.id.topic, owned.id.partition), owned.id.group
+        state, retries, held, now = self._bus.client.pipe(
+            [
+                ("HGETALL", keys.state(group)),
+                ("ZRANGE", keys.retry(group), 0, -1, "WITHSCORES"),
+                ("ZCARD", keys.held(group)),
+                ("TIME",),
+            ]
+        )
+        lane = Lane(owned.id, keys, owned.lease, owned.ordering)
+        lane.load(check(state), check(retries), check(held))
+        fallen.settle_in(lane, None, int(check(now)[0]) * 1000)
         own = [
-            keys.stream, keys.lease(group, lane.id.lane), keys.retry(group), keys.held(group),
+            keys.stream, keys.lease(group, owned.id.lane), keys.retry(group), keys.held(group),
             keys.state(group), keys.dead(group), keys.mark(group),
         ]  # fmt: skip
-        limit, outcomes = self._bus.settings.dead_limit, Outcomes(done=done).dump()
+        limit, outcomes = self._bus.settings.dead_limit, lane.outcomes.dump(lane.acks)
         try:
             commands.run(
-                self._bus.client, "turn", own, [lane.lease, group, lane.id.lane, 0, limit, outcomes, ""]
+                self._bus.client, "turn", own, [owned.lease, group, owned.id.lane, 0, limit, outcomes, ""]
             )
         except ServerError as error:
             if not commands.is_nogroup(error):
                 raise
-        lane.fallen = None
+        owned.fallen, owned.suspect = None, owned.suspect or fallen.batch
 
     def _retire(self, lane: OwnedLane) -> bool:
         stream = self._bus.keys.partition(lane.id.topic, lane.id.partition).stream

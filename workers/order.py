@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntFlag
 
-from bus.lane import LaneId
+from bus.lane import Lane, LaneId
+from bus.values import id_pair
 
 #: Seconds after which a slice ends, so that other lanes and ordinary tasks get their turn.
 SLICE_SECONDS = 1.0
@@ -38,11 +39,28 @@ class Fallen:
 
     finished: tuple[str, ...] = ()
     """Messages that were handled but not settled."""
+    refused: tuple[bytes, ...] = ()
+    """What became of messages that are not done, and not settled (see `bus.lane.Lane.refused`)."""
     running: str | None = None
     """The message in hand when the process died."""
     batch: bool = False
     """The message in hand was the last of a whole batch."""
     reason: str = "worker lost"
+
+    def __bool__(self) -> bool:
+        return bool(self.finished or self.refused or self.running)
+
+    def settle_in(self, lane: Lane, attempts: int | None, now: int) -> None:
+        """Have the lane settle all of it. `attempts`: of the retry policy, None where that is not known (then
+        whoever handles the message next looks at it). `now`: ms by the server's clock."""
+        for message_id in self.finished:
+            lane.finish(message_id)
+        for record in self.refused:
+            lane.refused(record)
+        if self.running is not None and self.batch:
+            lane.suspect = id_pair(self.running)
+        elif self.running is not None:
+            lane.blame(self.running, self.reason, attempts, now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Literal
 from bus.lane import LaneId
 from bus.values import Ordering
 from workers.order import Fallen, SliceOrder
+from workers.seen import SlotView
 
 State = Literal["watched", "ready", "running", "backing off", "taken back"]
 
@@ -36,6 +37,25 @@ class OwnedLane:
     drain_only: bool = False
     news: bool = False
     """Something arrived while it was running."""
+    suspect: bool = False
+    """What is pending may have killed a process: whoever has the lane next handles it one by one."""
+
+    def left(self, view: SlotView, index: int, reason: str) -> Fallen:
+        """What a slice, of which this was lane number `index`, has left to be settled here, as shared memory
+        says.
+
+        Until it had settled what it found, that is all. `reason`: what is said of the message in hand.
+        """
+        if self.fallen is not None and not view.took_in:
+            return self.fallen
+        finished = tuple(message_id for number, message_id in view.finished if number == index)
+        refused = tuple(record for number, record in view.refused if number == index)
+        running = view.running
+        if running is None or running.lane_index != index:
+            return Fallen(finished, refused)
+        if view.batch_end is not None:
+            return Fallen(finished, refused, view.batch_end, True, reason)
+        return Fallen(finished, refused, running.id, False, reason)
 
 
 @dataclass(slots=True)

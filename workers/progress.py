@@ -1,8 +1,8 @@
 """What each pool slot is doing, in memory shared by the worker's main process and its children.
 
 The memory is mapped before the pool forks, so it outlives every child: when one dies, the parent reads here
-which message it ran and which it had finished. It consists of 64-bit words, each written with one aligned
-store; a child writes only to its own slot.
+which message it ran, and what became of those before it. It consists of 64-bit words, each written with one
+aligned store; a child writes only to its own slot.
 
     word 0           drain
     then, per slot:
@@ -12,22 +12,26 @@ store; a child writes only to its own slot.
       3 client id    the child's connection while it lingers in a blocking read, else 0
       4 handler ns   mean time of the handler (a double)
       5 state        bits 0, 1: 0 nothing runs, 1 a message, 2 a batch
-                     bits 2 to 15: how many entries of the list are finished; the next one is what runs
+                     bits 2 to 15: how many entries of the list have ended; the next one is what runs
                      bits 16 to 63: a number that grows, so that no two states are equal
       6 … 11         the last id of the batch that runs, as text
       12 epoch       raised whenever the list of messages is emptied
       13 reported    bit n is set once lane n of the slice has its report
       14 since       when what runs began (a double)
-      15             unused
-      16 …           64 reports: flags, last ms, last seq, next due ms
-      272 …          1,025 messages: lane index
-      1297 …         the same messages: id as text
+      15 records     bits 0 to 31: how many bytes of the records are used; bits 32 to 63: in which epoch
+      16 took in     1 once what the slice before had left, which died, is settled
+      17 …           64 reports: flags, last ms, last seq, next due ms
+      273 …          1,025 messages: bits 0 to 7 lane index; 8 to 31 where its record begins; 32 to 63 how
+                     long that is, 0 for a message that is done, which needs none
+      1298 …         the same messages: id as text
+      7448 …         64 KiB of records: what is to be settled of messages that are not done (see bus.lane)
 
 Every record is written first and made to count last, by the one store of the state or of its bit; the same
-store ends a message and counts it as finished. So a child that is killed in between has not run the message,
-or has not finished it, and never a bit of both: what is read after its death is exact. What is read while it
+store ends a message and counts it as ended. So a child that is killed in between has not run the message,
+or has not ended it, and never a bit of both: what is read after its death is exact. What is read while it
 lives is checked against a change meanwhile, and a record that does not hold still is left out: too few
-finished messages are harmless, one too many would lose it.
+finished messages are harmless, one too many would lose it. Where there is no room for what became of a
+message that is not done, it is settled before the next one is started.
 
 What lies in the list behind the message that runs does not count yet. So a batch is laid out at once, ids as
 text, as they come from Redis, and a message of it costs three stores (see `Progress.each`).
@@ -40,18 +44,19 @@ import struct
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
 
 from bus.values import Message
 from workers.order import MAX_LANES
+from workers.seen import Report, Running, SlotView
 
 MAX_FINISHED = 1024
-"""Finished messages that are remembered for one turn; the others count as unfinished."""
+"""Ended messages that are remembered for one turn; others that are done count as unfinished."""
+RECORD_BYTES = 1 << 16
+"""Room for what became of messages that are not done, in one turn. One record always fits in."""
 
 _REVOKE, _WANT, _PID, _CLIENT, _HANDLER, _STATE, _BATCH_END = 0, 1, 2, 3, 4, 5, 6
-_EPOCH, _REPORTED, _SINCE, _REPORTS = 12, 13, 14, 16
+_EPOCH, _REPORTED, _SINCE, _RECORDED, _TOOK_IN, _REPORTS = 12, 13, 14, 15, 16, 17
 _REPORT_WORDS = 4
 _WORD = 8
 #: A stream id is at most 20 digits, a dash and 20 digits.
@@ -59,7 +64,13 @@ _ID = struct.Struct("=48s")
 _ID_WORDS = _ID.size // _WORD
 _LANES = _REPORTS + MAX_LANES * _REPORT_WORDS
 _IDS = _LANES + MAX_FINISHED + 1
-_SLOT_WORDS = _IDS + (MAX_FINISHED + 1) * _ID_WORDS
+_RECORDS = _IDS + (MAX_FINISHED + 1) * _ID_WORDS
+_SLOT_WORDS = _RECORDS + RECORD_BYTES // _WORD
+
+#: The parts of an entry's lane word.
+_LANE_MASK, _PLACE_SHIFT, _PLACE_MASK, _SIZE_SHIFT = 0xFF, 8, 0xFFFFFF, 32
+#: The parts of the word about records.
+_USED_MASK, _AGE_SHIFT = 0xFFFFFFFF, 32
 
 #: The parts of the state word.
 _MESSAGE, _BATCH, _KIND_MASK = 1, 2, 3
@@ -71,43 +82,6 @@ _NEXT_FINISHED = _NEXT + _ONE
 
 #: Attempts to read a record that a living child is changing at the same time.
 _TRIES = 20
-
-
-class Running(NamedTuple):
-    """The message that a slot runs (of a batch: the first), and since when by time.monotonic()."""
-
-    lane_index: int
-    id: str
-    since: float
-
-
-class Report(NamedTuple):
-    """What a slice left behind of one lane. The meaning of `flags` is the slice's own."""
-
-    lane_index: int
-    flags: int
-    last_ms: int
-    last_seq: int
-    next_due_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class SlotView:
-    """A slot as the parent read it."""
-
-    pid: int
-    running: Running | None
-    batch_end: str | None
-    """The id of the last message of the batch that runs."""
-    finished: list[tuple[int, str]]
-    """(lane index, id) of messages that were handled and are not settled yet."""
-    reports: list[Report]
-    client_id: int
-    handler_ns: float
-
-    @property
-    def is_batch(self) -> bool:
-        return self.batch_end is not None
 
 
 class Progress:
@@ -158,6 +132,7 @@ class Progress:
         base = self._bases[slot]
         self._words[base + _CLIENT] = 0
         self._words[base + _REPORTED] = 0
+        self._words[base + _TOOK_IN] = 0
         self.settled(slot)
         self._words[base + _PID] = pid
 
@@ -215,18 +190,55 @@ class Progress:
         state = words[place] & ~_KIND_MASK
         words[place] = state + _ONE if (state & _COUNT_FIELD) < _FULL else state
 
-    def batch_finished(self, slot: int, lane_index: int, message_ids: Iterable[bytes]) -> None:
-        """The batch handler returned, and these messages are done; nothing of this slot runs now."""
+    def ended(
+        self,
+        slot: int,
+        lane_index: int,
+        done: Iterable[bytes],
+        refused: Iterable[tuple[bytes, bytes]] = (),
+        *,
+        others: bool = False,
+    ) -> bool:
+        """A batch has ended, or one message that is not done: ids of the done, (id, record) of the others.
+
+        All of it counts at once. `others`: of the messages that ran together some go on; else nothing of this
+        slot runs now. False: there is no room for a record, so settle before the next message is started.
+        """
         words, base = self._words, self._bases[slot]
-        state = words[base + _STATE] & ~_KIND_MASK
-        words[base + _STATE] = state
-        count = state >> _COUNT_SHIFT & _COUNT_MASK
-        ids = list(islice(message_ids, MAX_FINISHED - count))
-        self._lay_out(base, count, lane_index, ids)
-        words[base + _STATE] = state + len(ids) * _ONE
+        state = words[base + _STATE]
+        number = state >> _COUNT_SHIFT & _COUNT_MASK
+        used = self._used(base)
+        recorded = 0
+        for message_id, record in refused:
+            if number + recorded >= MAX_FINISHED or used + len(record) > RECORD_BYTES:
+                words[base + _STATE] = state if others else state & ~_KIND_MASK
+                return False
+            place = base * _WORD + _RECORDS * _WORD + used
+            self._bytes[place : place + len(record)] = record
+            self._lay_out(base, number + recorded, lane_index, [message_id])
+            words[base + _LANES + number + recorded] = (
+                lane_index | used << _PLACE_SHIFT | len(record) << _SIZE_SHIFT
+            )
+            used += len(record)
+            recorded += 1
+        words[base + _RECORDED] = (words[base + _EPOCH] & _USED_MASK) << _AGE_SHIFT | used
+        number += recorded
+        ids = list(islice(done, MAX_FINISHED - number))
+        self._lay_out(base, number, lane_index, ids)
+        words[base + _LANES + number + len(ids)] = lane_index  # of what goes on
+        if not others:
+            state &= ~_KIND_MASK
+        words[base + _STATE] = state + (recorded + len(ids)) * _ONE
+        return True
+
+    def _used(self, base: int) -> int:
+        """How many bytes of the records are used in this epoch."""
+        recorded = self._words[base + _RECORDED]
+        mine = recorded >> _AGE_SHIFT == self._words[base + _EPOCH] & _USED_MASK
+        return recorded & _USED_MASK if mine else 0
 
     def stopped(self, slot: int) -> None:
-        """The handler ended in another way (retry, dead letter): nothing runs now, nothing is finished."""
+        """The handler was broken off, or nobody knows what became of each: nothing runs now."""
         self._words[self._bases[slot] + _STATE] &= ~_KIND_MASK
 
     def settled(self, slot: int) -> None:
@@ -242,6 +254,10 @@ class Progress:
         lanes, place = base + _LANES + number, (base + _IDS + number * _ID_WORDS) * _WORD
         self._words[lanes : lanes + len(ids)] = array("Q", [lane_index]) * len(ids)
         self._bytes[place : place + len(ids) * _ID.size] = b"".join([id.ljust(_ID.size, b"\0") for id in ids])
+
+    def took_in(self, slot: int) -> None:
+        """What the slice before had left is settled; only now may anything be handled."""
+        self._words[self._bases[slot] + _TOOK_IN] = 1
 
     def waiting(self, slot: int, client_id: int) -> None:
         """The child blocks in a read on this connection; CLIENT UNBLOCK ends it."""
@@ -277,12 +293,15 @@ class Progress:
         """What the slot is doing, or was doing when its process died."""
         words, base = self._words, self._bases[slot]
         running, batch_end = self._read_running(base)
+        finished, refused = self._read_ended(base)
         return SlotView(
             pid=words[base + _PID],
             running=running,
             batch_end=batch_end,
-            finished=self._read_finished(base),
+            finished=finished,
+            refused=refused,
             reports=self._read_reports(base),
+            took_in=words[base + _TOOK_IN] != 0,
             client_id=words[base + _CLIENT],
             handler_ns=self._doubles[base + _HANDLER],
         )
@@ -308,18 +327,26 @@ class Progress:
             return running, last if kind == _BATCH else None
         return None, None
 
-    def _read_finished(self, base: int) -> list[tuple[int, str]]:
+    def _read_ended(self, base: int) -> tuple[list[tuple[int, str]], list[tuple[int, bytes]]]:
         words = self._words
         for _ in range(_TRIES):
             epoch = words[base + _EPOCH]
             count = words[base + _STATE] >> _COUNT_SHIFT & _COUNT_MASK
-            entries = [self._entry(base, number) for number in range(count)]
+            finished, refused = [], []
+            for number in range(count):
+                word = words[base + _LANES + number]
+                if size := word >> _SIZE_SHIFT:
+                    place = base * _WORD + _RECORDS * _WORD + (word >> _PLACE_SHIFT & _PLACE_MASK)
+                    refused.append((word & _LANE_MASK, bytes(self._bytes[place : place + size])))
+                else:
+                    finished.append(self._entry(base, number))
             if words[base + _EPOCH] == epoch:
-                return entries
-        return []
+                return finished, refused
+        return [], []
 
     def _entry(self, base: int, number: int) -> tuple[int, str]:
-        return self._words[base + _LANES + number], self._id(base + _IDS + number * _ID_WORDS)
+        lane = self._words[base + _LANES + number] & _LANE_MASK
+        return lane, self._id(base + _IDS + number * _ID_WORDS)
 
     def _id(self, place: int) -> str:
         (message_id,) = _ID.unpack_from(self._bytes, place * _WORD)

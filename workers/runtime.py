@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bus.client import Bus
@@ -33,6 +34,8 @@ class Runtime:
     lanes: dict[LaneId, tuple[int, Lane]] = field(default_factory=dict)
     """Lanes as the last slice here left them, with its serial: the next one need not ask Redis again."""
     local: threading.local = field(default_factory=threading.local)
+    is_ending: Callable[[], bool] = lambda: False
+    """Whether somebody ends this pool process by a signal; only Celery's pool knows."""
 
     def dispatcher(self, topic: str, group: str) -> Dispatcher:
         found = self.dispatchers.get((topic, group))
@@ -45,6 +48,7 @@ class Runtime:
                 default_middleware,
                 default_async_middleware,
                 run=lambda coroutine: self.runner().run(coroutine),
+                is_ending=self.is_ending,
             )
         return found
 

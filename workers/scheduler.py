@@ -23,7 +23,8 @@ from bus.lane import ORDERED_LANE, LaneId
 from bus.values import Ordering
 from workers.order import MAX_LANES, Fallen, LaneOrder, Report, SliceOrder
 from workers.owned import Ended, OwnedLane, Running
-from workers.progress import Progress, SlotView
+from workers.progress import Progress
+from workers.seen import SlotView
 from workers.slots import Slots
 
 #: A group is fast, and its slices take several lanes, while its mean handler time is below this. Seconds.
@@ -258,7 +259,8 @@ class Scheduler:
             ours = {id(lane) for lane in self._still_ours(running)}
             for index, lane in enumerate(running.lanes):
                 if id(lane) in ours:
-                    lane.fallen = self._fallen(view, index, reason) if reason else Fallen()
+                    before = None if view.took_in else lane.fallen
+                    lane.fallen = lane.left(view, index, reason) if reason else before
                     lane.state, lane.since, lane.due = "taken back", -math.inf, None
 
     def ended(self, slot: int, *, died: str | None = None) -> Ended:
@@ -274,7 +276,7 @@ class Scheduler:
                 if id(lane) not in ours:
                     continue
                 if died is not None:
-                    self._died(lane, self._fallen(view, index, died))
+                    self._died(lane, lane.left(view, index, died))
                 else:
                     self._reported(lane, view, index, ended)
                 if lane.leaving and lane.id in self._lanes:
@@ -294,16 +296,6 @@ class Scheduler:
         lane.fallen, lane.recover, lane.serial = fallen, True, lane.serial + 1
         self._make_ready(lane, first=True)
 
-    @staticmethod
-    def _fallen(view: SlotView, index: int, reason: str) -> Fallen:
-        finished = tuple(message_id for number, message_id in view.finished if number == index)
-        running = view.running
-        if running is None or running.lane_index != index:
-            return Fallen(finished)
-        if view.batch_end is not None:
-            return Fallen(finished, view.batch_end, True, reason)
-        return Fallen(finished, running.id, False, reason)
-
     def _reported(self, lane: OwnedLane, view: SlotView, index: int, ended: Ended) -> None:
         report = next((each for each in view.reports if each.lane_index == index), None)
         # Without a report the slice broke before it could say anything.
@@ -311,7 +303,7 @@ class Scheduler:
         if flags & Report.LOST:
             ended.lost.append(self._remove(lane))
             return
-        lane.fallen = lane.fallen if flags & Report.TROUBLE else None
+        lane.fallen = None if view.took_in else lane.fallen
         lane.recover = bool(flags & Report.RECOVER)
         lane.blocked = bool(flags & Report.BLOCKED)
         lane.due = report.next_due_ms / 1000 if report is not None and report.next_due_ms >= 0 else None
@@ -355,7 +347,7 @@ class Scheduler:
         ours = {id(lane) for lane in self._still_ours(running)}
         for index, lane in enumerate(running.lanes):
             if index != stuck and id(lane) in ours and not lane.leaving:
-                lane.fallen = self._fallen(view, index, "")
+                lane.fallen = lane.left(view, index, "")
                 lane.state, lane.since, lane.due = "taken back", -math.inf, None
 
     def share_out(self) -> None:

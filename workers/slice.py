@@ -125,17 +125,11 @@ class Slice:
 
     def _take_in_the_fallen(self) -> None:
         for lane, order in zip(self._lanes, self._order.lanes, strict=True):
-            fallen = order.fallen
-            if fallen is None or lane.lost:
-                continue
-            for message_id in fallen.finished:
-                lane.finish(message_id)
-            if fallen.running is not None and fallen.batch:
-                lane.suspect = id_pair(fallen.running)
-            elif fallen.running is not None:
-                policy = self._hand.subscription(lane).retry
-                lane.blame(fallen.running, fallen.reason, policy.attempts, self._turns.server_now())
+            if order.fallen is not None and not lane.lost:
+                attempts = self._hand.subscription(lane).retry.attempts
+                order.fallen.settle_in(lane, attempts, self._turns.server_now())
         self._hand.on_line(self._turns.settle)
+        self._progress.took_in(self._slot)
 
     # ------------------------------------------------------------------ pace
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 from bus.lane import LaneId
 from workers.owned import Running
-from workers.progress import Progress, SlotView
+from workers.progress import Progress
+from workers.seen import SlotView
 
 #: A slice over several lanes that is this long in one message must give the others back. Seconds.
 STUCK_SECONDS = 0.1

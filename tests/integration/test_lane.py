@@ -34,8 +34,14 @@ from workers.slice import Runtime, Slice
 TOPIC, GROUP = "orders", "stock"
 
 
-class Killed(BaseException):
-    """The pool process dies in the middle of a message."""
+class Killed(SystemExit):
+    """The pool process dies in the middle of a message: nothing that runs there goes on."""
+
+    now = False
+
+    def __init__(self):
+        super().__init__()
+        Killed.now = True
 
 
 class CuttingEndpoint(Endpoint):
@@ -99,7 +105,7 @@ class Worker:
         table = Subscriptions()
         table.add(self.subscription)
         runtime = Runtime(bus, table, self.progress, "n")
-        runtime.dispatchers[TOPIC, GROUP] = Dispatcher(self.subscription)
+        runtime.dispatchers[TOPIC, GROUP] = Dispatcher(self.subscription, is_ending=lambda: Killed.now)
         return runtime
 
     def lane(self, partition, name="0"):
@@ -138,6 +144,8 @@ class Worker:
         except Killed:
             died = "worker lost"
             self.processes[process].lanes.clear()
+        finally:
+            Killed.now = False
         self.scheduler.ended(order.slot, died=died)
         return True
 
@@ -184,6 +192,7 @@ def around(monkeypatch, caplog):
     for module in (workers.slice, workers.handling):
         monkeypatch.setattr(module, "pause", lambda _seconds: None)
     caplog.set_level("CRITICAL", logger="jitney.workers")
+    Killed.now = False
     yield
     while _workers:
         _workers.pop().close()
@@ -231,13 +240,21 @@ class Fate:
         self.handled.append(message)
 
     def handle_batch(self, batch):
-        for message in batch:
-            self.handle(message)
+        """Messages that fail are tried again, by themselves or with the whole batch; sometimes the handler
+        has made a list of the batch before."""
+        for message in list(batch) if self.chance(0.1) else batch:
+            try:
+                self.handle(message)
+            except ValueError:
+                if self.chance(0.3):
+                    raise
+                batch.retry(message, delay=0)
 
 
 @pytest.mark.both_servers
 @pytest.mark.parametrize(
-    ("ordering", "batch"), [("key", None), ("partition", None), ("key", 4), ("none", None)]
+    ("ordering", "batch"),
+    [("key", None), ("partition", None), ("key", 4), ("key", 30), ("partition", 30), ("none", None)],
 )
 @settings(
     max_examples=15, deadline=None, derandomize=True,
@@ -259,12 +276,66 @@ def test_whatever_fails_all_are_handled_and_first_successes_keep_their_order(ser
     fate.on = False
     worker.run_dry(lambda: fate.random.randrange(2))
     assert {message.value for message in fate.handled} == set(range(60))
-    if ordering != "none" and batch is None:
+    if ordering != "none":
         assert_in_order(fate.handled, ordering)
     for partition in range(2):
         keys = worker.keys(partition)
         assert worker.bus.client.call("ZCARD", keys.retry(GROUP)) == 0
         assert worker.bus.client.call("ZCARD", keys.held(GROUP)) == 0
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize("batch", [None, 1], ids=["singly", "in batches of one"])
+@pytest.mark.parametrize("ordering", ["key", "none"])
+@settings(
+    max_examples=15, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(seed=st.integers(0, 2**32))
+def test_whoever_dies_beside_it_no_message_has_more_attempts_than_it_is_allowed(
+    server, ordering, batch, seed
+):
+    # Given messages that fail, are rejected and kill their process, all mixed, and connections that break
+    fate, runs, ends = Fate(seed), {}, {}
+
+    def handle(message):
+        number = message.value
+        runs[number] = runs.get(number, 0) + 1
+        assert message.attempt == runs[number]
+        if number % 5 == 0:
+            ends[number] = "rejected"
+            raise Reject("never")
+        if number % 5 == 1:
+            raise ValueError("again")
+        if number % 5 == 2 and fate.chance(0.6):
+            raise Killed
+        ends[number] = "done"
+
+    worker = fate.worker = Worker(
+        server,
+        handle if batch is None else lambda batch: handle(batch[0]),
+        ordering=ordering,
+        batch=batch,
+        attempts=3,
+        cut=fate.cut,
+    )
+    worker.acquire(worker.lane(0, "0" if ordering != "none" else "me.0"))
+    worker.publish(30, keys=7)
+    # When all is handled, by either process
+    worker.run_dry(lambda: fate.random.randrange(2))
+    # Then each was tried as often as it may be: those that can never succeed once, those that fail three
+    # times
+    for number in range(30):
+        assert runs[number] <= 3
+        if number % 5 in (0, 3, 4):
+            assert runs[number] == 1, number
+        if number % 5 == 1:
+            assert runs[number] == 3, number
+    dead = [
+        commands.fields_of(each[1])
+        for each in worker.bus.client.call("XRANGE", worker.keys().dead(GROUP), "-", "+")
+    ]
+    assert len(dead) == 30 - sum(1 for each in ends.values() if each == "done")
 
 
 # ---------------------------------------------------------------------- one thing at a time

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from bus.client import Bus
-from bus.lane import LaneId
+from bus.lane import Failure, Lane, LaneId
 from bus.partition import partition_of
 from bus.registry import GroupSpec
 from bus.streams.commands import fields_of, scan, text
@@ -151,9 +151,10 @@ def test_the_first_worker_whose_beat_moves_leads_and_one_that_falls_silent_is_fo
 
 
 @pytest.mark.both_servers
-def test_what_was_handled_is_settled_before_a_lane_is_given_back(bus: Bus) -> None:
-    # Given a lane that was taken back from a slice: two messages are handled, one of which had failed before
-    for number in range(4):
+def test_what_became_of_messages_is_settled_before_a_lane_is_given_back(bus: Bus) -> None:
+    # Given a lane whose slice has died: two messages are done, one of which had failed before; one is to be
+    # tried again, one can never succeed, one ran
+    for number in range(6):
         bus.publish("keyed", number, key="a")
     partition = partition_of("a", PARTITIONS)
     keys, leases = bus.keys.partition("keyed", partition), Leases(bus, "me")
@@ -161,11 +162,36 @@ def test_what_was_handled_is_settled_before_a_lane_is_given_back(bus: Bus) -> No
     bus.client.call("SET", keys.lease("g", "0"), lane.lease)
     [[_, entries]] = bus.client.call("XREADGROUP", "GROUP", "g", "0", "STREAMS", keys.stream, ">")
     ids = [text(entry[0]) for entry in entries]
-    bus.client.call("HSET", keys.state("g"), ids[1], "{}")
-    lane.fallen = Fallen(finished=(ids[0], ids[1]))
+    bus.client.call("HSET", keys.state("g"), ids[1], Failure("x", 2).dump())
+    before = Lane(lane.id, keys, lane.lease, "none")
+    messages = before.messages(entries)
+    again = before.retry(messages[2], 60.0, "no", 5)
+    never = before.dead(messages[3], "never", "never", 5)
+    lane.fallen = Fallen((ids[0], ids[1]), (again, never), ids[4], False, "worker lost")
     # When it is given back
     leases.give_back([lane])
-    # Then what was handled is settled, so that nobody handles it again; what had failed is left to the next
+    # Then nobody handles again what is done, nor tries what was tried without an end
     pending = [text(row[0]) for row in bus.client.call("XPENDING", keys.stream, "g", "-", "+", 10)]
-    assert pending == ids[1:]
+    assert pending == [ids[2], ids[4], ids[5]]
+    assert bus.client.call("ZRANGE", keys.retry("g"), 0, -1) == [ids[2].encode()]
+    (letter,) = bus.client.call("XRANGE", keys.dead("g"), "-", "+")
+    assert letter[1][:4] == [b"id", ids[3].encode(), b"reason", b"never"]
+    known = {each: bus.client.call("HGET", keys.state("g"), each) for each in ids}
+    assert {each: Failure.load(raw).attempts for each, raw in known.items() if raw} == {ids[2]: 1, ids[4]: 1}
+
+
+def test_a_batch_that_was_in_hand_of_a_slice_that_died_is_suspect_for_whoever_has_the_lane_next(
+    bus: Bus,
+) -> None:
+    for number in range(3):
+        bus.publish("keyed", number, key="a")
+    partition = partition_of("a", PARTITIONS)
+    keys, leases = bus.keys.partition("keyed", partition), Leases(bus, "me")
+    lane = OwnedLane(LaneId("keyed", partition, "g"), leases.new_value(), "key")
+    bus.client.call("SET", keys.lease("g", "0"), lane.lease)
+    [[_, entries]] = bus.client.call("XREADGROUP", "GROUP", "g", "0", "STREAMS", keys.stream, ">")
+    last = text(entries[-1][0])
+    lane.fallen = Fallen((), (), last, True, "worker lost")
+    leases.give_back([lane])
+    assert bus.client.call("HGET", keys.state("g"), "suspect:0") == last.encode()
     assert bus.client.call("GET", keys.lease("g", "0")).startswith(b"free:")

@@ -224,3 +224,106 @@ def test_a_soft_limit_ends_an_async_batch_handler_where_it_waits():
     failed = limited.handle_batch([message()])
     assert "SoftTimeLimitExceeded" in next(iter(failed.values())).reason
     assert went_on == []
+
+
+# ---------------------------------------------------------------------- what is no Exception
+
+
+class Panic(BaseException):
+    """As of a library in Rust."""
+
+
+OUTSIDE = [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Panic]
+
+
+@pytest.mark.parametrize("error", OUTSIDE)
+@pytest.mark.parametrize("how", ["def", "async def", "batch", "async batch", "at once"])
+def test_what_is_no_exception_is_an_attempt_with_its_traceback(error, how):
+    async def later(_delivery):
+        raise error
+
+    async def at_once(one):
+        return await one.handle_async(message())
+
+    handler = later if how in ("async def", "async batch", "at once") else raising(error)
+    one = dispatcher(handler, batch=10 if "batch" in how else None, retry_on=(OSError,))
+    if how == "at once":
+        failed = loops.run(at_once(one))
+    elif "batch" in how:
+        assert one.handle_batch(batch(1, 2)) is None
+        failed = one.handle_batch(batch(1))["1-0"]
+    else:
+        failed = one.handle(message())
+    assert failed.kind == "retry"
+    assert "Traceback" in failed.error
+    assert error.__name__ in failed.error
+
+
+@pytest.mark.parametrize("error", [*OUTSIDE, ValueError])
+@pytest.mark.parametrize("how", ["def", "async def", "batch"])
+def test_what_ends_the_process_from_outside_is_let_through(error, how):
+    async def later(_delivery):
+        raise error
+
+    handler = later if how == "async def" else raising(error)
+    subscription = Subscription(
+        topic="orders", group="stock", handler=handler, retry=POLICY, batch=5 if how == "batch" else None
+    )
+    ending = Dispatcher(subscription, run=loops.run, is_ending=lambda: True)
+    with pytest.raises(SystemExit):
+        ending.handle_batch(batch(1, 2)) if how == "batch" else ending.handle(message())
+
+
+# ---------------------------------------------------------------------- what has not run
+
+
+def _generate(given):
+    yield given
+
+
+async def _generate_later(given):
+    yield given
+
+
+@pytest.mark.parametrize(
+    "lazy",
+    [_generate, _generate_later, lambda given: map(print, [given]), lambda given: filter(print, [given])],
+)
+@pytest.mark.parametrize("how", ["def", "batch", "async def"])
+def test_a_handler_that_returns_what_nobody_iterates_over_is_not_taken_for_done(lazy, how):
+    async def later(given):
+        return lazy(given)
+
+    one = dispatcher(later if how == "async def" else lazy, batch=5 if how == "batch" else None)
+    failed = one.handle_batch(batch(1))["1-0"] if how == "batch" else one.handle(message())
+    assert failed.kind == "retry"
+    assert "has not run" in failed.error
+
+
+# ---------------------------------------------------------------------- order within a batch
+
+
+def test_a_batch_handler_does_not_get_those_that_wait_behind_one_that_is_tried_again():
+    def handler(given):
+        for each in given:
+            seen.append(each.id)
+            given.retry(each)
+
+    seen = []
+    keyed = [message(number, fields=[b"v", b"1", b"k", b"a"]) for number in (1, 2)]
+    failed = dispatcher(handler, batch=10).handle_batch(keyed)
+    assert seen == ["1-0"]
+    assert {id: each.kind for id, each in failed.items()} == {"1-0": "retry", "2-0": "behind"}
+
+
+def test_a_batch_whose_order_is_broken_is_delivered_one_by_one_even_if_the_handler_hides_it(caplog):
+    def handler(given):
+        one, _other = list(given)
+        try:
+            given.retry(one)
+        except Exception:
+            return
+
+    keyed = [message(number, fields=[b"v", b"1", b"k", b"a"]) for number in (1, 2)]
+    assert dispatcher(handler, batch=10).handle_batch(keyed) is None
+    assert "Loop over the batch itself" in caplog.text

@@ -26,7 +26,17 @@ from workers.progress import Progress, Running
 SLICE = 1.0
 
 #: What a handler does besides taking its time.
-DEEDS = ("fails", "is rejected", "loses its lease", "proves its lease", "drains", "revokes", "exits", "cuts")
+DEEDS = (
+    "fails",
+    "is rejected",
+    "loses its lease",
+    "proves its lease",
+    "drains",
+    "revokes",
+    "exits",
+    "dies",
+    "cuts",
+)
 
 
 class Turns:
@@ -109,7 +119,8 @@ class World:
         subscription = Subscription(
             topic="orders", group="g", handler=self._handler, ordering=ordering, retry=RetryPolicy(jitter=0)
         )
-        dispatcher = Dispatcher(subscription)
+        self.dying = False
+        dispatcher = Dispatcher(subscription, is_ending=lambda: self.dying)
         partitions = Keys("p")
         self.lanes = [
             Lane(LaneId("orders", number, "g"), partitions.partition("orders", number), "me", ordering, "0-0")
@@ -148,6 +159,9 @@ class World:
             case "revokes":
                 self.progress.revoke(0)
             case "exits":
+                raise SystemExit
+            case "dies":
+                self.dying = True
                 raise SystemExit
             case "cuts":
                 self.turns.cut = True
@@ -209,7 +223,7 @@ def test_whatever_happens_nothing_is_lost_or_run_twice_or_out_of_order(
         became = defaultdict(list)
         for what, partition, id in world.turns.settled:
             became[partition, id].append(what)
-        failed = {"fails": "retry", "is rejected": "dead"}
+        failed = {"fails": "retry", "exits": "retry", "is rejected": "dead"}
         for place, said in became.items():
             deed = plan.get(place, ("", 0.0))[0]
             assert said == ["held"] if place not in world.ran else said == [failed.get(deed, "done")]
@@ -218,9 +232,9 @@ def test_whatever_happens_nothing_is_lost_or_run_twice_or_out_of_order(
             for place in world.ran:
                 before = [each for each in world.ran[: world.ran.index(place)] if each[0] == place[0]]
                 same = [each for each in before if world.keys[each] == world.keys[place] is not None]
-                assert all(plan.get(each, ("", 0.0))[0] != "fails" for each in same)
+                assert all(failed.get(plan.get(each, ("", 0.0))[0]) != "retry" for each in same)
         if exited:
-            # What is left in shared memory is exact: the one that exited runs, those before it are finished
+            # What is left in shared memory is exact: the one that died runs, those before it have ended
             view = world.progress.read(0)
             assert view.running is not None
             assert (view.running.lane_index, view.running.id) == world.ran[-1]
@@ -232,6 +246,14 @@ def test_whatever_happens_nothing_is_lost_or_run_twice_or_out_of_order(
             lost = {number for number, lane in enumerate(world.lanes) if lane.lost}
             assert [each for each in view.finished if each[0] not in lost] == [
                 each for each in unsettled if each[0] not in lost
+            ]
+            refused = [place for place in world.ran[:-1] if plan.get(place, ("", 0.0))[0] in failed]
+            assert [
+                (lane, *orjson.loads(record)[:2]) for lane, record in view.refused if lane not in lost
+            ] == [
+                (lane, failed[plan[lane, id][0]], id)
+                for lane, id in refused
+                if (lane, id) not in became and lane not in lost
             ]
         elif not gave_up:
             # Nothing is without a trace: settled, or looked for again, or another worker's

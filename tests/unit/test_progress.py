@@ -14,7 +14,8 @@ import pytest
 from bus import codec
 from bus.values import Message
 from workers.order import MAX_LANES
-from workers.progress import MAX_FINISHED, Progress, Report, Running
+from workers.progress import MAX_FINISHED, RECORD_BYTES, Progress
+from workers.seen import Report, Running
 
 BIG = 2**64 - 1
 LONGEST = f"{BIG}-{BIG}".encode()
@@ -146,7 +147,7 @@ def test_one_that_comes_back_to_a_slot_that_is_another_slices_by_now_changes_not
 def test_messages_beyond_the_room_are_not_given():
     progress = Progress(2)
     progress.running(1, 5, b"7-7", 1.0)
-    progress.batch_finished(0, 1, (b"1-%d" % number for number in range(MAX_FINISHED - 2)))
+    progress.ended(0, 1, (b"1-%d" % number for number in range(MAX_FINISHED - 2)))
     given_out = [each.id for each in progress.each(0, 2, messages("2-1", "2-2", "2-3", "2-4"), math.inf)]
     assert given_out == ["2-1", "2-2"]
     assert progress.read(0).finished[-2:] == [(2, "2-1"), (2, "2-2")]
@@ -173,15 +174,77 @@ def test_a_batch_runs_as_a_whole():
     assert progress.read(0).batch_end is None
 
 
-def test_a_batch_is_finished_as_a_whole():
-    progress = Progress(1)
-    progress.running(0, 0, b"1-1", 1.0)
-    progress.finished(0)
-    progress.batch_running(0, 1, b"2-1", b"2-3", 2.0)
-    progress.batch_finished(0, 1, iter([b"2-1", b"2-3"]))
-    view = progress.read(0)
+def test_a_batch_ends_as_a_whole():
+    progress = Progress(2)
+    progress.running(1, 0, b"1-1", 1.0)
+    progress.finished(1)
+    progress.batch_running(1, 63, b"2-1", b"2-3", 2.0)
+    assert progress.ended(1, 63, iter([b"2-1", b"2-3"]), iter([(b"2-2", b"why"), (b"2-4", b"because")]))
+    view = progress.read(1)
     assert (view.running, view.batch_end) == (None, None)
-    assert view.finished == [(0, "1-1"), (1, "2-1"), (1, "2-3")]
+    assert view.finished == [(0, "1-1"), (63, "2-1"), (63, "2-3")]
+    assert view.refused == [(63, b"why"), (63, b"because")]
+    assert progress.read(0) == Progress(1).read(0)
+
+
+def test_one_of_several_that_run_ends_and_the_others_go_on():
+    progress = Progress(1)
+    progress.batch_running(0, 7, b"2-1", b"2-3", 2.0)
+    progress.ended(0, 7, [b"2-2"], others=True)
+    progress.ended(0, 7, [], [(b"2-1", b"no")], others=True)
+    view = progress.read(0)
+    assert (view.finished, view.refused) == ([(7, "2-2")], [(7, b"no")])
+    assert view.running is not None
+    assert (view.running.lane_index, view.batch_end) == (7, "2-3")
+
+
+def test_what_became_of_a_message_is_kept_until_it_is_settled():
+    progress = Progress(1)
+    for message in progress.each(0, 3, messages("1-1", "1-2", "1-3"), math.inf):
+        if message.id == "1-2":
+            progress.ended(0, 3, [], [(b"1-2", b"no")])
+            break
+    view = progress.read(0)
+    assert (view.running, view.finished, view.refused) == (None, [(3, "1-1")], [(3, b"no")])
+    progress.running(0, 4, b"1-3", 1.0)
+    progress.finished(0)
+    assert progress.read(0).finished == [(3, "1-1"), (4, "1-3")]
+    progress.settled(0)
+    view = progress.read(0)
+    assert (view.finished, view.refused) == ([], [])
+    progress.running(0, 3, b"1-4", 1.0)
+    progress.ended(0, 3, [], [(b"1-4", b"neither")])
+    assert progress.read(0).refused == [(3, b"neither")]
+
+
+def test_where_there_is_no_room_for_what_became_of_a_message_that_is_said():
+    progress = Progress(2)
+    progress.running(1, 5, b"7-7", 1.0)
+    large = b"x" * (RECORD_BYTES // 2)
+    for number in (1, 2):
+        progress.running(0, 1, b"1-%d" % number, 1.0)
+        assert progress.ended(0, 1, [], [(b"1-%d" % number, large)])
+    progress.running(0, 1, b"1-3", 1.0)
+    assert not progress.ended(0, 1, [], [(b"1-3", b"y")])
+    view = progress.read(0)
+    assert (view.running, view.refused) == (None, [(1, large), (1, large)])
+    progress.settled(0)
+    progress.running(0, 1, b"1-4", 1.0)
+    assert progress.ended(0, 1, [], [(b"1-4", b"z" * RECORD_BYTES)])
+    assert progress.read(0).refused == [(1, b"z" * RECORD_BYTES)]
+    assert progress.read(1).running == Running(5, "7-7", 1.0)
+    progress.settled(0)
+    progress.ended(0, 1, (b"1-%d" % number for number in range(MAX_FINISHED)))
+    assert not progress.ended(0, 1, [], [(b"2-1", b"no")])
+
+
+def test_what_a_slice_found_is_settled_only_when_it_says_so():
+    progress = Progress(1)
+    assert not progress.read(0).took_in
+    progress.took_in(0)
+    assert progress.read(0).took_in
+    progress.begin(0, 5)
+    assert not progress.read(0).took_in
 
 
 def test_a_settled_turn_leaves_nothing_behind():
@@ -204,7 +267,7 @@ def test_finished_messages_beyond_the_room_are_not_recorded(step):
             progress.running(0, 1, b"100-%d" % first, 1.0)
             progress.finished(0)
         else:
-            progress.batch_finished(0, 1, (b"100-%d" % number for number in range(first, first + step)))
+            progress.ended(0, 1, (b"100-%d" % number for number in range(first, first + step)))
     # Then the first ones are known
     assert progress.read(0).finished == [(1, f"100-{number}") for number in range(MAX_FINISHED)]
     # And the message that runs is still known, and no other slot was touched
@@ -331,9 +394,12 @@ def number_of(id):
     return int(ms)
 
 def numbers_of(finished):
-    numbers = [number_of(id) for lane, id in finished]
+    numbers = sorted(number_of(id) for lane, id in finished)
     assert not numbers or numbers == list(range(numbers[0], numbers[0] + len(numbers))), finished
     return numbers
+
+def ended(view):
+    return [*view.finished, *((lane, record.decode()) for lane, record in view.refused)]
 
 for limit in range(3000, 30001, 3000):
     progress = Progress(1)
@@ -345,8 +411,12 @@ for limit in range(3000, 30001, 3000):
                 for _ in progress.each(0, 0, [message(number + each) for each in range(70)], math.inf):
                     number += 1
             else:
-                progress.running(0, 0, b"%d-%d" % (number, number), 1.0)
-                progress.finished(0)
+                id = b"%d-%d" % (number, number)
+                progress.running(0, 0, id, 1.0)
+                if number % 3:
+                    progress.finished(0)
+                else:
+                    progress.ended(0, 0, [], [(id, id)])
                 number += 1
             if number % 700 <= 1:
                 progress.settled(0)
@@ -354,12 +424,12 @@ for limit in range(3000, 30001, 3000):
         latest = 0
         while latest < limit:
             assert os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, "it has ended"
-            latest = max([latest, *numbers_of(progress.read(0).finished)])
+            latest = max([latest, *numbers_of(ended(progress.read(0)))])
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     view = progress.read(0)
-    numbers = numbers_of(view.finished)
+    numbers = numbers_of(ended(view))
     if view.running and numbers:
         assert number_of(view.running.id) == numbers[-1] + 1, view
 """

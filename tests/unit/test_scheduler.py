@@ -373,6 +373,40 @@ def test_after_a_death_the_next_slice_learns_what_was_finished_and_what_ran(worl
     assert order.lanes[0].recover
 
 
+def test_what_a_slice_has_left_is_there_until_another_has_settled_it(world):
+    # Given a slice that died, having refused a message
+    world.own(0)
+    (order,) = world.plan()
+    world.run(order, 0, b"8-0")
+    world.progress.ended(order.slot, 0, [], [(b"8-0", b"why")])
+    world.run(order, 0, b"9-1")
+    world.scheduler.ended(order.slot, died="worker lost")
+    # When those after it die, have trouble, or are dropped, before they have settled what it left
+    for end in ("dies", "trouble", "dropped"):
+        (order,) = world.plan()
+        fallen = order.lanes[0].fallen
+        assert (fallen.refused, fallen.running) == ((b"why",), "9-1")
+        if end == "dies":
+            world.scheduler.ended(order.slot, died="worker lost")
+        elif end == "trouble":
+            world.end(order, Report.TROUBLE)
+            world.clock.now += 10
+            world.scheduler.wake_due()
+        else:
+            world.scheduler.dropped(order.slot, "")
+            (lane,) = world.scheduler.taken_back()
+            world.scheduler.renew(lane.id, lane.lease, "me:new")
+    # Then whoever comes next still finds it; and once it is settled it is gone, whatever comes then
+    (order,) = world.plan()
+    assert order.lanes[0].fallen.refused == (b"why",)
+    world.progress.took_in(order.slot)
+    world.end(order, Report.TROUBLE)
+    world.clock.now += 10
+    world.scheduler.wake_due()
+    (order,) = world.plan()
+    assert order.lanes[0].fallen is None
+
+
 def test_only_the_lane_of_the_running_message_is_blamed_for_a_death(world):
     ids = world.make_fast(0, 1)
     world.scheduler.wake(ids)

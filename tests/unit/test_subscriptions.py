@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import sys
+
 import pytest
 
+from bus import default
 from bus.errors import ConfigurationError
+from bus.handlers import kind_of
 from bus.subscriptions import MAX_BATCH, Subscription, Subscriptions
 from bus.values import RetryPolicy
 
@@ -107,3 +113,215 @@ def test_right_options_are_taken(options):
     table = Subscriptions()
     table.add(subscription(**options))
     assert len(table) == 1
+
+
+# ---------------------------------------------------------------------- what cannot be run
+
+
+def generate(_message):
+    yield
+
+
+async def generate_later(_message):
+    yield
+
+
+class Lazy:
+    """Objects with handlers that do not run when they are called."""
+
+    def __call__(self, _message):
+        yield
+
+    def method(self, _message):
+        yield
+
+    async def later(self, _message):
+        yield
+
+
+class Eager:
+    def __call__(self, message):
+        """One that runs."""
+
+
+class Patient:
+    async def __call__(self, message):
+        """One that is awaited."""
+
+
+class Task:
+    """What a Celery task is, as far as it matters here."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def __call__(self, *arguments):
+        return self.run(*arguments)
+
+    def apply_async(self):
+        """Never called."""
+
+
+@pytest.mark.parametrize(
+    ("handler", "why"),
+    [
+        (generate, "has a `yield`"),
+        (generate_later, "has a `yield`"),
+        (functools.partial(generate), "has a `yield`"),
+        (functools.partial(functools.partial(generate_later)), "has a `yield`"),
+        (Lazy(), "has a `yield`"),
+        (Lazy().method, "has a `yield`"),
+        (Lazy().later, "has a `yield`"),
+        (lambda message: (yield message), "has a `yield`"),
+        (Task(generate), "has a `yield`"),
+        (Task(Lazy().method), "has a `yield`"),
+        (Task(handle_async), "Celery does not run a task that is `async def`"),
+        (Eager, "is a class"),
+        (functools.partial(Lazy()), "has a `yield`"),
+    ],
+)
+def test_what_is_called_and_does_not_run_is_refused_at_import(handler, why):
+    table = Subscriptions()
+    with pytest.raises(ConfigurationError, match=rf"subscribe\('orders', group='inventory'\): .*{why}"):
+        table.add(subscription(handler=handler))
+    assert len(table) == 0
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind"),
+    [
+        (handle, "plain"),
+        (functools.partial(handle), "plain"),
+        (Eager(), "plain"),
+        (Eager().__call__, "plain"),
+        (Task(handle), "plain"),
+        (print, "plain"),
+        (handle_async, "coroutine"),
+        (functools.partial(handle_async), "coroutine"),
+        (Patient(), "coroutine"),
+    ],
+)
+def test_what_can_be_run_is_taken_for_what_it_is(handler, kind):
+    Subscriptions().add(subscription(handler=handler))
+    assert kind_of(handler) == kind
+
+
+def test_a_handler_behind_a_decorator_that_iterates_over_it_can_be_run():
+    def drained(function):
+        @functools.wraps(function)
+        def wrapper(message):
+            for _ in function(message):
+                pass
+
+        return wrapper
+
+    Subscriptions().add(subscription(handler=drained(generate)))
+
+
+# ---------------------------------------------------------------------- two of one name
+
+
+def hiding(function):
+    """A decorator that hides the name, as one without functools.wraps does."""
+
+    def wrapper(message):
+        return function(message)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (hiding(handle), hiding(handle_too)),
+        (hiding(hiding(handle)), hiding(hiding(handle_too))),
+        (lambda message: handle(message, 1), lambda message: handle_too(message, 1)),
+        (functools.partial(handle, extra=1), functools.partial(handle_too, extra=1)),
+        (functools.partial(handle, extra=1), functools.partial(handle, extra=2)),
+    ],
+    ids=["decorated", "twice decorated", "lambdas", "partials", "arguments of partials"],
+)
+def test_a_second_function_whose_name_is_hidden_does_not_replace_the_first(one, other):
+    table = Subscriptions()
+    table.add(subscription(handler=one))
+    with pytest.raises(ConfigurationError, match="already has the handler"):
+        table.add(subscription(handler=other))
+    found = table.get("orders", "inventory")
+    assert found is not None
+    assert found.handler is one
+
+
+MODULE = """
+import bus
+from hidden_decorator import hiding
+{0}
+@bus.subscribe("orders", group="inventory")
+@hiding
+def one(message):
+    return {0!r}
+{1}
+"""
+SECOND = """
+@bus.subscribe("orders", group="inventory")
+@hiding
+def two(message):
+    pass
+"""
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Writes a module of handlers and imports it, again where it is there; its table is empty at first."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(default, "subscriptions", table := Subscriptions())
+    (tmp_path / "hidden_decorator.py").write_text(
+        "def hiding(function):\n    def wrapper(message):\n        return function(message)\n    return "
+        "wrapper\n"
+    )
+
+    def write_and_import(text, again="reload"):
+        (tmp_path / "hidden_consumers.py").write_text(text)
+        importlib.invalidate_caches()
+        if again == "anew":
+            sys.modules.pop("hidden_consumers", None)
+        if "hidden_consumers" in sys.modules:
+            importlib.reload(sys.modules["hidden_consumers"])
+        else:
+            importlib.import_module("hidden_consumers")
+        return table
+
+    yield write_and_import
+    for name in ("hidden_consumers", "hidden_decorator"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("again", ["reload", "anew"])
+def test_a_module_that_is_loaded_again_replaces_its_handlers_also_where_it_has_changed(load, again):
+    table = load(MODULE.format("", ""))
+    first = table.get("orders", "inventory").handler
+    assert load(MODULE.format("", ""), again).get("orders", "inventory").handler is not first
+    assert load(MODULE.format("# changed", ""), again).get("orders", "inventory").handler(None) == "# changed"
+
+
+OBJECT = """
+import bus, functools
+
+class Handler:
+    def __call__(self, message, extra):
+        return {0!r}
+
+bus.subscribe("orders", group="inventory")(functools.partial(Handler(), extra=1))
+"""
+
+
+def test_an_object_that_is_a_handler_is_replaced_too_when_its_module_is_loaded_again(load):
+    load(OBJECT.format("before"))
+    found = load(OBJECT.format("after")).get("orders", "inventory")
+    assert found.handler(None) == "after"
+    assert found.handler_name == "hidden_consumers.Handler"
+
+
+def test_two_handlers_of_one_module_behind_one_decorator_are_refused_when_it_is_imported(load):
+    with pytest.raises(ConfigurationError, match=r"have it use functools\.wraps"):
+        load(MODULE.format("", SECOND))

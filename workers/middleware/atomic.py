@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from bus.handlers import refuse_awaitable
 from bus.inbox import Inbox
-from bus.subscriptions import Handler, Subscription, refuse_awaitable
+from bus.subscriptions import Handler, Subscription
 from bus.values import Message
-from workers.dispatch import Batch
+from workers.batch import Batch
 
 
 def atomic(subscription: Subscription, handler: Handler) -> Handler:
@@ -25,10 +26,11 @@ def atomic(subscription: Subscription, handler: Handler) -> Handler:
 
     def call_batch(batch: Batch) -> None:
         def call(fresh: list[Message]) -> Collection[str]:
-            part = Batch(fresh)
+            part = Batch(fresh, subscription.ordering)
             refuse_awaitable(handler(part))
-            batch.refused.update(part.refused)
-            return part.refused
+            part.check()
+            batch.take_in(part)
+            return {*part.refused, *(message.id for message in part.passed_over)}
 
         inbox.handle_batch(batch, call)
 

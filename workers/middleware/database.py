@@ -19,7 +19,7 @@ def database(_subscription: Subscription, handler: Handler) -> Handler:
     def call(delivery: Any) -> Any:
         try:
             return handler(delivery)
-        except Exception:
+        except BaseException:
             close_old_connections()
             raise
 
@@ -32,7 +32,7 @@ def async_database(_subscription: Subscription, handler: Handler) -> Handler:
     async def call(delivery: Any) -> Any:
         try:
             return await handler(delivery)
-        except Exception:
+        except BaseException:
             await sync_to_async(close_old_connections)()
             raise
 

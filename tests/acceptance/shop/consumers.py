@@ -5,7 +5,7 @@ A message's value is {"n": number} and any of these. Where it says "attempts", a
     until           wait until a file of this name exists
     stubborn        attempts that never end, whatever is raised inside them
     die, exit       attempts that kill their process by SIGKILL, or end it by os._exit
-    fail            attempts that raise
+    fail, raises    attempts that raise, and what, if it is not RuntimeError
     postpone        seconds after which the first attempt asks to be tried again
     reject          reason for a dead letter
     database        "use" it, "close" its connection underneath and raise, or leave it "unfit" and raise
@@ -20,11 +20,25 @@ import time
 from typing import Any
 
 from asgiref.sync import sync_to_async
+from celery.exceptions import WorkerShutdown
 from django.db import connection, transaction
 
 import bus
 from tests.acceptance.shop import ledger
 from tests.acceptance.shop.topics import awaited, batches, keyed, limited, loose, strict
+
+
+class Panic(BaseException):
+    """What a panic in Rust looks like: pyo3_runtime.PanicException is no Exception."""
+
+
+ERRORS: dict[str, type[BaseException]] = {
+    each.__name__: each
+    for each in (
+        RuntimeError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Panic,
+        WorkerShutdown,
+    )
+}  # fmt: skip
 
 SOON = bus.RetryPolicy(attempts=3, delay=0.05, factor=1.0, jitter=0.0)
 
@@ -56,8 +70,7 @@ def act(message: bus.Message) -> None:
         _query(what["database"])
     if what.get("postpone") and message.attempt == 1:
         raise bus.Retry("told to wait", delay=what["postpone"])
-    if message.attempt <= what.get("fail", 0):
-        raise RuntimeError(f"told to fail at attempt {message.attempt}")
+    _fail(message)
     if what.get("reject"):
         raise bus.Reject(what["reject"])
     ledger.write("end", *_place(message))
@@ -76,6 +89,13 @@ def _fall(message: bus.Message) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if message.attempt <= message.value.get("exit", 0):
         os._exit(7)
+
+
+def _fail(message: bus.Message) -> None:
+    if message.attempt <= message.value.get("fail", 0):
+        raise ERRORS[message.value.get("raises", "RuntimeError")](
+            f"told to fail at attempt {message.attempt}"
+        )
 
 
 def _query(what: str) -> None:
@@ -113,11 +133,11 @@ def within_limits(message: bus.Message) -> None:
 def crate(batch: Any) -> None:
     """The first message that is told to fail breaks the whole call, as a real bug would."""
     for message in batch:
+        ledger.write("start", *_place(message))
         _fall(message)
         if message.value.get("reject"):
             batch.reject(message, message.value["reject"])
-        elif message.attempt <= message.value.get("fail", 0):
-            raise RuntimeError("told to fail")
+        _fail(message)
     for message in batch:
         if not message.value.get("reject"):
             ledger.write("end", *_place(message))
@@ -137,8 +157,7 @@ async def wait_for(message: bus.Message) -> None:
         await sync_to_async(_query)("use")
     if what.get("sleep"):
         await asyncio.sleep(what["sleep"])
-    if message.attempt <= what.get("fail", 0):
-        raise RuntimeError(f"told to fail at attempt {message.attempt}")
+    _fail(message)
     if what.get("reject"):
         raise bus.Reject(what["reject"])
     ledger.write("end", *_place(message))

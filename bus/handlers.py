@@ -1,0 +1,143 @@
+"""What a handler really is: what a call of it runs, and whether two of one name are one and the same."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import types
+from typing import Any, Literal
+
+from bus.errors import ConfigurationError
+
+Kind = Literal["plain", "coroutine", "generator", "async generator"]
+
+#: What a plain function may return that has not run yet, and that nobody will run.
+_NOT_RUN = (types.GeneratorType, types.AsyncGeneratorType, map, filter)
+
+
+def name_of(handler: Any) -> str:
+    """Module and name of the function, or of the class of an object: the same when the module is loaded
+    again."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if not hasattr(handler, "__qualname__"):
+        handler = type(handler)
+    return f"{handler.__module__}.{handler.__qualname__}"
+
+
+def kind_of(handler: Any) -> Kind:
+    """What a call of the handler gives. Resolves a lazy Celery task."""
+    runs = _runs(handler)
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(runs):
+        return "coroutine"
+    if inspect.isasyncgenfunction(runs):
+        return "async generator"
+    return "generator" if inspect.isgeneratorfunction(runs) else "plain"
+
+
+def check_runs(handler: Any, where: str) -> None:
+    """Raise ConfigurationError for what is called and does not run. `where`: begins the error."""
+    if isinstance(handler, type):
+        raise ConfigurationError(
+            f"{where}: {handler!r} is a class; to call it would only make an object. Subscribe a function, a "
+            "method, or an object with __call__."
+        )
+    kind = kind_of(handler)
+    if kind in ("generator", "async generator"):
+        raise ConfigurationError(
+            f"{where}: the handler has a `yield`, so a call of it makes a generator and runs nothing. "
+            f"Write a "
+            "function without `yield`; for many messages at once use batch=."
+        )
+    if kind == "coroutine" and _is_task(handler):
+        raise ConfigurationError(
+            f"{where}: Celery does not run a task that is `async def`. Subscribe the function itself."
+        )
+
+
+def is_lazy(handler: Any) -> bool:
+    """A shared_task of Celery before somebody asks for it: it may have no app yet, so it is looked at
+    later."""
+    return hasattr(type(handler), "_get_current_object")
+
+
+def refuse_awaitable(result: object) -> None:
+    """Raise TypeError where a handler returned something that nobody awaits or iterates: it has not run.
+
+    An `async def` handler or a generator behind a plain function (a decorator, for example) is not known as
+    one; its message would be settled as done.
+    """
+    if result is None:
+        return
+    awaitable = hasattr(result, "__await__")
+    if not awaitable and not isinstance(result, _NOT_RUN):
+        return
+    if isinstance(result, types.CoroutineType | types.GeneratorType):
+        result.close()
+    if awaitable:
+        raise TypeError(
+            "The handler returned an awaitable, so it has not run. Subscribe the `async def` function "
+            "itself, or one that is made by `async def` too."
+        )
+    raise TypeError(
+        f"The handler returned a {type(result).__name__}, so it has not run: nobody iterates over it. "
+        f"Write a "
+        "function that does its work before it returns."
+    )
+
+
+def origin() -> object | None:
+    """Stands for one run of the module whose import is under way, to be compared by `is`; None without one.
+
+    A module that is loaded again (autoreload, importlib.reload) has another.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    if frame is None or frame.f_globals.get("__name__") == "__main__":
+        return None
+    module = sys.modules.get(frame.f_globals.get("__name__", ""))
+    return getattr(module, "__spec__", None) or frame.f_globals.get("__spec__")
+
+
+def definition(handler: Any, depth: int = 3) -> object:
+    """Where a handler was written, and what it encloses: equal for one function that was made twice.
+
+    A decorator without functools.wraps hides a function's name, but encloses the function.
+    """
+    if isinstance(handler, functools.partial):
+        return ("partial", definition(handler.func, depth), repr(handler.args), repr(handler.keywords))
+    if inspect.ismethod(handler):
+        return ("method", definition(handler.__func__, depth), type(handler.__self__).__qualname__)
+    if isinstance(handler, types.FunctionType):
+        code = handler.__code__
+        cells = [_content(cell) for cell in handler.__closure__ or ()]
+        inner = tuple(definition(each, depth - 1) for each in cells) if depth else ()
+        return (code.co_filename, code.co_qualname, code.co_firstlineno, code.co_names, inner)
+    if handler is None or isinstance(handler, str | int | float | bool | bytes):
+        return handler
+    return (type(handler).__module__, type(handler).__qualname__, getattr(handler, "__name__", ""))
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing has been put there yet
+        return None
+
+
+def _runs(handler: Any) -> Any:
+    """The function that a call of the handler runs."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if inspect.isroutine(handler):
+        return handler
+    if _is_task(handler):
+        return _runs(handler.run)
+    return type(handler).__call__
+
+
+def _is_task(handler: Any) -> bool:
+    """A Celery task: a call of it runs its method `run`."""
+    return callable(getattr(handler, "run", None)) and hasattr(handler, "apply_async")

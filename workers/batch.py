@@ -1,0 +1,127 @@
+"""What a batch handler is called with: messages in order, each of which it may refuse by itself.
+
+Order per key is kept through refusals. A message that is to be tried again holds back the later ones of its
+key: they leave the batch, so the handler's loop passes over them, and they are handled when the earlier one
+is settled. Where the handler has them already (from a list that was made before, say), that is an error in
+its hands before it handles them; all are then handled again, one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bus.codec import raw_key
+from bus.errors import Reject, Retry
+from bus.lane import key_hash
+from bus.values import Message, Ordering
+
+
+class OutOfOrder(Exception):
+    """A batch handler asks for a retry of a message, and has a later one of its key already."""
+
+    def __init__(self, message: Message, later: Message) -> None:
+        super().__init__(
+            f"{message!r} cannot be tried again in this call, since {later!r}, a later one of its key, "
+            f"was given "
+            "to the handler already. Loop over the batch itself, not over a list of it, and call "
+            "batch.retry() "
+            "before the next message: it then passes over those that must wait. All messages of this "
+            "call are "
+            "handled again, one by one."
+        )
+
+
+class Batch(Sequence[Message]):
+    """Messages of one lane in the order of their ids."""
+
+    def __init__(self, messages: Sequence[Message], ordering: Ordering) -> None:
+        self._messages = list(messages)
+        self._ordering: Ordering = ordering
+        self._loops: list[Any] = []
+        """The iterators that were given out. They see what leaves the list, and say where they are: so a loop
+        over the batch costs what a loop over a list does."""
+        self._taken = 0
+        """So many of the first messages were taken by index."""
+        self._ties: dict[str, list[Message]] | None = None
+        self.refused: dict[str, Reject | Retry] = {}
+        self.passed_over: list[Message] = []
+        """Messages that left the batch, unhandled, behind an earlier one of their key."""
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __iter__(self) -> Iterator[Message]:
+        loop = iter(self._messages)
+        self._loops.append(loop)
+        return loop
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._messages[index]
+        last = len(self) if isinstance(index, slice) else range(len(self))[index] + 1
+        self._taken = max(self._taken, last)
+        return found
+
+    def __contains__(self, message: object) -> bool:
+        return message in self._messages
+
+    def reject(self, message: Message, reason: str) -> None:
+        """This message can never succeed: it becomes a dead letter; the others are not touched by it."""
+        self.refused[message.id] = Reject(reason)
+
+    def retry(self, message: Message, *, delay: float | None = None, reason: str = "") -> None:
+        """Try this message again after `delay` seconds (None: as the retry policy says).
+
+        Later messages of its key leave the batch and wait for it, so `for message in batch` passes over them.
+        Raises OutOfOrder where the handler has one of them already. Let it pass: each message is then handled
+        again, alone, in order. To try all of a batch again raise an exception.
+        """
+        self.refused[message.id] = Retry(reason, delay=delay)
+        given = max([self._taken, *(len(self) - loop.__length_hint__() for loop in self._loops)])
+        have = {each.id for each in self._messages[:given]}
+        gone = set()
+        for later in self._behind(message):
+            if later.id not in have:
+                gone.add(later.id)
+            elif later.id not in self.refused:
+                raise OutOfOrder(message, later)
+        if gone:
+            self.passed_over += [each for each in self._messages if each.id in gone]
+            # In place: the loops that run over it go on with what is left.
+            self._messages[given:] = [each for each in self._messages[given:] if each.id not in gone]
+
+    def check(self) -> None:
+        """To be called when the handler has returned. Raises OutOfOrder, where the handler has caught
+        that."""
+        waiting = {message.id for message in self.passed_over}
+        for tied in self._by_tie().values() if self.refused else ():
+            tried_again: Message | None = None
+            for message in tied:
+                refusal = self.refused.get(message.id)
+                if refusal is None and tried_again is not None and message.id not in waiting:
+                    raise OutOfOrder(tried_again, message)
+                if isinstance(refusal, Retry):
+                    tried_again = tried_again or message
+
+    def take_in(self, part: Batch) -> None:
+        """What a handler said of some of these messages, which it was given as a batch of their own."""
+        self.refused.update(part.refused)
+        self.passed_over += part.passed_over
+
+    def _behind(self, message: Message) -> list[Message]:
+        """Messages that came in this batch and must wait for this one."""
+        tied = self._by_tie().get(self._tie(message), [])
+        places = [number for number, each in enumerate(tied) if each.id == message.id]
+        return tied[places[0] + 1 :] if places else []
+
+    def _by_tie(self) -> dict[str, list[Message]]:
+        """Messages that are tied together in order, as they came."""
+        if self._ties is None:
+            self._ties = {}
+            for message in self._messages:
+                if tie := self._tie(message):
+                    self._ties.setdefault(tie, []).append(message)
+        return self._ties
+
+    def _tie(self, message: Message) -> str:
+        return key_hash(self._ordering, raw_key(message))

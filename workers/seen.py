@@ -1,0 +1,48 @@
+"""What the main process reads of a slot in shared memory (see `workers.progress`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Running(NamedTuple):
+    """The message that a slot runs (of a batch: the first), and since when by time.monotonic()."""
+
+    lane_index: int
+    id: str
+    since: float
+
+
+class Report(NamedTuple):
+    """What a slice left behind of one lane. The meaning of `flags` is the slice's own."""
+
+    lane_index: int
+    flags: int
+    last_ms: int
+    last_seq: int
+    next_due_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotView:
+    """A slot as the parent read it."""
+
+    pid: int
+    running: Running | None
+    batch_end: str | None
+    """The id of the last message of the batch that runs."""
+    finished: list[tuple[int, str]]
+    """(lane index, id) of messages that are done and not settled yet."""
+    refused: list[tuple[int, bytes]]
+    """(lane index, record) of messages that are not done, and not settled yet (see
+    `bus.lane.Lane.refused`)."""
+    reports: list[Report]
+    took_in: bool
+    """What the slice before had left is settled."""
+    client_id: int
+    handler_ns: float
+
+    @property
+    def is_batch(self) -> bool:
+        return self.batch_end is not None
