@@ -17,20 +17,36 @@ class BusConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from django.conf import settings
+
         from bus import autodiscover, declarations
         from bus.checks import check_databases, check_places, check_setting
 
         checks.register(check_setting, "jitney")
         checks.register(check_places, "jitney")
         checks.register(check_databases, "jitney")
+        _mask(getattr(settings, "BUS", None))
         setting_changed.connect(_follow_setting, dispatch_uid="jitney.setting")
         post_migrate.connect(declarations.sync_after_migrate, sender=self, dispatch_uid="jitney.sync")
         autodiscover.topics()
 
 
-def _follow_setting(*, setting: str, **_signal: Any) -> None:
+def _follow_setting(*, setting: str, value: Any = None, **_signal: Any) -> None:
     """`override_settings(BUS=…)` takes effect at the next use of the default bus."""
     if setting == "BUS":
         from bus import default
 
+        _mask(value)
         default.reset()
+
+
+def _mask(setting: Any) -> None:
+    """Make the password invisible where the setting itself is shown.
+
+    Django's debug page and its mails to ADMINS hide settings by their names, and show the value of "URL".
+    The values stay the texts that they are; only their repr changes.
+    """
+    if isinstance(setting, dict):
+        from bus.conf import masking
+
+        setting.update(masking(setting))

@@ -9,11 +9,12 @@ from functools import cached_property
 from typing import Any
 
 from bus.asynchronous import AsyncPublisher
-from bus.conf import Settings
+from bus.conf import Settings, masking
 from bus.keys import Keys
 from bus.publisher import Publisher
 from bus.registry import Declared, Registry
 from bus.streams.connect import Client, Endpoint
+from bus.streams.url import Url
 from bus.values import Receipt, TopicSpec, parse_duration
 
 
@@ -34,6 +35,9 @@ class Bus:
         `declared`: the table of declared topics, where several buses share one.
         Raises ConfigurationError.
         """
+        if not isinstance(url, Settings):
+            # A traceback may show what this frame holds.
+            url, settings = (Url(url) if isinstance(url, str) else url), masking(settings)
         self.settings = url if isinstance(url, Settings) else Settings(url=url, **settings)
         self.keys = Keys(self.settings.prefix)
         self.declared = declared if declared is not None else Declared()
@@ -41,7 +45,7 @@ class Bus:
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        return Endpoint(self.settings.url, timeout=self.settings.timeout, autostart=self._autostart)
+        return Endpoint(self.settings.address, timeout=self.settings.timeout, autostart=self._autostart)
 
     @cached_property
     def client(self) -> Client:

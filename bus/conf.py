@@ -10,7 +10,27 @@ from difflib import get_close_matches
 from typing import Any
 
 from bus.errors import ConfigurationError
+from bus.secret import Secret
+from bus.streams.url import Address, Credentials, Url, parse
 from bus.values import check_name
+
+#: Settings that can come from the environment of a process without Django.
+ENVIRONMENT = {
+    "URL": "BUS_URL",
+    "USERNAME": "BUS_USERNAME",
+    "PASSWORD": "BUS_PASSWORD",
+    "SENTINEL_USERNAME": "BUS_SENTINEL_USERNAME",
+    "SENTINEL_PASSWORD": "BUS_SENTINEL_PASSWORD",
+    "PREFIX": "BUS_PREFIX",
+    "GROUPS": "BUS_GROUPS",
+    "READ_ONLY": "BUS_READ_ONLY",
+}
+
+_CREDENTIALS = ("username", "password", "sentinel_username", "sentinel_password")
+_WORDS = {
+    "1": True, "true": True, "yes": True, "on": True,
+    "0": False, "false": False, "no": False, "off": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +39,12 @@ class Settings:
 
     url: str
     """embedded://<dir>, redis://, rediss://, unix:// or redis+sentinel://h1,h2/<name>."""
+    username: str | None = None
+    """Of the server, where the URL has none."""
+    password: str | None = None
+    sentinel_username: str | None = None
+    """Of the sentinels, which have users of their own."""
+    sentinel_password: str | None = None
     prefix: str = "bus"
     timeout: float = 5.0
     """Seconds after which any one call to Redis gives up."""
@@ -37,8 +63,15 @@ class Settings:
     """Dead letters kept of a group in one partition; the excess is counted."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.url, str):
-            raise ConfigurationError(f"BUS['URL'] must be a str, not {self.url!r}.")
+        for name in ("url", *_CREDENTIALS):
+            text = getattr(self, name)
+            if not isinstance(text, str) and (text is not None or name == "url"):
+                # Not its repr: bytes would show a password.
+                raise ConfigurationError(f"BUS[{name.upper()!r}] must be a str, not {type(text).__name__}.")
+            if text is not None:
+                object.__setattr__(self, name, _masking(name, text))
+        if not isinstance(self.read_only, bool):
+            raise ConfigurationError(f"BUS['READ_ONLY'] must be True or False, not {self.read_only!r}.")
         check_name("BUS['PREFIX']", self.prefix)
         for name, least in (("timeout", 0.05), ("max_message_bytes", 1), ("dedupe_window", 1),
                             ("history_bytes", 0), ("held_limit", 1), ("dead_limit", 1)):  # fmt: skip
@@ -56,10 +89,31 @@ class Settings:
             raise ConfigurationError(f"BUS['SLOTS'] must be a whole number, 1 or more, not {slots!r}.")
         for group in self.groups or ():
             check_name("Group", group)
+        self.address  # noqa: B018  a wrong URL is found here, and not when somebody connects
+
+    @property
+    def address(self) -> Address:
+        """Where the server is, and who we are there. Raises ConfigurationError."""
+        given = {name: getattr(self, name) for name in _CREDENTIALS}
+        return parse(self.url, Credentials(**given))
+
+
+def masking(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings, with texts that can hold a password replaced by ones whose repr does not."""
+    return {key: _masking(str(key).lower(), value) for key, value in mapping.items()}
+
+
+def _masking(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if name == "url":
+        return Url(value)
+    return Secret(value) if name in ("password", "sentinel_password") else value
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Settings:
     """Validate the `BUS` dictionary. An unknown key is an error that names the nearest known one."""
+    mapping = masking(mapping)
     known = {field.name.upper(): field.name for field in fields(Settings)}
     values: dict[str, Any] = {}
     for key, value in mapping.items():
@@ -89,17 +143,24 @@ def _groups(groups: object) -> tuple[str, ...]:
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
-    """Settings for a process without Django: `BUS_URL`, `BUS_PREFIX`, `BUS_GROUPS`."""
+    """Settings for a process without Django, from the variables of ENVIRONMENT."""
+    return from_mapping(_in_environment(environ))
+
+
+def _in_environment(environ: Mapping[str, str] | None) -> dict[str, Any]:
     environ = os.environ if environ is None else environ
-    names = {"URL": "BUS_URL", "PREFIX": "BUS_PREFIX", "GROUPS": "BUS_GROUPS"}
-    return from_mapping({key: environ[name] for key, name in names.items() if environ.get(name)})
+    values: dict[str, Any] = {key: environ[name] for key, name in ENVIRONMENT.items() if environ.get(name)}
+    if "READ_ONLY" in values:
+        # A word that is not understood is an error when Settings see it: "no" was not meant by it.
+        values["READ_ONLY"] = _WORDS.get(values["READ_ONLY"].strip().lower(), values["READ_ONLY"])
+    return values
 
 
 def from_django() -> Settings:
     """Settings of the Django project: the `BUS` dictionary, `BUS_GROUPS` from the environment on top."""
     from django.conf import settings
 
-    mapping = dict(getattr(settings, "BUS", None) or {})
+    mapping = masking(getattr(settings, "BUS", None) or {})
     if os.environ.get("BUS_GROUPS"):
         mapping["GROUPS"] = os.environ["BUS_GROUPS"]
     return from_mapping(mapping)

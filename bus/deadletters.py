@@ -24,6 +24,7 @@ from bus.lane import ORDERED_LANE
 from bus.streams.commands import fields_of, is_nogroup, run, text
 from bus.streams.connect import check
 from bus.values import Message, id_pair
+from bus.verbs import verb
 
 if TYPE_CHECKING:
     from bus.client import Bus
@@ -314,6 +315,7 @@ def batches(letters: Iterable[DeadLetter]) -> Iterator[list[LetterRef]]:
         yield batch
 
 
+@verb("retry dead letters")
 def retry(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> list[Fate]:
     """Give letters of one partition back to their group alone; what became of each.
 
@@ -342,6 +344,7 @@ def retry(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> lis
     return [fates[one.place.id] for one in letters]
 
 
+@verb("discard dead letters")
 def discard(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> list[Fate]:
     """Remove letters of one partition for good; what became of each. Works while memory is full.
 

@@ -17,8 +17,9 @@ from django.core.exceptions import AppRegistryNotReady, ImproperlyConfigured, Sy
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, connections, router, transaction
 
 from bus import default
-from bus.errors import BusError
+from bus.errors import BusError, ReadOnly
 from bus.values import TopicSpec
+from bus.verbs import check_writable
 
 if TYPE_CHECKING:
     from bus.client import Bus
@@ -74,9 +75,10 @@ def sync(bus: Bus | None = None) -> SyncReport:
     """Make rows of the topics that code declares, and project all rows to Redis.
 
     What cannot be done (such as fewer partitions) is reported among `problems` and left as it is.
-    Raises BusError where Redis cannot be used; the rows are written all the same.
+    Raises BusError where Redis cannot be used; the rows are written all the same. ReadOnly: nothing was done.
     """
     bus = bus or default.get()
+    check_writable(bus, "topic sync")
     report = SyncReport()
     _write_rows(bus, report)
     _project(bus, report)
@@ -105,6 +107,9 @@ def sync_after_migrate(*, using: str = DEFAULT_DB_ALIAS, verbosity: int = 1, **_
         return
     try:
         report = sync()
+    except ReadOnly:
+        logger.info("Topics are not projected to Redis: READ_ONLY is set.")
+        return
     except BusError as error:
         logger.warning("Topics were not projected to Redis: %s Run `manage.py bus topic sync` later.", error)
         return

@@ -21,6 +21,7 @@ from bus.errors import ConfigurationError, UnknownTopic
 from bus.streams.commands import run_many
 from bus.streams.connect import check
 from bus.values import Message
+from bus.verbs import verb
 
 if TYPE_CHECKING:
     from bus.client import Bus
@@ -230,6 +231,7 @@ def batches(refs: Iterable[DelayedRef]) -> Iterator[list[DelayedRef]]:
         yield batch
 
 
+@verb("cancel delayed")
 def cancel(bus: Bus, topic: str, refs: Sequence[DelayedRef]) -> list[bool]:
     """Remove messages that wait; for each whether it was there. Works while memory is full.
 

@@ -10,11 +10,13 @@ from bus.errors import ConfigurationError, ServerError, UnknownGroup
 from bus.registry import GroupSpec
 from bus.streams.connect import check
 from bus.values import ORDERINGS, Ordering, Position, check_name
+from bus.verbs import verb
 
 if TYPE_CHECKING:
     from bus.client import Bus
 
 
+@verb("create group")
 def create(bus: Bus, topic: str, group: str, *, start: str = "earliest", ordering: Ordering = "key") -> None:
     """Create a group on every partition of a topic.
 
@@ -32,16 +34,19 @@ def create(bus: Bus, topic: str, group: str, *, start: str = "earliest", orderin
     bus.registry.hint("spec changed")
 
 
+@verb("pause group")
 def pause(bus: Bus, topic: str, group: str) -> None:
     """Stop giving messages to a group; what was given is still settled. Raises UnknownTopic, UnknownGroup."""
     _set_paused(bus, topic, group, True)
 
 
+@verb("resume group")
 def resume(bus: Bus, topic: str, group: str) -> None:
     """Give messages to a paused group again. Raises UnknownTopic, UnknownGroup."""
     _set_paused(bus, topic, group, False)
 
 
+@verb("delete group")
 def delete(bus: Bus, topic: str, group: str) -> None:
     """Remove a group with its position, pending list and dead letters from all partitions of a topic.
 

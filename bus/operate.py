@@ -21,9 +21,10 @@ from bus import deadletters, delayed, groups
 from bus.client import Bus
 from bus.deadletters import Fate, LetterRef, Selection, Tally
 from bus.delayed import Cancelled, DelayedRef
-from bus.errors import BusError, ConfigurationError, ReadOnly, UnknownTopic
+from bus.errors import BusError, ConfigurationError, UnknownTopic
 from bus.models import AuditRecord, Topic
 from bus.values import Ordering
+from bus.verbs import check_writable
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,8 +300,7 @@ def _audited(
         detail=detail or {},
     )
     try:
-        if bus.settings.read_only:
-            raise ReadOnly(f"BUS['READ_ONLY'] is set: {verb!r} is refused here.")
+        check_writable(bus, verb)
         yield record
     except (BusError, ValidationError) as error:
         _save_failed(record, error)

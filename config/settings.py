@@ -4,6 +4,8 @@ JITNEY_DATA         directory for all that is written      default: .jitney besi
 JITNEY_DATABASE     postgresql://user:password@host:port/name   default: SQLite in $JITNEY_DATA
 BUS_URL             where Redis is                         default: embedded://$JITNEY_DATA/server
 CELERY_BROKER_URL   broker of ordinary Celery tasks            default: the bus's own server
+BUS_USERNAME, BUS_PASSWORD      of the server, where the URL has none
+BUS_SENTINEL_USERNAME, BUS_SENTINEL_PASSWORD    of the sentinels
 BUS_PREFIX          prefix of all keys in Redis            default: bus
 BUS_READ_ONLY       1: operator verbs are refused          default: 0
 DEBUG               1: tracebacks in pages, and the first client starts the embedded server
@@ -38,9 +40,16 @@ ALLOWED_HOSTS = [
 
 BUS = {
     "URL": os.environ.get("BUS_URL") or f"embedded://{DATA_DIR / 'server'}",
+    "USERNAME": os.environ.get("BUS_USERNAME"),
+    "PASSWORD": os.environ.get("BUS_PASSWORD"),
+    "SENTINEL_USERNAME": os.environ.get("BUS_SENTINEL_USERNAME"),
+    "SENTINEL_PASSWORD": os.environ.get("BUS_SENTINEL_PASSWORD"),
     "PREFIX": os.environ.get("BUS_PREFIX") or "bus",
     "READ_ONLY": _flag("BUS_READ_ONLY", "0"),
 }
+
+# Under runserver a debug page shows the environment, and in it the passwords of URLs.
+DEFAULT_EXCEPTION_REPORTER_FILTER = "bus.reporting.ReporterFilter"
 
 INSTALLED_APPS = [
     "django.contrib.admin",

@@ -14,9 +14,9 @@ import click
 from celery import Celery, signals
 
 from bus import conf
-from bus.streams import embedded
-from bus.streams.connect import Endpoint
+from bus.streams.url import parse
 from workers.bootstep import BusConsumerStep, BusWorkerStep
+from workers.location import broker_settings
 from workers.order import SliceOrder
 
 #: The name of the one Celery task of the bus.
@@ -75,16 +75,8 @@ def _quiet_slices(record: logging.LogRecord) -> bool:
 
 
 def broker_url(url: str) -> str:
-    """The URL under which Celery finds the bus's own server."""
-    endpoint = Endpoint(url)
-    if endpoint.directory is not None:
-        return f"redis+socket://{embedded.socket_path(endpoint.directory)}"
-    if url.startswith("unix://"):
-        return "redis+socket://" + url.removeprefix("unix://")
-    if url.startswith("redis+sentinel://"):
-        hosts, _, name = url.removeprefix("redis+sentinel://").partition("/")
-        return ";".join(f"sentinel://{host}" for host in hosts.split(",")) + f"/{name}"
-    return url
+    """The URL under which Celery finds a server, given the bus's URL of it."""
+    return str(broker_settings(parse(url))["broker_url"])
 
 
 @cache
@@ -95,7 +87,7 @@ def _make() -> Celery:
     from django.conf import settings
 
     if not getattr(settings, "CELERY_BROKER_URL", None):
-        made.conf.broker_url = broker_url(conf.from_django().url)
+        made.conf.update(broker_settings(conf.from_django().address))
     made.conf.broker_connection_retry_on_startup = True
     # Slices are acknowledged by the bus; a broker that goes away is no reason to end them.
     made.conf.worker_cancel_long_running_tasks_on_connection_loss = False

@@ -1,4 +1,4 @@
-"""Where Redis is, and connections to it: URLs, timeouts, a pool that is safe across threads and forks.
+"""Connections to Redis: timeouts, logging in, a pool that is safe across threads and forks.
 
 No write is ever sent again by the client. A reply that was lost surfaces as ReplyLost, and the
 caller, who alone knows what a second copy would mean, decides.
@@ -11,20 +11,17 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
-import redis.exceptions
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection, Connection, UnixDomainSocketConnection
-from redis.connection import parse_url as parse_redis_url
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from bus.errors import BusError, BusFull, BusUnavailable, ConfigurationError, ServerError
+from bus.secret import Secret, SecretBytes
 from bus.streams import embedded
-from bus.streams.wire import Argument, Command, Link
-
-SCHEMES = ("embedded", "redis", "rediss", "unix", "redis+sentinel")
+from bus.streams.sentinel import master_of
+from bus.streams.url import Address, Url, parse
+from bus.streams.wire import Argument, Command, Link, pack_all
 
 #: Idle connections kept for the next call; more may exist while more threads call at once.
 _IDLE_LINKS = 16
@@ -68,104 +65,115 @@ def check(reply: Any) -> Any:
 class Endpoint:
     """A server URL, checked, from which connections are made."""
 
-    def __init__(self, url: str, *, timeout: float = 5.0, autostart: bool = False) -> None:
+    def __init__(self, url: str | Address, *, timeout: float = 5.0, autostart: bool = False) -> None:
         """`autostart`: start the server of an embedded:// URL if nobody has yet."""
-        self.url = url
+        url = url if isinstance(url, Address) else Url(url)  # a traceback may show what this frame holds
+        self.address = url if isinstance(url, Address) else parse(url)
         self.timeout = timeout
         self._autostart = autostart
-        scheme = url.partition("://")[0] if "://" in url else ""
-        if scheme == "redis+cluster":
-            raise ConfigurationError("Redis Cluster is not supported yet; use the URL of a single server.")
-        if scheme not in SCHEMES:
-            raise ConfigurationError(
-                f"{self.safe_url} is not a server URL: it must begin with "
-                f"{', '.join(name + '://' for name in SCHEMES)}."
-            )
-        self._connection_class: Callable[..., AbstractConnection] = Connection
-        self._options: dict[str, Any] = {}
-        self._sentinels: tuple[list[tuple[str, int]], str] | None = None
-        if scheme == "embedded":
-            self._connection_class = UnixDomainSocketConnection
-        elif scheme == "redis+sentinel":
-            self._parse_sentinel(url)
-        else:
-            self._parse_plain(url)
 
     @property
     def directory(self) -> Path | None:
         """The directory of an embedded server, or None."""
-        scheme, _, path = self.url.partition("://")
-        return Path(path).expanduser().absolute() if scheme == "embedded" else None
+        if self.address.scheme != "embedded":
+            return None
+        return Path(self.address.path).expanduser().absolute()
 
     @property
     def safe_url(self) -> str:
         """The URL without its password, for logs and pages."""
-        head, at, tail = self.url.rpartition("@")
-        if not at:
-            return self.url
-        scheme, _, user = head.partition("://")
-        return f"{scheme}://{user.partition(':')[0]}:***@{tail}"
+        return self.address.masked
 
     def connect(self, *, timeout: float | None = None) -> Link:
         """A new connection of one's own. Raises BusUnavailable."""
-        connection_class, options = self._connection_class, dict(self._options)
+        address = self.address
+        seconds = self.timeout if timeout is None else timeout
+        greeting = _greeting(address.username, address.password, address.db)
         if self.directory is not None:
             start = embedded.ensure if self._autostart else embedded.running_socket
-            options["path"] = start(self.directory)
-        elif self._sentinels is not None:
-            options["host"], options["port"] = self._discover()
-        seconds = self.timeout if timeout is None else timeout
-        options.update(
+            return self._open_socket(start(self.directory), seconds, greeting)
+        if address.scheme == "unix":
+            return self._open_socket(address.path, seconds, greeting)
+        host, port = master_of(address, self._sentinel) if address.has_sentinels else address.hosts[0]
+        return self._open_host(host, port, seconds, greeting, tls=address.has_tls)
+
+    def _sentinel(self, host: str, port: int) -> Link:
+        """A connection to one of the sentinels, which have users and passwords of their own."""
+        address = self.address
+        greeting = _greeting(address.sentinel_username, address.sentinel_password, 0)
+        return self._open_host(host, port, self.timeout, greeting, tls=address.sentinel_tls)
+
+    def _open_socket(self, path: str, seconds: float, greeting: Sequence[Command]) -> Link:
+        made = UnixDomainSocketConnection(  # type: ignore[abstract] # an omission of redis-py's types
+            path=path,
             socket_timeout=seconds,
             socket_connect_timeout=min(seconds, self.timeout),
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=False,
-            client_name="jitney",
+            **_COMMON,
         )
-        if connection_class is UnixDomainSocketConnection:
-            options.pop("socket_connect_timeout")
-        return Link(connection_class(**options))
+        return _greet(Link(made), greeting)
 
-    def _parse_plain(self, url: str) -> None:
-        try:
-            options = dict(parse_redis_url(url))
-        except ValueError as error:
-            raise ConfigurationError(f"{self.safe_url} is not a server URL: {error}.") from error
-        self._connection_class = options.pop("connection_class", Connection)
-        self._options = options
+    def _open_host(
+        self, host: str, port: int, seconds: float, greeting: Sequence[Command], *, tls: bool
+    ) -> Link:
+        kind, options = (SSLConnection, self.address.tls) if tls else (Connection, {})
+        made = kind(
+            host=host,
+            port=port,
+            socket_timeout=seconds,
+            socket_connect_timeout=min(seconds, self.timeout),
+            socket_keepalive=self.address.socket_keepalive,
+            **_COMMON,
+            **options,
+        )
+        return _greet(Link(made), greeting)
 
-    def _parse_sentinel(self, url: str) -> None:
-        parts = urlsplit(url)
-        name, _, db = parts.path.strip("/").partition("/")
-        hosts = []
-        for host in parts.netloc.rpartition("@")[2].split(","):
-            address, _, port = host.partition(":")
-            if not address or (port and not port.isdigit()):
-                raise ConfigurationError(f"{self.safe_url}: {host!r} is not host or host:port.")
-            hosts.append((address, int(port or 26379)))
-        if not name:
-            raise ConfigurationError(f"{self.safe_url} names no master: write redis+sentinel://h1,h2/<name>.")
-        self._sentinels = (hosts, name)
-        if parts.username or parts.password:
-            self._options["username"] = unquote(parts.username or "") or None
-            self._options["password"] = unquote(parts.password or "") or None
-        self._options["db"] = int(db or parse_qs(parts.query).get("db", ["0"])[0])
 
-    def _discover(self) -> tuple[str, int]:
-        assert self._sentinels is not None
-        hosts, name = self._sentinels
-        sentinel = Sentinel(hosts, socket_timeout=self.timeout, retry=Retry(NoBackoff(), 0))
-        try:
-            host, port = sentinel.discover_master(name)
-        except (redis.exceptions.RedisError, OSError) as error:
-            raise BusUnavailable(
-                f"No sentinel of {self.safe_url} knows the master {name!r}: {error}"
-            ) from error
-        finally:
-            for client in sentinel.sentinels:
-                client.close()
-        return str(host), int(port)
+#: redis-py only connects: what is said to the server first is ours, so that passwords stand in no frame of
+#: its own, and a server that forbids giving names to connections can be used.
+_COMMON: dict[str, Any] = {
+    "protocol": 2,
+    "retry": Retry(NoBackoff(), 0),
+    "decode_responses": False,
+    "redis_connect_func": lambda _connection: None,
+}
+
+
+def _greeting(username: str | None, password: Secret | None, db: int) -> list[Command]:
+    commands: list[Command] = []
+    if username or password:
+        commands.append(("AUTH", username, password or "") if username else ("AUTH", password or ""))
+    if db:
+        commands.append(("SELECT", db))
+    return [*commands, ("CLIENT", "SETNAME", "jitney")]
+
+
+def _greet(link: Link, greeting: Sequence[Command]) -> Link:
+    """Log in and choose the database. Raises BusUnavailable, and then the connection is closed."""
+    try:
+        link.send(SecretBytes(pack_all(greeting)), len(greeting))
+        replies = link.receive_many(len(greeting))
+    except BusUnavailable as error:
+        problem = str(error)
+    except BaseException:  # such as a signal in the midst of it
+        link.close()
+        raise
+    else:
+        problem = next(filter(None, map(_refusal, greeting, replies)), "")
+        if not problem:
+            return link
+    link.close()
+    raise BusUnavailable(f"Cannot connect to Redis: {problem}")
+
+
+def _refusal(command: Command, reply: Any) -> str:
+    """What keeps us from using this connection; "" if nothing does."""
+    if not isinstance(reply, ServerError):
+        return ""
+    # A name is only for those who look at CLIENT LIST; who may not give one can do all else.
+    if command[0] == "CLIENT" and reply.code != "NOAUTH":
+        return ""
+    # A server that does not know AUTH quotes what it was given.
+    return str(reply).partition(", with args")[0]
 
 
 class Client:

@@ -12,8 +12,9 @@ import click
 from bus import deadletters, delayed, groups
 from bus.deadletters import Fate, LetterRef, Selection, Tally
 from bus.delayed import Cancelled, DelayedRef
-from bus.errors import ConfigurationError, ReadOnly, UnknownTopic
+from bus.errors import ConfigurationError, UnknownTopic
 from bus.values import Ordering, TopicSpec
+from bus.verbs import check_writable
 
 if TYPE_CHECKING:
     from bus.client import Bus
@@ -32,7 +33,7 @@ class Direct:
         self._bus = bus
 
     def create_topic(self, name: str, partitions: int, retention: timedelta | None, notes: str) -> None:
-        self._check_writable()
+        check_writable(self._bus, "create topic")
         if notes:
             _needs_database("--notes")
         if name in self._bus.registry.specs():
@@ -40,7 +41,7 @@ class Direct:
         self._bus.registry.project([TopicSpec(name=name, partitions=partitions, retention=retention)])
 
     def change_topic(self, name: str, changes: dict[str, Any]) -> None:
-        self._check_writable()
+        check_writable(self._bus, "change topic")
         if "notes" in changes:
             _needs_database("--notes")
         known = self._bus.registry.specs().get(name)
@@ -49,7 +50,7 @@ class Direct:
         self._bus.registry.project([replace(known, **changes)])
 
     def delete_topic(self, name: str, confirm: str) -> None:
-        self._check_writable()
+        check_writable(self._bus, "delete topic")
         self.check_deletable(name, confirm)
         self._bus.registry.delete(name)
 
@@ -67,19 +68,15 @@ class Direct:
         return []
 
     def create_group(self, topic: str, group: str, start: str, ordering: Ordering) -> None:
-        self._check_writable()
         groups.create(self._bus, topic, group, start=start, ordering=ordering)
 
     def pause_group(self, topic: str, group: str) -> None:
-        self._check_writable()
         groups.pause(self._bus, topic, group)
 
     def resume_group(self, topic: str, group: str) -> None:
-        self._check_writable()
         groups.resume(self._bus, topic, group)
 
     def delete_group(self, topic: str, group: str) -> None:
-        self._check_writable()
         groups.delete(self._bus, topic, group)
 
     def retry_dead(self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]) -> Tally:
@@ -93,7 +90,7 @@ class Direct:
     def cancel_delayed(
         self, topic: str, refs: Iterable[DelayedRef], tell: Callable[[int], None]
     ) -> Cancelled:
-        self._check_writable()
+        check_writable(self._bus, "cancel delayed")
         tally = Cancelled()
         for batch in delayed.batches(refs):
             tally.add(delayed.cancel(self._bus, topic, batch))
@@ -111,17 +108,13 @@ class Direct:
         work: Callable[[Bus, str, str, Sequence[LetterRef]], list[Fate]],
         tell: Callable[[int], None],
     ) -> Tally:
-        self._check_writable()
+        check_writable(self._bus, "retry or discard dead letters")
         tally = Tally()
         letters = deadletters.find(self._bus, topic, group, deadletters.bounded(self._bus, selection))
         for batch in deadletters.batches(letters):
             tally.add_all(work(self._bus, topic, group, batch))
             tell(tally.total)
         return tally.with_missing(selection)
-
-    def _check_writable(self) -> None:
-        if self._bus.settings.read_only:
-            raise ReadOnly("BUS['READ_ONLY'] is set: operator verbs are refused here.")
 
 
 def _needs_database(what: str) -> NoReturn:

@@ -46,6 +46,7 @@ def publish(
     key_field: str | None,
 ) -> None:
     """Publish one VALUE (JSON, or else plain text), or every line of a file."""
+    session.check_writable("publish")
     if (value is None) == (file is None):
         raise click.UsageError("Give either a VALUE or --file.")
     if file is None and (key_field is not None or form is not None):

@@ -52,6 +52,7 @@ def relay(session: Session, database: str | None, follow: bool) -> int:
     """Publish what waits. Workers do the same; both at once do no harm."""
     from bus.outbox import Relay
 
+    session.check_writable("outbox relay")
     logging.getLogger("bus.outbox").addHandler(_Remarks())
     relays = [Relay(session.bus, alias) for alias in _aliases(session, database)]
     if follow:

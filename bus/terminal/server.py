@@ -28,6 +28,7 @@ def start(session: Session) -> None:
 @pass_session
 def stop(session: Session) -> None:
     """Stop the server. What it has acknowledged is kept."""
+    session.check_writable("server stop")
     directory = _directory(session)
     ran = embedded.stop(directory)
     words = f"The server of {directory} is stopped." if ran else f"No server ran on {directory}."

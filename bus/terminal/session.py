@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from bus.values import Ordering
+from bus.verbs import check_writable
 
 if TYPE_CHECKING:
     from bus.client import Bus
@@ -66,6 +67,10 @@ class Session:
     @cached_property
     def bus(self) -> Bus:
         return self._make_bus()
+
+    def check_writable(self, command: str) -> None:
+        """Raise ReadOnly if the command line may only look."""
+        check_writable(self.bus, command)
 
     @cached_property
     def operator(self) -> Operator:

@@ -172,7 +172,7 @@ def test_a_slice_that_is_revoked_and_terminated_is_done_again_by_another_process
     victim = line_of(shop, 50)
 
     # When an operator revokes its task, as Flower does
-    with Celery(broker=broker_url(shop.bus.endpoint.url), set_as_current=False) as app:
+    with Celery(broker=broker_url(shop.bus.settings.url), set_as_current=False) as app:
         [task] = [each for each in running_tasks(app) if each["worker_pid"] == victim.pid]
         assert "nonce" not in str(task)
         app.control.revoke(task["id"], terminate=True, signal="SIGKILL")

@@ -157,8 +157,3 @@ def test_a_server_that_is_away_is_the_one_finding(tmp_path: Path) -> None:
     assert (finding.level, finding.check) == ("error", "reachable")
     assert finding.hint
     assert "secret" not in finding.text
-
-
-def test_a_url_that_is_none_is_a_finding() -> None:
-    (finding,) = doctor.examine(Bus("nonsense"))
-    assert (finding.level, finding.check) == ("error", "reachable")

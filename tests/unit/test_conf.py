@@ -33,7 +33,7 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(wrong, right):
 
 
 def test_a_key_that_is_like_nothing_gets_the_whole_list():
-    with pytest.raises(ConfigurationError, match=r"Known keys: URL, PREFIX, TIMEOUT"):
+    with pytest.raises(ConfigurationError, match=r"Known keys: URL, USERNAME, PASSWORD"):
         settings(QQQQ=1)
 
 
@@ -47,6 +47,11 @@ def test_without_a_url_the_error_gives_an_example(mapping):
     ("key", "value"),
     [
         ("URL", 7),
+        ("URL", b"redis://:Sesame@h"),
+        ("USERNAME", 7),
+        ("PASSWORD", b"Sesame"),
+        ("READ_ONLY", 1),
+        ("READ_ONLY", "yes"),
         ("PREFIX", "a b"),
         ("PREFIX", "a:b"),
         ("TIMEOUT", 0),
@@ -66,8 +71,9 @@ def test_without_a_url_the_error_gives_an_example(mapping):
     ],
 )
 def test_a_wrong_value_is_an_error_that_names_its_key(key, value):
-    with pytest.raises(ConfigurationError, match=rf"BUS\['{key}'\]"):
+    with pytest.raises(ConfigurationError, match=rf"BUS\['{key}'\]") as caught:
         settings(**{key: value})
+    assert "Sesame" not in str(caught.value)
 
 
 def test_a_group_must_have_a_name_that_a_group_can_have():
@@ -85,6 +91,22 @@ def test_a_process_without_django_reads_the_environment():
         {"BUS_URL": URL, "BUS_PREFIX": "shop", "BUS_GROUPS": "a,b", "BUS_OTHER": "1"}
     )
     assert (found.url, found.prefix, found.groups) == (URL, "shop", ("a", "b"))
+
+
+@pytest.mark.parametrize(("word", "read_only"), [("1", True), ("Yes", True), ("0", False), ("off", False)])
+def test_a_process_without_django_can_be_read_only(word, read_only):
+    assert conf.from_environment({"BUS_URL": URL, "BUS_READ_ONLY": word}).read_only is read_only
+
+
+def test_a_word_that_may_mean_read_only_is_not_taken_for_no():
+    with pytest.raises(ConfigurationError, match=r"BUS\['READ_ONLY'\] must be True or False, not 'ja'"):
+        conf.from_environment({"BUS_URL": URL, "BUS_READ_ONLY": "ja"})
+
+
+def test_a_process_without_django_has_its_credentials_beside_the_url():
+    found = conf.from_environment({"BUS_URL": URL, "BUS_USERNAME": "u", "BUS_PASSWORD": "Sesame"})
+    assert (found.address.username, found.address.password) == ("u", "Sesame")
+    assert "Sesame" not in repr(found) + repr(found.address)
 
 
 def test_an_environment_without_a_url_is_an_error():

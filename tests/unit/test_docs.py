@@ -69,7 +69,8 @@ def _default(field: Field[Any]) -> str:
 
 
 def test_the_table_of_environment_variables_has_those_of_the_settings_file() -> None:
-    documented = {codes(row[0])[0] for row in tables(section("docs/operations.md", "Settings"))[1]}
+    rows = tables(section("docs/operations.md", "Settings"))[1]
+    documented = {name for row in rows for name in codes(row[0])}
     described = re.findall(
         r"^([A-Z_]+) ", inspect.getdoc(importlib.import_module("config.settings")) or "", re.M
     )

@@ -107,7 +107,11 @@ class Place:
     def link(self) -> Link:
         """A connection to the server. Raises BusUnavailable."""
         connection = UnixDomainSocketConnection(  # type: ignore[abstract] # an omission of redis-py's types
-            path=self.socket, socket_timeout=_PATIENCE, protocol=2, retry=Retry(NoBackoff(), 0)
+            path=self.socket,
+            socket_timeout=_PATIENCE,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            redis_connect_func=lambda _connection: None,  # it has nothing to say first
         )
         return Link(connection)
 
