@@ -13,7 +13,7 @@ from typing import Any
 import click
 from celery import Celery, signals
 
-from bus import conf
+from bus import testrun
 from bus.streams import embedded
 from bus.streams.connect import Endpoint
 from workers.bootstep import BusConsumerStep, BusWorkerStep
@@ -85,7 +85,7 @@ def _make() -> Celery:
     from django.conf import settings
 
     if not getattr(settings, "CELERY_BROKER_URL", None):
-        made.conf.broker_url = broker_url(conf.from_django().url)
+        made.conf.broker_url = broker_url(testrun.from_django().url)
     made.conf.broker_connection_retry_on_startup = True
     # Slices are acknowledged by the bus; a broker that goes away is no reason to end them.
     made.conf.worker_cancel_long_running_tasks_on_connection_loss = False
