@@ -19,9 +19,10 @@ class BusConfig(AppConfig):
     def ready(self) -> None:
         from django.conf import settings
 
-        from bus import autodiscover, declarations
+        from bus import autodiscover, declarations, testrun
         from bus.checks import check_databases, check_places, check_setting
 
+        testrun.sign()  # marks what this process starts, if it runs tests
         checks.register(check_setting, "jitney")
         checks.register(check_places, "jitney")
         checks.register(check_databases, "jitney")

@@ -25,13 +25,13 @@ def main() -> int:
 
 
 def _bus() -> Bus:
-    from bus import conf
+    from bus import testrun
     from bus.client import Bus
     from bus.errors import ConfigurationError
 
     if not os.environ.get("BUS_URL"):
         raise ConfigurationError("BUS_URL is not set: say where Redis is, such as redis://localhost:6379/0.")
-    return Bus(conf.from_environment())
+    return Bus(testrun.from_environment())
 
 
 if __name__ == "__main__":

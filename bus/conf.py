@@ -14,6 +14,9 @@ from bus.secret import Secret
 from bus.streams.url import Address, Credentials, Url, parse
 from bus.values import check_name
 
+#: The first part of every key in Redis, where nothing else is said.
+PREFIX = "bus"
+
 #: Settings that can come from the environment of a process without Django.
 ENVIRONMENT = {
     "URL": "BUS_URL",
@@ -45,7 +48,7 @@ class Settings:
     sentinel_username: str | None = None
     """Of the sentinels, which have users of their own."""
     sentinel_password: str | None = None
-    prefix: str = "bus"
+    prefix: str = PREFIX
     timeout: float = 5.0
     """Seconds after which any one call to Redis gives up."""
     max_message_bytes: int = 1024 * 1024
@@ -104,6 +107,8 @@ def masking(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _masking(name: str, value: Any) -> Any:
+    if name == "test" and isinstance(value, Mapping):
+        return masking(value)
     if not isinstance(value, str):
         return value
     if name == "url":
@@ -117,9 +122,12 @@ def from_mapping(mapping: Mapping[str, Any]) -> Settings:
     known = {field.name.upper(): field.name for field in fields(Settings)}
     values: dict[str, Any] = {}
     for key, value in mapping.items():
+        if key == "TEST":
+            _check_test(mapping, value)
+            continue
         if key not in known:
-            near = get_close_matches(str(key).upper(), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(known)}."
+            near = get_close_matches(str(key).upper(), [*known, "TEST"], n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(known)}, TEST."
             raise ConfigurationError(f"BUS has an unknown key {key!r}.{hint}")
         values[known[key]] = value
     if not values.get("url"):
@@ -129,6 +137,21 @@ def from_mapping(mapping: Mapping[str, Any]) -> Settings:
     if values.get("groups") is not None:
         values["groups"] = _groups(values["groups"])
     return Settings(**values)
+
+
+def _check_test(mapping: Mapping[str, Any], test: object) -> None:
+    """BUS["TEST"] is laid over BUS in a test run (see bus.testrun): what comes of that must be right too."""
+    if test is None:
+        return
+    if not isinstance(test, Mapping) or "TEST" in test:
+        raise ConfigurationError(
+            f"BUS['TEST'] must be a dictionary of what tests have for themselves, such as "
+            f"{{'PREFIX': 'test'}}, not {type(test).__name__}."
+        )
+    try:
+        from_mapping({**{key: value for key, value in mapping.items() if key != "TEST"}, **test})
+    except ConfigurationError as error:
+        raise ConfigurationError(f"In BUS['TEST']: {error}") from None
 
 
 def _groups(groups: object) -> tuple[str, ...]:
@@ -144,11 +167,11 @@ def _groups(groups: object) -> tuple[str, ...]:
 
 def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
     """Settings for a process without Django, from the variables of ENVIRONMENT."""
-    return from_mapping(_in_environment(environ))
+    return from_mapping(environment_mapping(os.environ if environ is None else environ))
 
 
-def _in_environment(environ: Mapping[str, str] | None) -> dict[str, Any]:
-    environ = os.environ if environ is None else environ
+def environment_mapping(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the environment says, by the keys of the `BUS` dictionary."""
     values: dict[str, Any] = {key: environ[name] for key, name in ENVIRONMENT.items() if environ.get(name)}
     if "READ_ONLY" in values:
         # A word that is not understood is an error when Settings see it: "no" was not meant by it.
@@ -158,9 +181,16 @@ def _in_environment(environ: Mapping[str, str] | None) -> dict[str, Any]:
 
 def from_django() -> Settings:
     """Settings of the Django project: the `BUS` dictionary, `BUS_GROUPS` from the environment on top."""
-    from django.conf import settings
+    return from_mapping(django_mapping())
 
-    mapping = masking(getattr(settings, "BUS", None) or {})
+
+def django_mapping(setting: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A copy of the `BUS` dictionary (or of another one) with `BUS_GROUPS` from the environment on top."""
+    if setting is None:
+        from django.conf import settings
+
+        setting = getattr(settings, "BUS", None)
+    mapping = masking(setting or {})
     if os.environ.get("BUS_GROUPS"):
         mapping["GROUPS"] = os.environ["BUS_GROUPS"]
-    return from_mapping(mapping)
+    return mapping

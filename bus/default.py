@@ -1,7 +1,8 @@
 """The default bus of this process: the `BUS` setting of Django, or `BUS_URL` where there is no Django.
 
 Made at first use, and made anew when the `BUS` setting changes, so `override_settings` works. What code
-declares (topics, handlers) belongs to the process, not to a server, and stays.
+declares (topics, handlers) belongs to the process, not to a server, and stays. In a test run it is the bus of
+the tests, if they have one, never that of the project (see `bus.testrun`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import threading
 from typing import Any
 
-from bus import conf
+from bus import testrun
 from bus.client import Bus
 from bus.registry import Declared
 from bus.subscriptions import Subscriptions
@@ -23,7 +24,11 @@ _current: list[Bus] = []
 
 
 def get() -> Bus:
-    """The default bus. Raises ConfigurationError if neither BUS nor BUS_URL says where Redis is."""
+    """The default bus.
+
+    Raises ConfigurationError if neither BUS nor BUS_URL says where Redis is, and in a test run that has no
+    bus of its own.
+    """
     if not _current:
         with _lock:
             if not _current:
@@ -41,12 +46,14 @@ def reset(**_signal: Any) -> None:
 
 def _make() -> Bus:
     if not _in_django():
-        return Bus(conf.from_environment(), declared=declared)
+        return Bus(testrun.from_environment(), declared=declared)
     from django.conf import settings
 
     from bus import declarations
 
-    bus = Bus(conf.from_django(), autostart=bool(settings.DEBUG), declared=declared)
+    # Django turns DEBUG off in tests.
+    autostart = bool(settings.DEBUG) or testrun.sign() is not None
+    bus = Bus(testrun.from_django(), autostart=autostart, declared=declared)
     bus.registry.find_elsewhere = declarations.find
     return bus
 

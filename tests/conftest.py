@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import Any
 
 import pytest
 
+from bus import testrun
 from bus.streams.connect import Client, Endpoint
 from bus.streams.embedded import EmbeddedServer
 from tests.databases import Copies, default_database
 from tests.postgres import Postgres, postgres_server
 from tests.servers import CHROMIUM_NAMES, program, redis7_server, valkey_server
+
+# Every test here has a server or a prefix of its own, and gives it to the processes that it starts as theirs.
+os.environ[testrun.MARK] = "0"
 
 #: Directories and files whose tests stay in one process, because they share what is dear to start.
 _TOGETHER = ("ui", "test_packaging.py", "test_second_project.py")

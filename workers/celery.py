@@ -13,7 +13,7 @@ from typing import Any
 import click
 from celery import Celery, signals
 
-from bus import conf
+from bus import testrun
 from bus.streams.url import parse
 from workers.bootstep import BusConsumerStep, BusWorkerStep
 from workers.location import broker_settings
@@ -87,7 +87,7 @@ def _make() -> Celery:
     from django.conf import settings
 
     if not getattr(settings, "CELERY_BROKER_URL", None):
-        made.conf.update(broker_settings(conf.from_django().address))
+        made.conf.update(broker_settings(testrun.from_django().address))
     made.conf.broker_connection_retry_on_startup = True
     # Slices are acknowledged by the bus; a broker that goes away is no reason to end them.
     made.conf.worker_cancel_long_running_tasks_on_connection_loss = False

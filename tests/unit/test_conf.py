@@ -131,3 +131,9 @@ def test_the_groups_of_a_worker_can_come_from_its_environment(settings, monkeypa
 def test_settings_cannot_be_changed_by_accident():
     with pytest.raises(AttributeError):
         settings().prefix = "other"
+
+
+def test_what_tests_have_for_themselves_is_masked_too() -> None:
+    masked = conf.masking({"URL": "redis://a", "TEST": {"URL": "redis://:zebra@a", "PASSWORD": "zebra"}})
+
+    assert "zebra" not in repr(masked)

@@ -1,4 +1,4 @@
-"""Rules of topics, differences between the three places, and which database is a test's."""
+"""Rules of topics, and differences between the three places."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
-from django.core import mail
 from django.core.exceptions import ValidationError
 
-from bus import declarations, default
+from bus import default
 from bus.errors import ConfigurationError
 from bus.models import Topic
 from bus.registry import Declared
@@ -112,28 +111,3 @@ def test_a_row_is_a_spec_and_a_broken_row_is_an_error() -> None:
     assert Topic(name="orders", partitions=3).spec == TopicSpec(name="orders", partitions=3)
     with pytest.raises(ConfigurationError):
         _ = Topic(name="orders", partitions=0).spec
-
-
-@pytest.mark.parametrize(
-    ("environment", "name", "test_name", "answer"),
-    [
-        (False, "/srv/shop/db.sqlite3", None, False),
-        (False, "test_shop", None, False),  # a staging database may be called so
-        (False, "shop_for_tests", "shop_for_tests", True),
-        (False, "file:memorydb_default?mode=memory&cache=shared", None, True),
-        (True, "test_shop", None, True),
-    ],
-)
-def test_a_test_database_is_known_by_the_runner_by_memory_or_by_the_name_in_settings(
-    monkeypatch: pytest.MonkeyPatch, environment: bool, name: str, test_name: str | None, answer: bool
-) -> None:
-    # given
-    connection = SimpleNamespace(settings_dict={"NAME": name, "TEST": {"NAME": test_name}})
-    monkeypatch.setattr(declarations, "connections", {"default": connection})
-    if environment:
-        monkeypatch.setattr(mail, "outbox", [], raising=False)
-    else:
-        monkeypatch.delattr(mail, "outbox", raising=False)
-
-    # then
-    assert declarations.is_test_database("default") is answer

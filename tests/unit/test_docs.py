@@ -15,7 +15,7 @@ import click
 import pytest
 
 import bus
-from bus import conf, errors
+from bus import conf, errors, testrun
 from bus.terminal.tree import root
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def test_the_table_of_environment_variables_has_those_of_the_settings_file() -> 
     described = re.findall(
         r"^([A-Z_]+) ", inspect.getdoc(importlib.import_module("config.settings")) or "", re.M
     )
-    read = re.findall(r'"(BUS_[A-Z_]+)"', inspect.getsource(conf))
+    read = re.findall(r'"(BUS_[A-Z_]+)"', inspect.getsource(conf) + inspect.getsource(testrun))
     assert documented == {*described, *read}
 
 

@@ -1,0 +1,155 @@
+"""Tests never work on the bus of the project: in a test run the default bus is one of their own, or none.
+
+Else a message that a test publishes would be handled by the development worker, in the development database;
+and a worker that a test starts would take what waits for the development worker, and its effects would be
+gone with the test database. What a test makes itself, `bus.Bus(url)`, is its own affair.
+
+Only what surely means tests counts as a sign of them: to take a production process for one would stop it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from bus import conf
+from bus.conf import Settings
+from bus.errors import ConfigurationError
+
+#: In the environment of what a test run starts: the process id of the run. "0": nothing here is a test run.
+MARK = "BUS_TEST_RUN"
+
+
+def sign() -> str | None:
+    """What shows that this process belongs to a test run, as a sentence without its full stop; None: nothing.
+
+    Where something does, processes that are started from here on are marked too.
+    """
+    mark = os.environ.get(MARK, "")
+    if mark == "0":
+        return None
+    found = _sign(mark)
+    if found is not None and not mark:
+        os.environ[MARK] = str(os.getpid())
+    return found
+
+
+def _sign(mark: str) -> str | None:
+    if mark and mark != str(os.getpid()):
+        return f"a test run started this process ({MARK} is in its environment)"
+    if "PYTEST_VERSION" in os.environ or "PYTEST_CURRENT_TEST" in os.environ:
+        return "pytest runs here"
+    if _runs_unittest():
+        return "unittest runs here"
+    if "django.core.management" in sys.modules and sys.argv[1:2] in (["test"], ["testserver"]):
+        return f"manage.py {sys.argv[1]} runs here"
+    if _is_set_up_for_tests():
+        return "Django's test environment is set up"
+    return next(
+        (f"database {alias!r} is one for tests" for alias in _aliases() if is_test_database(alias)), None
+    )
+
+
+def _runs_unittest() -> bool:
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name == "unittest.__main__"
+
+
+def _is_set_up_for_tests() -> bool:
+    """Every runner built on Django's calls setup_test_environment, which makes `mail.outbox`."""
+    return hasattr(sys.modules.get("django.core.mail"), "outbox")
+
+
+def _aliases() -> list[str]:
+    if "django.db" not in sys.modules:
+        return []
+    from django.conf import settings
+    from django.db import connections
+
+    return list(connections.settings) if settings.configured else []
+
+
+def is_test_database(alias: str) -> bool:
+    """True if a database is there for tests.
+
+    By three signs: the process is set up for tests; the database is in memory only; or it bears the name that
+    the settings give for tests. A name that merely begins with "test_" proves nothing.
+    """
+    from django.db import connections
+
+    settings = connections.settings[alias]
+    name, test_name = str(settings["NAME"]), (settings.get("TEST") or {}).get("NAME")
+    in_memory = name == ":memory:" or "mode=memory" in name
+    return _is_set_up_for_tests() or in_memory or name == str(test_name)
+
+
+# ---------------------------------------------------------------------- the settings of the default bus
+
+
+def from_django() -> Settings:
+    """What the default bus of a Django project goes by.
+
+    In a test run: BUS["TEST"] laid over BUS, or an overridden BUS. Raises ConfigurationError, in a test run
+    also where tests would work on the bus of the project.
+    """
+    why = sign()
+    if why is None:
+        return conf.from_django()
+    chosen, own = conf.django_mapping(), _own_setting()
+    tests = dict(chosen.pop("TEST", None) or {})
+    if chosen == _plain(own):
+        tests |= _from_environment(os.environ)
+    return _of_tests(why, chosen, tests, _plain(own))
+
+
+def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
+    """The same for a process without Django: in a test run BUS_TEST_URL and BUS_TEST_PREFIX hold."""
+    environ = os.environ if environ is None else environ
+    why = sign()
+    if why is None:
+        return conf.from_environment(environ)
+    own = conf.environment_mapping(environ)
+    return _of_tests(why, own, _from_environment(environ), own)
+
+
+def _of_tests(
+    why: str, chosen: Mapping[str, Any], tests: Mapping[str, Any], own: Mapping[str, Any]
+) -> Settings:
+    merged = {**chosen, **tests}
+    if "URL" in tests and "PREFIX" not in tests:
+        # Another server by its text may be the same one: a prefix of its own is right on any.
+        merged["PREFIX"] = f"{chosen.get('PREFIX', conf.PREFIX)}-test"
+    settings = conf.from_mapping(merged)
+    if (settings.url, settings.prefix) == (own.get("URL"), own.get("PREFIX", conf.PREFIX)):
+        raise ConfigurationError(
+            f"This is a test run ({why}), and tests have no bus of their own: nothing is published, read or "
+            "consumed, so that they touch nothing real. Put BUS['TEST'] = {'PREFIX': 'test'} into the "
+            "settings, with a 'URL' if it should be another server (without Django BUS_TEST_URL, "
+            "BUS_TEST_PREFIX); or use override_settings(BUS=…), or bus.Bus(url). "
+            f"{MARK}=0 in the environment says that this is no test run."
+        )
+    return settings
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    names = {"URL": "BUS_TEST_URL", "PREFIX": "BUS_TEST_PREFIX"}
+    return {key: environ[name] for key, name in names.items() if environ.get(name)}
+
+
+def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key != "TEST"}
+
+
+def _own_setting() -> dict[str, Any]:
+    """BUS as the settings of the project say it, below all that tests override."""
+    from django.conf import UserSettingsHolder, settings
+
+    lazy: Any = settings
+    lazy.is_overridden("BUS")  # loads the settings, if nobody has yet
+    below = lazy._wrapped
+    while isinstance(below, UserSettingsHolder) and not isinstance(below.default_settings, ModuleType):
+        below = below.default_settings
+    return conf.django_mapping(getattr(below, "BUS", {}))
