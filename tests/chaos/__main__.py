@@ -51,6 +51,7 @@ def _parse() -> tuple[Options, Path | None]:
     parser.add_argument("--rate", type=float, default=usual.rate, help="messages a second")
     parser.add_argument("--workers", type=int, default=usual.workers)
     parser.add_argument("--processes", type=int, default=usual.processes, help="of each worker")
+    parser.add_argument("--database", choices=("postgresql", "sqlite"), default=usual.database)
     parser.add_argument("--drain", type=float, default=usual.drain, help="seconds to settle everything")
     parser.add_argument(
         "--directory", type=Path, help="where logs and ledgers go and stay (default: a temporary one)"
@@ -67,6 +68,7 @@ def _parse() -> tuple[Options, Path | None]:
         workers=given.workers,
         processes=given.processes,
         drain=given.drain,
+        database=given.database,
         sabotage=given.sabotage,
     )
     return options, given.directory

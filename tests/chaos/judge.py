@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.chaos.faults import Fault
 from tests.chaos.ledger import Handling, Published
+from tests.chaos.ownership import Lane, Orphan
+from tests.chaos.plan import FREEZES
 
 SECOND = 1_000_000_000
 
@@ -21,10 +23,19 @@ SLACK = 10 * SECOND
 #: After the server is back, what was in hand is settled within so long.
 RECONNECT = 5 * SECOND
 
-#: A clean stop repeats nothing, whatever else happens meanwhile.
-CLEAN = frozenset(("stop",))
+#: These repeat nothing, whatever else happens meanwhile.
+CLEAN = frozenset(("stop", "deploy", "broker", "junk"))
+
+#: A lane of a worker that froze or died is somebody else's after 20 s; what is more, a busy machine explains.
+#: While a worker of its group is being replaced too, that can come twice.
+UNOWNED = 60.0
+#: While the broker answers nobody, messages are handled: at the latest after so long. Seconds.
+BROKER_MATTERS = 5
 
 Place = tuple[str, int, str]
+"""Where a message is: topic, partition, id."""
+Delivery = tuple[str, str, int, str]
+"""What is to be handled: group, and place."""
 
 
 @dataclass(slots=True)
@@ -37,10 +48,13 @@ class Leftover:
     retrying: int | None
     held: int | None
     dead: int | None
+    strange: int = 0
+    """Entries that a stranger wrote: so many dead letters there may be."""
 
     @property
     def clean(self) -> bool:
-        return (self.lag, self.pending, self.retrying, self.held, self.dead) == (0, 0, 0, 0, 0)
+        waiting = (self.lag, self.pending, self.retrying, self.held)
+        return waiting == (0, 0, 0, 0) and self.dead is not None and self.dead <= self.strange
 
 
 @dataclass(slots=True)
@@ -59,13 +73,26 @@ class Verdict:
     """The findings of a run."""
 
     published: int = 0
+    vanished: int = 0
+    """Of these the server has lost, coming back with older data: nobody need handle them."""
     handled: int = 0
-    lost: list[Published] = field(default_factory=list)
+    """By all groups together."""
+    lost: list[tuple[str, Published]] = field(default_factory=list)
+    """Group, message."""
     unexpected: list[Handling] = field(default_factory=list)
     disorder: list[str] = field(default_factory=list)
     repeats: list[Repeat] = field(default_factory=list)
     leftovers: list[Leftover] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unbooked: list[Place] = field(default_factory=list)
+    """Messages without their effect in the database."""
+    booked_twice: list[Place] = field(default_factory=list)
+    orphans: list[Orphan] = field(default_factory=list)
+    """Lanes that nobody owned, with the longest time of each, the longest first."""
+    ownerless: list[Lane] = field(default_factory=list)
+    """Lanes that nobody owned at the end."""
+    silent: list[Fault] = field(default_factory=list)
+    """Faults of the broker during which nothing was handled."""
     faults: list[Fault] = field(default_factory=list)
     recoveries: list[tuple[Fault, float]] = field(default_factory=list)
     """Seconds from each fault until everything that was published before it had been handled."""
@@ -95,34 +122,68 @@ class Verdict:
             "unexpected": len(self.unexpected),
             "order violations": len(self.disorder),
             "unexplained duplicates": len(self.unexplained),
+            "effects missing": len(self.unbooked),
+            "effects twice": len(self.booked_twice),
+            "lanes without an owner at the end": len(self.ownerless),
+            "lanes without an owner for too long": sum(each.seconds > UNOWNED for each in self.orphans),
+            "standing still with the broker": len(self.silent),
         }
         said = [f"{name} {count}" for name, count in counts.items() if count]
         said += [f"not settled in {left.group}: {left}" for left in self.leftovers if not left.clean]
         return [*said, *self.problems, *([] if self.published else ["nothing was published"])]
 
 
-def judge(published: Sequence[Published], handled: Sequence[Handling], faults: Sequence[Fault]) -> Verdict:
-    """`handled` in the order of time. What the bus says of itself, the caller adds."""
+def judge(
+    published: Sequence[Published],
+    handled: Sequence[Handling],
+    faults: Sequence[Fault],
+    groups: Mapping[str, str],
+    *,
+    ordered: Collection[str] = (),
+    vanished: Collection[Place] = (),
+) -> Verdict:
+    """Compare what was published with what each group handled.
+
+    `handled`: in the order of time. `groups`: each with its topic. `ordered`: those that keep the order of
+    keys. `vanished`: messages that the server has lost. What the bus says of itself, and the effects in the
+    database, the caller adds.
+    """
     stored = {(each.topic, each.partition, each.id): each for each in published}
-    ends = [entry for entry in handled if entry.what == "end"]
-    first: dict[Place, Handling] = {}
-    for entry in ends:
-        first.setdefault(_place(entry), entry)
-    recoveries = [(fault, _recovery(fault, published, first)) for fault in faults]
+    first: dict[Delivery, Handling] = {}
+    for entry in handled:
+        if entry.what == "end":
+            first.setdefault((entry.group, *_place(entry)), entry)
+    recoveries = [(fault, _recovery(fault, published, first, groups)) for fault in faults]
     return Verdict(
         published=len(published),
+        vanished=len(stored.keys() & set(vanished)),
         handled=len(first),
-        lost=[each for place, each in stored.items() if place not in first],
+        lost=[
+            (group, message)
+            for group, topic in groups.items()
+            for place, message in stored.items()
+            if message.topic == topic and (group, *place) not in first and place not in vanished
+        ],
         unexpected=[
             entry
             for entry in handled
             if entry.what == "start" and not _is_known(stored.get(_place(entry)), entry)
         ],
-        disorder=_disorder(first.values()),
+        disorder=_disorder(entry for entry in first.values() if entry.group in ordered),
         repeats=_Attribution(handled, recoveries).repeats(),
+        silent=[fault for fault in faults if _is_silent(fault, published, first.values())],
         faults=list(faults),
         recoveries=recoveries,
     )
+
+
+def book(
+    verdict: Verdict, bookings: Iterable[Place], published: Iterable[Place], vanished: Collection[Place]
+) -> None:
+    """Add what the database says: each message has its effect there once."""
+    effects = Counter(bookings)
+    verdict.booked_twice = [place for place, count in effects.items() if count > 1]
+    verdict.unbooked = [place for place in published if place not in effects and place not in vanished]
 
 
 def _place(entry: Handling) -> Place:
@@ -136,25 +197,43 @@ def _is_known(message: Published | None, entry: Handling) -> bool:
 
 
 def _disorder(firsts: Iterable[Handling]) -> list[str]:
-    """Where a key of the ordered topic went on with a message before an earlier one was done."""
-    highest: dict[str, Handling] = {}
+    """Where a key of a group went on with a message before an earlier one was done."""
+    highest: dict[tuple[str, str, str], Handling] = {}
     found = []
     for entry in firsts:
-        if entry.topic != "keyed":
-            continue
-        last = highest.get(entry.key)
+        key = (entry.group, entry.topic, entry.key)
+        last = highest.get(key)
         if last is not None and entry.seq < last.seq:
-            found.append(f"{entry.key}: {entry.seq} by {entry.worker} after {last.seq} by {last.worker}")
+            found.append(
+                f"{entry.group} {entry.key}: {entry.seq} by {entry.worker} after {last.seq} by {last.worker}"
+            )
         else:
-            highest[entry.key] = entry
+            highest[key] = entry
     return found
 
 
-def _recovery(fault: Fault, published: Sequence[Published], first: dict[Place, Handling]) -> float:
+def _is_silent(fault: Fault, published: Iterable[Published], firsts: Iterable[Handling]) -> bool:
+    """The broker was frozen, messages came in, and none was handled."""
+    if fault.kind != "broker" or fault.until is None:
+        return False
+    begins, ends = fault.at + BROKER_MATTERS * SECOND, fault.until
+    came = any(fault.at <= message.at < begins for message in published)
+    return begins < ends and came and not any(begins <= entry.at <= ends for entry in firsts)
+
+
+def _recovery(
+    fault: Fault,
+    published: Iterable[Published],
+    first: Mapping[Delivery, Handling],
+    groups: Mapping[str, str],
+) -> float:
     done = (
-        first[each.topic, each.partition, each.id].at
-        for each in published
-        if each.at <= fault.at and (each.topic, each.partition, each.id) in first
+        first[delivery].at
+        for message in published
+        if message.at <= fault.at
+        for group, topic in groups.items()
+        if topic == message.topic
+        and (delivery := (group, message.topic, message.partition, message.id)) in first
     )
     return max(0, max(done, default=0) - fault.at) / SECOND
 
@@ -171,16 +250,17 @@ class _Attribution:
         self._recoveries = recoveries
         self._began: dict[Handling, int] = {}
         self._endings: dict[int, list[int]] = defaultdict(list)
-        self._ends: dict[Place, list[Handling]] = defaultdict(list)
-        running: dict[int, Handling] = {}
+        self._ends: dict[Delivery, list[Handling]] = defaultdict(list)
+        running: dict[tuple[int, Delivery], int] = {}
         for entry in handled:
+            delivery = (entry.group, *_place(entry))
             if entry.what == "start":
-                running[entry.pid] = entry
+                running[entry.pid, delivery] = entry.at
                 continue
             self._endings[entry.pid].append(entry.at)
             if entry.what == "end":
-                self._began[entry] = running[entry.pid].at
-                self._ends[_place(entry)].append(entry)
+                self._began[entry] = running[entry.pid, delivery]
+                self._ends[delivery].append(entry)
 
     def repeats(self) -> list[Repeat]:
         found = []
@@ -208,6 +288,8 @@ class _Attribution:
             return False
         if fault.pid not in (None, before.pid):
             return False
+        if fault.since is not None and before.at >= fault.since:
+            return True
         earliest, latest = self._batch(fault, before.pid)
         return earliest <= before.at <= latest
 
@@ -217,9 +299,9 @@ class _Attribution:
         known = [at for at in endings if at <= fault.at]
         if fault.worker is None:
             latest = (fault.until or fault.at) + RECONNECT
-        elif fault.kind == "freeze":
-            # The message in hand is finished after the thaw.
-            latest = next((at for at in endings if at > fault.at), fault.at)
+        elif fault.kind in FREEZES:
+            # The message in hand, or the messages of a batch, are finished after the thaw.
+            latest = next((at for at in endings if at > fault.at), fault.at) + BATCH
         else:
             known, latest = endings, endings[-1]
         return (known[-2] if len(known) > 1 else 0) - BATCH, latest

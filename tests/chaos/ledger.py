@@ -28,6 +28,7 @@ class Handling(NamedTuple):
     """A handler began ("start"), returned ("end") or raised ("fail")."""
 
     what: str
+    group: str
     topic: str
     partition: int
     id: str
@@ -65,9 +66,20 @@ def read_handled(path: Path) -> list[Handling]:
     """In the order of their times."""
     entries = [
         Handling(
-            what, topic, int(partition), id, name, key, int(seq), int(attempt), worker, int(pid), int(at)
+            what,
+            group,
+            topic,
+            int(partition),
+            id,
+            name,
+            key,
+            int(seq),
+            int(attempt),
+            worker,
+            int(pid),
+            int(at),
         )
-        for what, topic, partition, id, name, key, seq, attempt, worker, pid, at in _lines(path)
+        for what, group, topic, partition, id, name, key, seq, attempt, worker, pid, at in _lines(path)
     ]
     return sorted(entries, key=lambda entry: entry.at)
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.chaos.shop.releases import OLD, ROLES, other, served
+
 ROOT = Path(__file__).resolve().parents[2]
 
 #: A worker that was told to end must have ended after so long. Seconds.
@@ -68,12 +70,26 @@ class Process:
 
 
 class Worker(Process):
-    """One `celery -A workers worker`; each start has a name of its own."""
+    """One `celery -A workers worker`; each start has a name of its own, a release of the code, and a role."""
 
-    def __init__(self, name: str, processes: int, environment: Mapping[str, str], directory: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        role: int,
+        release: str,
+        processes: int,
+        environment: Mapping[str, str],
+        directory: Path,
+    ) -> None:
         command = [sys.executable, "-m", "celery", "-A", "workers", "worker", "-n", f"{name}@chaos",
-                   "-c", str(processes), "-l", "INFO", "--without-gossip", "--without-mingle"]  # fmt: skip
-        super().__init__(name, command, {**environment, "CHAOS_WORKER": name}, directory / f"{name}.log")
+                   "-c", str(processes), "-l", "INFO"]  # fmt: skip
+        if groups := served(ROLES[role], release):
+            # The others talk to each other over the broker, as a worker does by default.
+            command += ["--groups", ",".join(groups), "--without-gossip", "--without-mingle"]
+        own = {"CHAOS_WORKER": name, "CHAOS_RELEASE": release}
+        super().__init__(name, command, {**environment, **own}, directory / f"{name}.log")
+        self.role = role
+        self.release = release
         self.ending = False
         """It was told to end, or killed."""
         self.frozen = False
@@ -133,7 +149,7 @@ def _lives(pid: int) -> bool:
 
 
 class Fleet:
-    """So many workers, always: one that ends is replaced."""
+    """So many workers, always, of all roles: one that ends is replaced by one of its role."""
 
     def __init__(self, size: int, processes: int, environment: Mapping[str, str], directory: Path) -> None:
         self._size = size
@@ -141,6 +157,10 @@ class Fleet:
         self._environment = environment
         self._directory = directory
         self._started = 0
+        self.release = OLD
+        """What a worker that is started now runs."""
+        self.releases = {OLD}
+        """All that there have been."""
         self.workers: list[Worker] = []
         self.replacing = True
         self.problems: list[str] = []
@@ -151,17 +171,41 @@ class Fleet:
         """How many workers there have been in all."""
         return self._started
 
+    def deploy(self) -> None:
+        """Begin to replace all workers, one after the other, by such of the other release."""
+        self.release = other(self.release)
+        self.releases.add(self.release)
+
+    @property
+    def deploying(self) -> bool:
+        return any(worker.release != self.release for worker in self.workers)
+
     def tend(self) -> list[Worker]:
-        """Replace those that ended; returns those of which nothing is left now."""
+        """Replace those that ended, go on with a deploy; returns those of which nothing is left now."""
         gone = [worker for worker in self.workers if self._has_gone(worker)]
         self.workers = [worker for worker in self.workers if worker not in gone]
-        working = sum(1 for worker in self.workers if not worker.ending)
-        for _ in range(self._size - working if self.replacing else 0):
-            self._started += 1
-            self.workers.append(
-                Worker(f"w{self._started}", self._processes, self._environment, self._directory)
-            )
+        working = [worker for worker in self.workers if not worker.ending]
+        roles = [number % len(ROLES) for number in range(self._size)]
+        for worker in working:
+            roles.remove(worker.role)
+        for role in roles if self.replacing else ():
+            self._start(role)
+        if self.replacing and not roles and all(worker.ready for worker in working):
+            self._go_on_deploying(working)
         return gone
+
+    def _start(self, role: int) -> None:
+        self._started += 1
+        name = f"w{self._started}"
+        self.workers.append(
+            Worker(name, role, self.release, self._processes, self._environment, self._directory)
+        )
+
+    def _go_on_deploying(self, working: list[Worker]) -> None:
+        """Stop one old worker, where all are at work and none is ending for it."""
+        old = [worker for worker in working if worker.release != self.release and not worker.frozen]
+        if old and not any(worker.ending for worker in self.workers):
+            old[0].begin_to_end(signal.SIGTERM)
 
     def _has_gone(self, worker: Worker) -> bool:
         if worker.ending:

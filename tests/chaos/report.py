@@ -14,12 +14,14 @@ def report(verdict: Verdict) -> str:
     """Several lines; the last says it all."""
     lines = [
         f"published             {verdict.published:>8,}",
-        f"handled               {verdict.handled:>8,}",
+        f"  lost by the server  {verdict.vanished:>8,}  (it came back with older data)",
+        f"handled, by all groups{verdict.handled:>8,}",
         f"lost                  {len(verdict.lost):>8,}",
         f"unexpected            {len(verdict.unexpected):>8,}",
         f"order violations      {len(verdict.disorder):>8,}",
         f"duplicates            {len(verdict.repeats):>8,}  by {_counts(verdict.explained)}",
         f"  without a fault     {len(verdict.unexplained):>8,}",
+        f"effects in the database: missing {len(verdict.unbooked):,}, twice {len(verdict.booked_twice):,}",
     ]
     for left in verdict.leftovers:
         lines.append(f"group {left.group:<15} lag {left.lag}, pending {left.pending}, "
@@ -28,6 +30,9 @@ def report(verdict: Verdict) -> str:
     if verdict.longest is not None:
         fault, seconds = verdict.longest
         lines.append(f"longest recovery      {seconds:8.1f} s (after {fault.kind})")
+    if verdict.orphans:
+        orphan = verdict.orphans[0]
+        lines.append(f"longest without owner {orphan.seconds:8.1f} s (lane {orphan.lane})")
     return "\n".join([*lines, *_examples(verdict), _last(verdict)])
 
 
@@ -36,7 +41,11 @@ def _counts(kinds: Counter[str]) -> str:
 
 
 def _examples(verdict: Verdict) -> list[str]:
-    lines = [f"  lost: {each}" for each in verdict.lost[:EXAMPLES]]
+    lines = [f"  lost in {group}: {message}" for group, message in verdict.lost[:EXAMPLES]]
+    lines += [f"  effect missing: {place}" for place in verdict.unbooked[:EXAMPLES]]
+    lines += [f"  effect twice: {place}" for place in verdict.booked_twice[:EXAMPLES]]
+    lines += [f"  nobody owns: {lane}" for lane in verdict.ownerless[:EXAMPLES]]
+    lines += [f"  nothing was handled during: {fault}" for fault in verdict.silent]
     lines += [f"  unexpected: {entry}" for entry in verdict.unexpected[:EXAMPLES]]
     lines += [f"  out of order: {text}" for text in verdict.disorder[:EXAMPLES]]
     for repeat in verdict.unexplained[:EXAMPLES]:

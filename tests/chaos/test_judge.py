@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tests.chaos import plan
 from tests.chaos.faults import Fault
-from tests.chaos.judge import SECOND, Verdict, judge
+from tests.chaos.judge import SECOND, Verdict, book, judge
 from tests.chaos.ledger import Handling, Published
+from tests.chaos.ownership import Orphan
 
 
 def published(seq: int, at: float = 0.0) -> Published:
@@ -16,7 +17,7 @@ def handled(seq: int, at: float, *, worker: str = "w1", pid: int = 1, what: str 
     """A handling that took 0.01 s."""
     both = []
     for word, time in (("start", at - 0.01), (what, at)):
-        both.append(Handling(word, "keyed", 0, f"{seq}-0", f"p0-{seq}", "k", seq, 1, worker, pid,
+        both.append(Handling(word, "bykey", "keyed", 0, f"{seq}-0", f"p0-{seq}", "k", seq, 1, worker, pid,
                              int(time * SECOND)))  # fmt: skip
     return both
 
@@ -27,7 +28,7 @@ def fault(kind: str, at: float, *, worker: str | None = "w1", pid: int | None = 
 
 def verdict(messages: list[Published], handlings: list[list[Handling]], *faults: Fault) -> Verdict:
     lines = sorted((line for pair in handlings for line in pair), key=lambda line: line.at)
-    return judge(messages, lines, faults)
+    return judge(messages, lines, faults, {"bykey": "keyed"}, ordered={"bykey"})
 
 
 def test_a_run_in_which_each_message_is_handled_once_in_order_is_right() -> None:
@@ -39,6 +40,48 @@ def test_a_run_in_which_each_message_is_handled_once_in_order_is_right() -> None
 def test_a_message_that_no_handler_finished_is_lost() -> None:
     found = verdict([published(0), published(1)], [handled(0, 1.0), handled(1, 2.0, what="fail")])
     assert found.wrong == ["lost 1"]
+
+
+def test_a_message_is_lost_that_one_of_the_groups_of_its_topic_did_not_finish() -> None:
+    lines = handled(0, 1.0)
+    found = judge([published(0)], lines, [], {"bykey": "keyed", "second": "keyed", "third": "loose"})
+    assert [group for group, _ in found.lost] == ["second"]
+
+
+def test_what_the_server_lost_need_not_be_handled() -> None:
+    found = judge([published(0)], [], [], {"bykey": "keyed"}, vanished={("keyed", 0, "0-0")})
+    assert not found.lost
+    assert found.vanished == 1
+
+
+def test_what_was_handled_since_the_data_with_which_the_server_came_back_may_be_repeated() -> None:
+    older = Fault("failover", 5 * SECOND, 6 * SECOND, since=1 * SECOND)
+    again = handled(0, 7.0, worker="w2", pid=2)
+    assert verdict([published(0)], [handled(0, 2.0), again], older).explained == {"failover": 1}
+    messages = [published(0), published(1), published(2)]
+    settled = [handled(0, 0.5), handled(1, 4.8), handled(2, 4.9)]
+    assert verdict(messages, [*settled, again], older).unexplained
+
+
+def test_a_broker_that_answers_nobody_must_not_stop_the_handlers() -> None:
+    frozen = Fault("broker", 10 * SECOND, 20 * SECOND)
+    messages = [published(0, at=11.0), published(1, at=12.0)]
+    assert verdict(messages, [handled(0, 11.1), handled(1, 21.0)], frozen).silent == [frozen]
+    assert not verdict(messages, [handled(0, 11.1), handled(1, 16.0)], frozen).silent
+
+
+def test_an_effect_must_be_there_once() -> None:
+    places = [("keyed", 0, "0-0"), ("keyed", 0, "1-0"), ("keyed", 0, "2-0")]
+    found = Verdict(published=3)
+    book(found, [places[0], places[1], places[1]], places, ())
+    assert found.wrong == ["effects missing 1", "effects twice 1"]
+
+
+def test_a_lane_that_nobody_owns_is_wrong() -> None:
+    found = Verdict(
+        published=1, ownerless=[("keyed", 0, "bykey")], orphans=[Orphan(("keyed", 1, "bykey"), 99.0)]
+    )
+    assert found.wrong == ["lanes without an owner at the end 1", "lanes without an owner for too long 1"]
 
 
 def test_a_message_that_nobody_published_is_unexpected() -> None:
@@ -120,9 +163,8 @@ def test_the_same_seed_draws_the_same_faults() -> None:
 
 def test_while_a_worker_is_frozen_the_server_is_left_alone_and_every_kind_comes() -> None:
     for seed in range(20):
-        drawn = plan.draw(seed, 60, plan.KINDS, 2.0)
+        drawn = plan.draw(seed, 120, plan.KINDS, 2.0)
         assert {each.kind for each in drawn} == set(plan.KINDS)
-        freezes = [each for each in drawn if each.kind == "freeze"]
-        for freeze in freezes:
+        for freeze in (each for each in drawn if each.kind in plan.FREEZES):
             during = [each for each in drawn if 0 < each.at - freeze.at < freeze.seconds]
-            assert not any(each.kind in (*plan.SERVER_KINDS, "freeze") for each in during)
+            assert not any(each.kind in (*plan.SERVER_KINDS, *plan.FREEZES) for each in during)

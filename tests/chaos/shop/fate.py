@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
+
+Ending = Literal["", "fails", "exits", "interrupts", "dies"]
 
 FAILURES = 0.05
+#: `SystemExit` and `KeyboardInterrupt` out of a handler, and the end of its process.
+EXITS = 0.002
+INTERRUPTS = 0.002
+DEATHS = 0.001
 SLOW = 0.03
 VERY_SLOW = 0.003
 
@@ -16,14 +23,31 @@ class Fate:
 
     seconds: float
     """How long it works."""
-    fails: bool
+    ending: Ending
+    """How it ends; "" for well."""
+
+    @property
+    def is_violent(self) -> bool:
+        """It ends by something that is no `Exception`."""
+        return self.ending in ("exits", "interrupts", "dies")
 
 
-def fate(seed: int, message: str, attempt: int) -> Fate:
-    """The fate of this attempt (from 1) at the message with this unique name."""
-    digest = hashlib.sha256(f"{seed}:{message}:{attempt}".encode()).digest()
+def fate(seed: int, group: str, message: str, attempt: int) -> Fate:
+    """The fate of this attempt (from 1) of a group at the message with this unique name."""
+    digest = hashlib.sha256(f"{seed}:{group}:{message}:{attempt}".encode()).digest()
     first, second, third = (int.from_bytes(digest[at : at + 4]) / 2**32 for at in (0, 4, 8))
-    return Fate(seconds=_seconds(second, third), fails=first < FAILURES)
+    return Fate(seconds=_seconds(second, third), ending=_ending(first))
+
+
+def _ending(chance: float) -> Ending:
+    endings: tuple[tuple[Ending, float], ...] = (
+        ("fails", FAILURES), ("exits", EXITS), ("interrupts", INTERRUPTS), ("dies", DEATHS),
+    )  # fmt: skip
+    for ending, share in endings:
+        if chance < share:
+            return ending
+        chance -= share
+    return ""
 
 
 def _seconds(chance: float, share: float) -> float:

@@ -1,9 +1,6 @@
-"""One topic whose keys must stay in order, one whose messages may come as they like."""
+"""One topic with groups of all kinds, and a second one."""
 
 import bus
 
-keyed = bus.topic("keyed", partitions=8)
+keyed = bus.topic("keyed", partitions=6)
 loose = bus.topic("loose", partitions=4)
-
-#: topic → its group
-GROUPS = {"keyed": "bykey", "loose": "anyhow"}
