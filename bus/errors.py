@@ -93,6 +93,10 @@ class StaleLease(BusError):
     """The lane belongs to another worker now. Nothing was settled or fetched."""
 
 
+class InboxUnavailable(BusError):
+    """An atomic handler cannot begin, for no fault of its message: its database lacks the tables."""
+
+
 class ReadOnly(BusError, PermissionError):
     """BUS["READ_ONLY"] is set: operator verbs are refused here."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
-from bus.errors import Reject, Retry, Undecodable
+from bus.errors import InboxUnavailable, Reject, Retry, Undecodable
 from bus.lane import MAX_ERROR
 from bus.subscriptions import Handler, Subscription, refuse_awaitable
 from bus.values import Message
@@ -79,7 +79,7 @@ class Dispatcher:
         )
 
     def handle(self, message: Message) -> Failed | None:
-        """Run the handler on one message; None means done."""
+        """Run the handler on one message; None means done. Raises InboxUnavailable."""
         try:
             if message._value is None:
                 # Decoded by now, so that an entry nobody can read never reaches a handler.
@@ -87,6 +87,8 @@ class Dispatcher:
             result = self._call(message)
             if result is not None:
                 refuse_awaitable(result)
+        except InboxUnavailable:
+            raise  # no fault of the message, and the handler was not called
         except (Exception, asyncio.CancelledError) as error:
             return self._outcome(message, error)
         return None
@@ -105,7 +107,7 @@ class Dispatcher:
         """Run the batch handler; the messages that are not done, by id.
 
         None: it raised, and nobody knows on which message. They are then to be delivered one by one, so
-        that one bad message does not fail its neighbours.
+        that one bad message does not fail its neighbours. Raises InboxUnavailable.
         """
         failed: dict[str, Failed] = {}
         readable = []
@@ -121,6 +123,8 @@ class Dispatcher:
         batch = Batch(readable)
         try:
             refuse_awaitable(self._call(batch))
+        except InboxUnavailable:
+            raise  # as in handle()
         except (Exception, asyncio.CancelledError) as error:
             if len(messages) > 1:
                 return None

@@ -27,7 +27,7 @@ def atomic(subscription: Subscription, handler: Handler) -> Handler:
         def call(fresh: list[Message]) -> Collection[str]:
             part = Batch(fresh)
             refuse_awaitable(handler(part))
-            batch.refused.update(part.refused)
+            batch.refused = part.refused  # of this call: an earlier one may have been rolled back
             return part.refused
 
         inbox.handle_batch(batch, call)
