@@ -18,11 +18,12 @@ class BusConfig(AppConfig):
 
     def ready(self) -> None:
         from bus import autodiscover, declarations
-        from bus.checks import check_databases, check_places, check_setting
+        from bus.checks import check_databases, check_places, check_setting, check_vendors
 
         checks.register(check_setting, "jitney")
         checks.register(check_places, "jitney")
         checks.register(check_databases, "jitney")
+        checks.register(check_vendors, "jitney")
         setting_changed.connect(_follow_setting, dispatch_uid="jitney.setting")
         post_migrate.connect(declarations.sync_after_migrate, sender=self, dispatch_uid="jitney.sync")
         autodiscover.topics()

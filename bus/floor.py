@@ -160,7 +160,7 @@ class Floors:
 def require_supported(alias: str, where: str) -> None:
     """Raises ConfigurationError for a database of whose isolation nothing is known here."""
     connection = connections[alias]
-    if connection.vendor not in _READS:
+    if connection.vendor not in SUPPORTED:
         raise ConfigurationError(
             f"{where}: that database is {connection.display_name}. Atomic handlers are for SQLite, "
             "PostgreSQL, MariaDB and MySQL, whose isolation of transactions Jitney knows."
@@ -168,11 +168,15 @@ def require_supported(alias: str, where: str) -> None:
 
 
 #: Vendor → the expression of the isolation level, and what makes a reading a locking one.
-_READS = {
+_SNAPSHOTS = {
     "sqlite": ("''", ""),
     "postgresql": ("current_setting('transaction_isolation')", " FOR SHARE"),
     "mysql": ("@@transaction_isolation", " LOCK IN SHARE MODE"),
 }
+
+
+#: Vendors of databases of whose snapshots something is known here.
+SUPPORTED = frozenset(_SNAPSHOTS)
 
 
 def _takes_several(connection: BaseDatabaseWrapper) -> bool:
@@ -185,7 +189,7 @@ def _takes_several(connection: BaseDatabaseWrapper) -> bool:
 
 
 def _sql(connection: BaseDatabaseWrapper) -> _Sql:
-    level, lock = _READS[connection.vendor]
+    level, lock = _SNAPSHOTS[connection.vendor]
     if connection.vendor == "mysql":
         raw: Any = connection
         if raw.mysql_is_mariadb and raw.mysql_version < (11, 1):

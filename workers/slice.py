@@ -93,7 +93,9 @@ class Slice:
             self._trouble = Report.TROUBLE | Report.RECOVER
         except InboxUnavailable as error:
             group = self._order.lanes[0].id.group
-            complaints.say(group, "Group %s waits: %s", group, error, level=logging.ERROR)
+            complaints.say(
+                (self._settings.prefix, group), "Group %s waits: %s", group, error, level=logging.ERROR
+            )
             self._trouble = Report.TROUBLE | Report.RECOVER
         except Exception:
             self._trouble = Report.TROUBLE | Report.RECOVER

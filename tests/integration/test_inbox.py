@@ -6,20 +6,22 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.core.management import call_command
+from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.transaction import TransactionManagementError
 
-from bus import checks, codec, default
+from bus import checks, codec, default, inbox
 from bus.client import Bus
 from bus.errors import ConfigurationError, Reject
 from bus.inbox import Inbox
 from bus.models import AuditRecord, InboxRow, Topic
 from bus.registry import GroupSpec
 from bus.subscriptions import Subscription
-from bus.values import Message, TopicSpec
+from bus.values import Message, RetryPolicy, TopicSpec
 from tests.integration.inline import InlineWorker
 from tests.waiting import wait_until
 from workers.consumer import Consumer
@@ -207,6 +209,63 @@ def test_of_two_workers_with_the_same_message_the_second_waits_and_sees_what_bec
     assert sorted(outcomes) == [f"first {'failed' if first_fails else 'done'}", "second done"]
 
 
+def test_deadlocks_between_handlers_are_no_failed_attempts(box: Inbox) -> None:
+    # Given two handlers that change the same rows in opposite order, at the same time at first
+    for name in ("a", "b"):
+        Topic.objects.create(name=name)
+    both = threading.Barrier(2)
+    failures: list[BaseException] = []
+
+    def run(id: str, *names: str) -> None:
+        def handler(each: Message) -> None:
+            effect(each)
+            Topic.objects.filter(name=names[0]).update(notes=id)
+            with suppress(threading.BrokenBarrierError):
+                both.wait(1 if connection.vendor == "sqlite" else 20)
+                both.abort()
+            Topic.objects.filter(name=names[1]).update(notes=id)
+
+        try:
+            Inbox(GROUP, "default").handle(message(id), handler)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            connection.close()
+
+    threads = [
+        threading.Thread(target=run, args=args) for args in (("1700-1", "a", "b"), ("1700-2", "b", "a"))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    # then the one that the database gave up begins again
+    assert failures == []
+    assert sorted(effects()) == ["1700-1", "1700-2"]
+    assert rows() == [(1700, 1), (1700, 2)]
+
+
+def test_a_conflict_that_never_ends_is_a_failure_at_last(box: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox, "is_conflict", lambda _: True)
+    calls: list[str] = []
+
+    def handler(each: Message) -> None:
+        calls.append(each.id)
+        raise OperationalError("a deadlock")
+
+    with pytest.raises(OperationalError):
+        box.handle(message(), handler)
+    assert len(calls) == inbox.TRIES
+
+
+def test_groups_that_differ_in_upper_and_lower_case_are_two(box: Inbox) -> None:
+    box.handle(message(), effect)
+    Inbox(GROUP.upper(), "default").handle(message(), effect)
+    box.handle(message(era="BUS:1"), effect)
+    assert len(effects()) == 3
+
+
 # ---------------------------------------------------------------------- batches
 
 
@@ -330,3 +389,19 @@ def test_a_worker_handles_once_what_is_delivered_again(bus: Bus) -> None:
         wait_until(lambda: later in effects(), 20, "what was published later")
     assert effects() == [*ids, later]
     assert {row.era for row in InboxRow.objects.all()} == {era_of(bus)}
+
+
+def test_a_group_whose_database_is_not_migrated_waits_and_makes_no_dead_letter(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = Subscription(
+        topic="orders", group=GROUP, handler=effect, atomic="default", retry=RetryPolicy(attempts=1)
+    )
+    call_command("migrate", "jitney", "0004", verbosity=0)
+    ids = [bus.publish("orders", number).id for number in range(3)]
+    with InlineWorker(bus, [handler]):
+        wait_until(lambda: "run `manage.py migrate jitney" in caplog.text, 20, "the log to say so")
+        call_command("migrate", "jitney", verbosity=0)
+        wait_until(lambda: len(effects()) == 3, 30, "all to be handled")
+    assert effects() == ids
+    assert bus.client.call("EXISTS", bus.keys.partition("orders", 0).dead(GROUP)) == 0
