@@ -6,10 +6,8 @@ Each function makes the round trips of the bus.observe functions that it calls, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
-
-from django.utils import timezone
 
 from admin_ui.messages import MessageRow, message_row
 from admin_ui.paging import Page
@@ -96,7 +94,7 @@ def outbox(bus: Bus) -> OutboxRow | None:
     moments = [each.oldest for each in found if each.oldest is not None]
     if not moments:
         return None
-    age = max(timedelta(0), timezone.now() - min(moments))
+    age = max(timedelta(0), datetime.now(UTC) - min(moments))
     rows = Lag(sum(each.rows for each in found), exact=not any(each.more for each in found))
     return OutboxRow(rows, age, age > LATE)
 

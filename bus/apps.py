@@ -20,12 +20,13 @@ class BusConfig(AppConfig):
         from django.conf import settings
 
         from bus import autodiscover, declarations, testrun
-        from bus.checks import check_databases, check_places, check_setting
+        from bus.checks import check_databases, check_places, check_setting, check_vendors
 
         testrun.sign()  # marks what this process starts, if it runs tests
         checks.register(check_setting, "jitney")
         checks.register(check_places, "jitney")
         checks.register(check_databases, "jitney")
+        checks.register(check_vendors, "jitney")
         _mask(getattr(settings, "BUS", None))
         setting_changed.connect(_follow_setting, dispatch_uid="jitney.setting")
         post_migrate.connect(declarations.sync_after_migrate, sender=self, dispatch_uid="jitney.sync")

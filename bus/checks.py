@@ -3,7 +3,8 @@
 jitney.E001   the BUS setting is wrong
 jitney.E002   another package is imported under the name of one of Jitney's
 jitney.E003   the app `workers` is installed without `bus` (reported by workers.apps)
-jitney.E004   a handler is atomic in a database that the settings do not have
+jitney.E004   a handler is atomic in a database where it cannot be
+jitney.W001   our tables are in a database of a kind that was never tried
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from django.core.checks import CheckMessage, Error
+from django.core.checks import CheckMessage, Error, Warning
+from django.db import connections, router
 
 from bus import conf, default
 from bus.errors import ConfigurationError
@@ -39,6 +41,22 @@ def check_databases(**_: Any) -> list[CheckMessage]:
     except ConfigurationError as error:
         return [Error(str(error), hint="Give the alias of a database, or True.", id="jitney.E004")]
     return []
+
+
+def check_vendors(**_: Any) -> list[CheckMessage]:
+    """Databases that may have our tables are of a kind that the tests run on. Opens no connection."""
+    from bus.floor import SUPPORTED
+    from bus.models import OutboxRow
+
+    return [
+        Warning(
+            f"Database {alias!r} is {connections[alias].display_name}. Jitney was never tried with it.",
+            hint="Use SQLite, PostgreSQL or MariaDB, or have a database router keep 'jitney' out of it.",
+            id="jitney.W001",
+        )
+        for alias in connections
+        if connections[alias].vendor not in SUPPORTED and router.allow_migrate_model(alias, OutboxRow)
+    ]
 
 
 def check_places(**_: Any) -> list[CheckMessage]:

@@ -1,14 +1,16 @@
-"""The databases that have one of Jitney's tables, and the places in a table, found without reading it all."""
+"""The databases that have one of Jitney's tables; and what is read from a table."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections, models, router
+from django.utils import timezone
 
 logger = logging.getLogger("bus.databases")
 
@@ -44,6 +46,11 @@ class Databases:
         if self._model._meta.db_table in tables:
             self._having.add(alias)
         return alias in self._having
+
+
+def aware(moment: datetime | None) -> datetime | None:
+    """A moment as a database gives it, with its zone: with USE_TZ=False it comes without, in TIME_ZONE."""
+    return timezone.make_aware(moment) if moment is not None and timezone.is_naive(moment) else moment
 
 
 def distinct(rows: models.QuerySet[Any], *names: str) -> Iterator[tuple[Any, ...]]:

@@ -14,6 +14,7 @@ BusError
 ├── BufferFull              a producer holds as much as it may; the message was not taken
 ├── ProducerClosed          the producer is closed; the message was not taken
 ├── StaleLease              another worker took the lane over; nothing was settled
+├── InboxUnavailable        an atomic handler cannot begin: its database lacks the tables
 ├── ReadOnly                BUS["READ_ONLY"] forbids operator verbs
 └── ServerError             Redis answered with an error that Jitney does not expect
 Retry, Reject               raised by handlers, to be tried again or to become a dead letter
@@ -91,6 +92,10 @@ class ProducerClosed(BusError, RuntimeError):
 
 class StaleLease(BusError):
     """The lane belongs to another worker now. Nothing was settled or fetched."""
+
+
+class InboxUnavailable(BusError):
+    """An atomic handler cannot begin, for no fault of its message: its database lacks the tables."""
 
 
 class ReadOnly(BusError, PermissionError):

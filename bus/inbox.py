@@ -7,50 +7,41 @@ A row is known by group, topic, partition, id, and *era*: a token that is new wh
 partition may stand for other messages than before, or the group is meant to handle them again. It is a
 field of the group's state in Redis (see `ensure.lua`), and begins with the prefix of its bus.
 
-`forget` deletes the rows that nothing can ask for any more:
-
-- those up to the *copied* mark. After the server comes back with older data groups go on from the copies of
-  their marks (see bus.marks); what was settled after the last copy is delivered again, and must find its row.
-- but not those that are pending: there the handler has committed and the settle was lost, so the message
-  will be delivered again. The pending list is read after the rows: a message with a row that is not pending
-  *then* has been settled since.
-- those of eras that are over, when their messages are a day old: if a Redis that came up empty is replaced
-  by a backup, its eras are back.
+Rows do not stay for ever (see bus.forgetting). A floor takes their place, which is read after the insertion
+(see bus.floor): so an owner that was frozen until the row of its message was forgotten meets the floor.
 """
 
 from __future__ import annotations
 
-import random
-import time
+import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import nullcontext
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from django.db import IntegrityError, connections, transaction
+from django.db import DatabaseError, IntegrityError, connections, router, transaction
 from django.db.models import Q
 from django.db.transaction import TransactionManagementError
 
-from bus.databases import distinct
-from bus.errors import ConfigurationError, ServerError
+from bus.complaints import Complaints
+from bus.conflicts import ConflictWatch, is_conflict
+from bus.errors import ConfigurationError, StaleLease
+from bus.floor import FloorGone, Floors, Pair, Statement, Where, require_supported
 from bus.handlers import refuse_awaitable
-from bus.marks import Place
-from bus.streams.commands import is_nogroup, text
-from bus.streams.connect import check
 from bus.subscriptions import Handler, Subscription
 from bus.values import Message, id_pair
 
-if TYPE_CHECKING:
-    from bus.client import Bus
+logger = logging.getLogger("bus.inbox")
+complaints = Complaints(logger)
 
-#: Rows looked at, and pending ids read, at once.
-PAGE = 500
-#: How long one call of `forget` goes on. Seconds.
-FORGET_SECONDS = 5.0
-#: How long rows of an era that is over are kept, by the ids of their messages. Milliseconds.
-OLD_ERA_MS = 24 * 3600 * 1000
+#: How often a transaction begins again that another one was in the way of.
+TRIES = 5
 #: libpq's word for a transaction in which a statement has failed.
 _IN_ERROR = 3
+
+_Rows = set[tuple[Any, ...]]
+_Refused = Callable[[list[Message]], Collection[str]]
 
 
 class _Known(Exception):
@@ -61,80 +52,149 @@ class _Known(Exception):
         self.error = error
 
 
+class _Settled(Exception):
+    """Nothing is left to be handled: what was inserted is rolled back."""
+
+
 class Inbox:
     """The rows of one group in one database."""
 
     def __init__(self, group: str, alias: str) -> None:
         self._group = group
         self._alias = alias
+        self._floors = Floors(group, alias)
+        self._insert = ""
 
     def handle(self, message: Message, handler: Handler) -> None:
-        """Run the handler in a transaction with the message's row; do nothing if the row is there.
+        """Run the handler in a transaction with the message's row; do nothing if it was settled before.
 
-        Raises what the handler raises, and database errors: then neither effect nor row is kept.
+        Raises what the handler raises, database errors, StaleLease, and InboxUnavailable (the handler was not
+        called): then neither effect nor row is kept.
         """
-        self._require_autocommit()
-        place = self._place(message)
-        try:
-            with transaction.atomic(using=self._alias):
-                try:
-                    self._rows().create(**place)
-                except IntegrityError as error:
-                    raise _Known(error) from None
-                refuse_awaitable(handler(message))
-                self._require_commit()
-        except _Known as known:
-            if not self._rows().filter(**place).exists():
-                raise known.error from None
+        where = message.topic, message.partition, message._era
+        self._transact([message], (where,), lambda _: self._handle(message, where, handler))
 
-    def handle_batch(
-        self, messages: Sequence[Message], handler: Callable[[list[Message]], Collection[str]]
-    ) -> None:
-        """Call the handler with those that have no row yet, in one transaction with their rows.
+    def _handle(self, message: Message, where: Where, handler: Handler) -> None:
+        pair = id_pair(message.id)
+        try:
+            settled = self._floors.settled(where, (pair,), self._insertion(where, pair))
+        except IntegrityError as error:
+            raise _Known(error) from None
+        if settled:
+            self._tell(message)
+            raise _Settled
+        refuse_awaitable(handler(message))
+
+    def handle_batch(self, messages: Sequence[Message], handler: _Refused) -> None:
+        """Call the handler with those that were not settled before, in one transaction with their rows.
 
         It returns the ids of the messages that it refused, whose rows are not kept. It is not called if none
-        is left. Raises what it raises, and database errors: then neither effect nor row is kept.
+        is left. Raises as `handle`.
         """
-        self._require_autocommit()
-        known: set[tuple[Any, ...]] = set()
-        while True:
-            try:
-                self._handle_fresh(messages, handler)
-                return
-            except _Known as refusal:
-                # Another worker's transaction with one of them has been committed since we looked.
-                before, known = known, self._known(messages)
-                if known == before:
-                    raise refusal.error from None
+        self._transact(
+            messages, _wheres(messages), lambda known: self._handle_fresh(messages, known, handler)
+        )
 
-    def _handle_fresh(
-        self, messages: Sequence[Message], handler: Callable[[list[Message]], Collection[str]]
+    def _handle_fresh(self, messages: Sequence[Message], known: _Rows, handler: _Refused) -> None:
+        # The insertion comes first: a transaction that began by reading could not write any more where
+        # another one has written since (SQLite), or would lock what it found missing (MariaDB).
+        fresh = [message for message in messages if _identity(message) not in known]
+        model = self._rows().model
+        try:
+            self._rows().bulk_create([model(**self._place(message)) for message in fresh])
+        except IntegrityError as error:
+            raise _Known(error) from None
+        settled = {
+            (*where, *pair)
+            for where in _wheres(fresh)
+            for pair in self._floors.settled(where, _pairs(fresh, where))
+        }
+        if settled:
+            for message in (message for message in fresh if _identity(message) in settled):
+                self._tell(message)
+            # Their rows may stay: they say what is so, and are forgotten like others.
+            fresh = [message for message in fresh if _identity(message) not in settled]
+        if not fresh:
+            raise _Settled
+        refused = handler(fresh)
+        self._delete([message for message in fresh if message.id in refused])
+
+    # ------------------------------------------------------------------ the transaction
+
+    def _transact(
+        self, messages: Sequence[Message], wheres: Iterable[Where], work: Callable[[_Rows], None]
     ) -> None:
-        with transaction.atomic(using=self._alias):
-            known = self._known(messages)
-            fresh = [message for message in messages if _identity(message) not in known]
-            if not fresh:
-                return
-            model = self._rows().model
+        """Do the work in a transaction; once more where it was another transaction that came in between."""
+        connection = connections[self._alias]
+        self._require_autocommit(connection)
+        tries = 0
+        known: _Rows = set()
+        while True:
+            tries += 1
+            for where in wheres:
+                if self._floors.key(where) is None:
+                    self._open(where, messages[0])
+            watch = ConflictWatch() if connection.vendor == "mysql" else None
             try:
-                self._rows().bulk_create([model(**self._place(message)) for message in fresh])
-            except IntegrityError as error:
-                raise _Known(error) from None
-            refused = handler(fresh)
-            self._require_commit()
-            self._delete([message for message in fresh if message.id in refused])
+                with transaction.atomic(using=self._alias):
+                    with nullcontext() if watch is None else connection.execute_wrapper(watch):
+                        work(known)
+                    if watch is not None and watch.error is not None:
+                        raise watch.error
+                    self._require_commit(connection)
+                return
+            except _Settled:
+                return
+            except FloorGone:
+                self._floors.forget(wheres)
+                if tries >= TRIES:
+                    raise StaleLease("The floor of an inbox is gone again and again.") from None
+            except _Known as refusal:
+                # Committed by another worker, or by this one before; or something else forbids the row.
+                found = self._known(messages)
+                if len(found) == len(messages):
+                    return
+                if tries >= TRIES or (tries > 1 and found <= known):
+                    raise refusal.error from None
+                known |= found
+            except DatabaseError as error:
+                if tries >= TRIES or connection.in_atomic_block or not is_conflict(error):
+                    raise
+                logger.info("A transaction of group %s begins again: %s", self._group, error)
 
-    def _known(self, messages: Sequence[Message]) -> set[tuple[Any, ...]]:
+    def _open(self, where: Where, message: Message) -> None:
+        """Before the first message of a place. Who makes its floor must be the owner still, or what was known
+        of a place that is over would be made unknown."""
+        fresh = self._floors.open(where)
+        if fresh and message._prove is not None and not message.lease_valid():
+            self._floors.forget([where])
+            raise StaleLease(f"{message.topic}/{message.partition} is another worker's now.")
+
+    def _tell(self, message: Message) -> None:
+        complaints.say(
+            (message.topic, message.partition, self._group),
+            "Message %s/%s/%s is not handled again: the floor of the inbox says that group %s settled it.",
+            message.topic, message.partition, message.id, self._group,
+            level=logging.INFO,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ rows
+
+    def _insertion(self, where: Where, pair: Pair) -> Statement:
+        """By hand: Django's models take twice the time."""
+        if not self._insert:
+            self._insert = _insertion(connections[self._alias], self._rows().model)
+        return self._insert, (self._group, *where, *pair)
+
+    def _known(self, messages: Sequence[Message]) -> _Rows:
         """One query for each partition, which is one for what a slice delivers."""
-        places: dict[tuple[str, int, str], set[int]] = {}
-        for message in messages:
-            where = message.topic, message.partition, message._era
-            places.setdefault(where, set()).add(id_pair(message.id)[0])
-        found: set[tuple[Any, ...]] = set()
-        for (topic, partition, era), times in places.items():
+        found: _Rows = set()
+        for where in _wheres(messages):
+            topic, partition, era = where
+            wanted = set(_pairs(messages, where))
             rows = self._rows().filter(topic=topic, partition=partition, group=self._group, era=era)
-            pairs = rows.filter(ms__in=times).values_list("ms", "seq")
-            found.update((topic, partition, era, *pair) for pair in pairs)
+            pairs = rows.filter(ms__in={ms for ms, _ in wanted}).values_list("ms", "seq")
+            found.update((*where, *pair) for pair in pairs if pair in wanted)
         return found
 
     def _delete(self, messages: Sequence[Message]) -> None:
@@ -154,18 +214,18 @@ class Inbox:
 
         return InboxRow._default_manager.using(self._alias)
 
-    def _require_autocommit(self) -> None:
+    # ------------------------------------------------------------------ what must hold
+
+    def _require_autocommit(self, connection: Any) -> None:
         """In a transaction that an earlier handler left open, atomic() would not commit anything."""
-        connection = connections[self._alias]
         if not connection.in_atomic_block and not connection.get_autocommit():
             raise TransactionManagementError(
                 f"The connection to database {self._alias!r} is not in autocommit mode, so an atomic handler "
                 "would never be committed. Was it left so by a handler before?"
             )
 
-    def _require_commit(self) -> None:
+    def _require_commit(self, connection: Any) -> None:
         """Django and PostgreSQL roll back without a word what a handler has broken and gone on with."""
-        connection = connections[self._alias]
         raw: Any = connection.connection
         if (
             raw is None
@@ -180,89 +240,39 @@ class Inbox:
 
 
 def check_databases(subscriptions: Iterable[Subscription]) -> None:
-    """Raise ConfigurationError for atomic=<an alias that the settings do not have>."""
+    """Raise ConfigurationError for a database in which a handler cannot be atomic. Opens no connection."""
+    from bus.models import InboxRow
+
     for each in subscriptions:
-        if each.atomic and each.atomic not in connections.settings:
+        if not each.atomic:
+            continue
+        where = f"subscribe({each.topic!r}, group={each.group!r}, atomic={each.atomic!r})"
+        if each.atomic not in connections.settings:
             known = ", ".join(sorted(connections))
+            raise ConfigurationError(f"{where}: that is no alias of DATABASES. Known: {known}.")
+        require_supported(each.atomic, where)
+        if not router.allow_migrate_model(each.atomic, InboxRow):
             raise ConfigurationError(
-                f"subscribe({each.topic!r}, group={each.group!r}): atomic={each.atomic!r} is no alias of "
-                f"DATABASES. Known: {known}."
+                f"{where}: a database router keeps the tables of app 'jitney' out of that database, but the "
+                "row that proves an effect must lie where the effect is. Let allow_migrate() of the router "
+                f"allow 'jitney' in {each.atomic!r}, and run `migrate jitney --database {each.atomic}`."
             )
 
 
-# ---------------------------------------------------------------------- rows that are over
+def _insertion(connection: Any, model: Any) -> str:
+    quote = connection.ops.quote_name
+    columns = ("group", "topic", "partition", "era", "ms", "seq")
+    names = ", ".join(quote(name) for name in columns)
+    table = quote(model._meta.db_table)
+    return f"INSERT INTO {table} ({names}) VALUES (%s, %s, %s, %s, %s, %s)"  # noqa: S608 - our own names
 
 
-def forget(bus: Bus, alias: str) -> int:
-    """Delete the rows of a database that nothing can ask for any more (see above); how many.
-
-    Two at once do no harm. Raises BusError, or the database's errors.
-    """
-    from bus.models import InboxRow, MarkCopy  # as above
-
-    rows = InboxRow._default_manager.using(alias)
-    # In this order: rows, then what Redis says of their places.
-    seen = list(distinct(rows, "group", "topic", "partition", "era"))
-    if not seen:
-        return 0
-    places = sorted({place for *place_, _era in seen for place in [tuple(place_)]})
-    eras = bus.client.pipe([("HGET", _state(bus, *place), "era") for place in places])
-    current = {place: text(check(era)) if era else "" for place, era in zip(places, eras, strict=True)}
-    born = {(group.name, group.topic): group.born for group in bus.registry.groups()}
-    copies = {
-        Place(row.topic, row.partition, row.group, row.born): row.position
-        for row in MarkCopy.objects.filter(prefix=bus.settings.prefix)
-    }
-    deleted, ends = 0, time.monotonic() + FORGET_SECONDS
-    for group, topic, partition, era in random.sample(seen, len(seen)):
-        if time.monotonic() > ends:
-            break  # the rest has its turn next time; in any order, so that nothing is always last
-        mine = rows.filter(group=group, topic=topic, partition=partition, era=era)
-        declared = (group, topic) in born
-        if declared and era == current[group, topic, partition]:
-            mark = copies.get(Place(topic, partition, group, born[group, topic]))
-            if mark is not None:
-                deleted += _forget_settled(bus, mine, (group, topic, partition), id_pair(mark), ends)
-        elif era.startswith(f"{bus.settings.prefix}:") or (declared and not era):
-            deleted += mine.filter(ms__lt=time.time() * 1000 - OLD_ERA_MS).delete()[0]
-    return deleted
+def _wheres(messages: Iterable[Message]) -> list[Where]:
+    return list(dict.fromkeys((each.topic, each.partition, each._era) for each in messages))
 
 
-def _forget_settled(
-    bus: Bus, rows: Any, place: tuple[str, str, int], mark: tuple[int, int], ends: float
-) -> int:
-    ms, seq = mark
-    below = rows.filter(Q(ms__lt=ms) | Q(seq__lte=seq), ms__lte=ms).order_by("ms", "seq")
-    deleted, after = 0, below
-    while time.monotonic() <= ends and (page := list(after.values_list("pk", "ms", "seq")[:PAGE])):
-        (_, *first), (_, last_ms, last_seq) = page[0], page[-1]
-        pending = _pending(bus, place, "-".join(map(str, first)), f"{last_ms}-{last_seq}")
-        if pending is None:
-            break
-        over = [pk for pk, *pair in page if tuple(pair) not in pending]
-        deleted += rows.filter(pk__in=over).delete()[0]
-        after = below.filter(Q(ms__gt=last_ms) | Q(seq__gt=last_seq), ms__gte=last_ms)
-    return deleted
-
-
-def _pending(bus: Bus, place: tuple[str, str, int], first: str, last: str) -> set[tuple[int, int]] | None:
-    """What is pending between two ids; None where the group or its stream is gone."""
-    group, topic, partition = place
-    stream = bus.keys.partition(topic, partition).stream
-    found: set[tuple[int, int]] = set()
-    try:
-        while page := bus.client.call("XPENDING", stream, group, first, last, PAGE):
-            found.update(id_pair(row[0]) for row in page)
-            first = f"({text(page[-1][0])}"
-    except ServerError as error:
-        if is_nogroup(error):
-            return None
-        raise
-    return found
-
-
-def _state(bus: Bus, group: str, topic: str, partition: int) -> str:
-    return bus.keys.partition(topic, partition).state(group)
+def _pairs(messages: Iterable[Message], where: Where) -> list[Pair]:
+    return [id_pair(each.id) for each in messages if (each.topic, each.partition, each._era) == where]
 
 
 def _identity(message: Message) -> tuple[Any, ...]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from django.db import connections, router
+
 from bus.client import Bus
 from bus.keys import PartitionKeys
 from bus.registry import GroupSpec
@@ -49,10 +51,12 @@ def copy(bus: Bus) -> int:
         for place, mark in zip(places, marks, strict=True)
         if mark is not None
     ]  # fmt: skip
+    # MariaDB and MySQL are not told which unique key is meant; there is one besides the primary key.
+    named = connections[router.db_for_write(MarkCopy)].features.supports_update_conflicts_with_target
     MarkCopy.objects.bulk_create(
         rows,
         update_conflicts=True,
-        unique_fields=["prefix", "topic", "partition", "group"],
+        unique_fields=["prefix", "topic", "partition", "group"] if named else None,
         update_fields=["born", "position", "copied"],
     )
     return len(rows)

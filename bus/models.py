@@ -8,6 +8,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 
 from bus import default
+from bus.columns import ExactCharField
 from bus.errors import ConfigurationError
 from bus.values import MAX_PARTITIONS, TopicSpec, check_name
 
@@ -20,7 +21,7 @@ class Topic(models.Model):
         ADMIN = "admin", "from the admin"
         CLI = "cli", "from the command line"
 
-    name = models.CharField(
+    name = ExactCharField(
         max_length=100,
         unique=True,
         help_text="Letters, digits, '.', '_' and '-'. It cannot be changed later.",
@@ -126,8 +127,8 @@ class AuditRecord(models.Model):
     who = models.CharField(max_length=200, null=True, blank=True)  # noqa: DJ001 - null: nobody knows
     source = models.CharField(max_length=10, choices=Source)
     verb = models.CharField(max_length=50)
-    topic = models.CharField(max_length=100, blank=True)
-    group = models.CharField(max_length=100, blank=True)
+    topic = ExactCharField(max_length=100, blank=True)
+    group = ExactCharField(max_length=100, blank=True)
     detail = models.JSONField(default=dict, blank=True)
     outcome = models.CharField(max_length=10, choices=Outcome, default=Outcome.OK)
     error = models.TextField(blank=True)
@@ -148,11 +149,11 @@ class AuditRecord(models.Model):
 class MarkCopy(models.Model):
     """A copy of how far a group has settled one partition (see bus.marks)."""
 
-    prefix = models.CharField(max_length=100)
-    topic = models.CharField(max_length=100)
+    prefix = ExactCharField(max_length=100)
+    topic = ExactCharField(max_length=100)
     partition = models.PositiveIntegerField()
-    group = models.CharField(max_length=100)
-    born = models.CharField(max_length=16)
+    group = ExactCharField(max_length=100)
+    born = ExactCharField(max_length=16)
     position = models.CharField(max_length=41)
     copied = models.DateTimeField(auto_now=True)
 
@@ -169,10 +170,10 @@ class MarkCopy(models.Model):
 class InboxRow(models.Model):
     """A message that an atomic handler has handled (see bus.inbox)."""
 
-    group = models.CharField(max_length=100)
-    topic = models.CharField(max_length=100)
+    group = ExactCharField(max_length=100)
+    topic = ExactCharField(max_length=100)
     partition = models.PositiveIntegerField()
-    era = models.CharField(max_length=120, blank=True)
+    era = ExactCharField(max_length=120, blank=True)
     ms = models.BigIntegerField()
     seq = models.BigIntegerField()
 
@@ -189,13 +190,58 @@ class InboxRow(models.Model):
         return f"{self.topic}/{self.partition}/{self.ms}-{self.seq} for {self.group}"
 
 
+class InboxFloor(models.Model):
+    """Up to where all messages of a place are settled for good, but for its open ones (see bus.floor)."""
+
+    group = ExactCharField(max_length=100)
+    topic = ExactCharField(max_length=100)
+    partition = models.PositiveIntegerField()
+    era = ExactCharField(max_length=120, blank=True)
+    ms = models.BigIntegerField(default=0)
+    seq = models.BigIntegerField(default=0)
+    letter_ms = models.BigIntegerField(default=0)
+    letter_seq = models.BigIntegerField(default=0)
+    letters = models.PositiveIntegerField(default=0)
+    version = models.BigIntegerField(default=0)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(fields=["group", "topic", "partition", "era"], name="jitney_inbox_floor")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition} for {self.group}: {self.ms}-{self.seq}"
+
+
+class InboxOpen(models.Model):
+    """A message that is not settled for good, though it may lie below the floor (see bus.forgetting)."""
+
+    floor = models.ForeignKey(InboxFloor, on_delete=models.CASCADE, db_constraint=False, db_index=False)
+    ms = models.BigIntegerField()
+    seq = models.BigIntegerField()
+    letter_ms = models.BigIntegerField(default=0)
+    letter_seq = models.BigIntegerField(default=0)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["floor", "ms", "seq", "letter_ms", "letter_seq"], name="jitney_inbox_open"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.ms}-{self.seq}"
+
+
 class OutboxRow(models.Model):
     """A message that was published in a transaction and is not in Redis yet (see bus.outbox)."""
 
-    prefix = models.CharField(max_length=100)
-    topic = models.CharField(max_length=100)
+    prefix = ExactCharField(max_length=100)
+    topic = ExactCharField(max_length=100)
     partition = models.PositiveIntegerField()
-    message_id = models.CharField(max_length=200)
+    message_id = ExactCharField(max_length=200)
     fields = models.BinaryField()
     created = models.DateTimeField(auto_now_add=True)
 
@@ -210,8 +256,8 @@ class OutboxRow(models.Model):
 class OutboxShard(models.Model):
     """What a relay locks while it sends the rows of one partition (see bus.outbox)."""
 
-    prefix = models.CharField(max_length=100)
-    topic = models.CharField(max_length=100)
+    prefix = ExactCharField(max_length=100)
+    topic = ExactCharField(max_length=100)
     partition = models.PositiveIntegerField()
 
     class Meta:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import connections, router, transaction
 from django.db.models.functions import Length
 
-from bus.databases import distinct
+from bus.databases import aware, distinct
 from bus.errors import BusError, BusFull, BusUnavailable, InvalidMessage, NotInTransaction, PublishUncertain
 from bus.netstrings import pack, unpack
 from bus.publisher import MAX_ONCE
@@ -274,7 +274,7 @@ def backlog(bus: Bus, alias: str) -> Backlog:
     rows = _rows(bus, alias)
     counted = rows.values("pk")[: COUNTED + 1].count()
     oldest = rows.order_by("id").values_list("created", flat=True).first() if counted else None
-    return Backlog(min(counted, COUNTED), oldest, counted > COUNTED)
+    return Backlog(min(counted, COUNTED), aware(oldest), counted > COUNTED)
 
 
 def backlogs(bus: Bus, alias: str) -> Iterator[ShardBacklog]:
@@ -283,7 +283,7 @@ def backlogs(bus: Bus, alias: str) -> Iterator[ShardBacklog]:
     for topic, partition in distinct(rows, "topic", "partition"):
         mine = rows.filter(topic=topic, partition=partition)
         oldest = mine.order_by("id").values_list("created", flat=True).first()
-        yield ShardBacklog(alias, topic, partition, mine.count(), oldest)
+        yield ShardBacklog(alias, topic, partition, mine.count(), aware(oldest))
 
 
 def _rows(bus: Bus, alias: str) -> Any:

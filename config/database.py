@@ -2,33 +2,58 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 
 def database(url: str, data: Path) -> dict[str, Any]:
-    """`postgresql://user:password@host:port/name`, or "" for SQLite in the directory `data`.
+    """`postgresql://user:password@host:port/name`, `mariadb://…`, or "" for SQLite in the directory `data`.
 
-    The host may be the directory of a unix socket, with %2F for its slashes. Raises ValueError.
+    The host may be the directory of a unix socket (of MariaDB: the socket), with %2F for its slashes.
+    Raises ValueError.
     """
     if not url:
         return _sqlite(data / "db.sqlite3")
     parts = urlsplit(url)
     name = unquote(parts.path.removeprefix("/"))
-    if parts.scheme not in ("postgresql", "postgres") or not name:
+    if parts.scheme not in ("postgresql", "postgres", "mariadb") or not name:
         raise ValueError(
-            "JITNEY_DATABASE must be postgresql://user:password@host:port/name, or empty for SQLite."
+            "JITNEY_DATABASE must be postgresql://user:password@host:port/name, the same with mariadb://, or "
+            "empty for SQLite."
         )
     return {
-        "ENGINE": "django.db.backends.postgresql",
+        **(_mariadb() if parts.scheme == "mariadb" else _postgresql()),
         "NAME": name,
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
         "HOST": unquote(parts.hostname or ""),
         "PORT": str(parts.port or ""),
-        # A frozen worker's transaction must not keep its successor waiting for ever (see docs/delivery.md).
+    }
+
+
+# A frozen worker's transaction must not keep its successor waiting for ever (see docs/delivery.md).
+
+
+def _postgresql() -> dict[str, Any]:
+    return {
+        "ENGINE": "django.db.backends.postgresql",
         "OPTIONS": {"options": "-c idle_in_transaction_session_timeout=60s -c lock_timeout=10s"},
+    }
+
+
+def _mariadb() -> dict[str, Any]:
+    if find_spec("MySQLdb") is None:
+        # The driver that needs no compiler. Django knows it by the other one's name.
+        import_module("pymysql").install_as_MySQLdb()
+    return {
+        "ENGINE": "django.db.backends.mysql",
+        "OPTIONS": {
+            "charset": "utf8mb4",
+            "init_command": "SET SESSION idle_transaction_timeout=60, SESSION innodb_lock_wait_timeout=10",
+        },
     }
 
 

@@ -1,7 +1,7 @@
 """Settings of the stand-alone project, all from the environment.
 
 JITNEY_DATA         directory for all that is written      default: .jitney beside manage.py
-JITNEY_DATABASE     postgresql://user:password@host:port/name   default: SQLite in $JITNEY_DATA
+JITNEY_DATABASE     postgresql://user:password@host:port/name or mariadb://…; default: SQLite in $JITNEY_DATA
 BUS_URL             where Redis is                         default: embedded://$JITNEY_DATA/server
 CELERY_BROKER_URL   broker of ordinary Celery tasks            default: the bus's own server
 BUS_USERNAME, BUS_PASSWORD      of the server, where the URL has none

@@ -13,7 +13,8 @@ import pytest
 from bus import testrun
 from bus.streams.connect import Client, Endpoint
 from bus.streams.embedded import EmbeddedServer
-from tests.databases import Copies, default_database
+from tests.databases import KINDS, Copies, default_database
+from tests.mariadb import MariaDB, mariadb_server
 from tests.postgres import Postgres, postgres_server
 from tests.servers import CHROMIUM_NAMES, program, redis7_server, valkey_server
 
@@ -55,7 +56,14 @@ def redis7(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+def mariadb() -> Iterator[MariaDB]:
+    """A MariaDB of this test process."""
+    with mariadb_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Postgres]:
     """A PostgreSQL of this test process."""
     with postgres_server() as server:
         yield server
@@ -63,10 +71,10 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def copies(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Copies:
-    return Copies(tmp_path_factory.mktemp("databases"), lambda: request.getfixturevalue("postgres"))
+    return Copies(tmp_path_factory.mktemp("databases"), request.getfixturevalue)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=KINDS)
 def database(
     request: pytest.FixtureRequest, copies: Copies, tmp_path: Path, django_db_blocker: Any
 ) -> Iterator[str]:

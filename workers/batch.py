@@ -22,13 +22,10 @@ class OutOfOrder(Exception):
 
     def __init__(self, message: Message, later: Message) -> None:
         super().__init__(
-            f"{message!r} cannot be tried again in this call, since {later!r}, a later one of its key, "
-            f"was given "
-            "to the handler already. Loop over the batch itself, not over a list of it, and call "
-            "batch.retry() "
-            "before the next message: it then passes over those that must wait. All messages of this "
-            "call are "
-            "handled again, one by one."
+            f"{message!r} cannot be tried again in this call, since {later!r}, a later one of its key, was "
+            "given to the handler already. Loop over the batch itself, not over a list of it, and call "
+            "batch.retry() before the next message: it then passes over those that must wait. All messages "
+            "of this call are handled again, one by one."
         )
 
 
@@ -104,9 +101,12 @@ class Batch(Sequence[Message]):
                     tried_again = tried_again or message
 
     def take_in(self, part: Batch) -> None:
-        """What a handler said of some of these messages, which it was given as a batch of their own."""
-        self.refused.update(part.refused)
-        self.passed_over += part.passed_over
+        """What a handler said of these messages, or of some, which it was given as a batch of their own.
+
+        What it said in an earlier call counts no more: that was rolled back.
+        """
+        self.refused = dict(part.refused)
+        self.passed_over = list(part.passed_over)
 
     def _behind(self, message: Message) -> list[Message]:
         """Messages that came in this batch and must wait for this one."""

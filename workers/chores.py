@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from django.db import Error, close_old_connections
 
-from bus import due, inbox, marks, outbox, retention
+from bus import due, forgetting, marks, outbox, retention
 from bus.client import Bus
 from bus.databases import Databases
 from bus.errors import BusError
@@ -75,7 +75,7 @@ class Chores:
         from bus.models import InboxRow  # as above
 
         self._inboxes = self._inboxes or Databases(InboxRow)
-        _in_each(self._inboxes, lambda alias: inbox.forget(self._bus, alias))
+        _in_each(self._inboxes, lambda alias: forgetting.forget(self._bus, alias))
 
     def trim(self) -> None:
         if trimmed := retention.trim_all(self._bus):

@@ -11,7 +11,7 @@ from functools import reduce
 from typing import Any, Literal
 
 from bus.complaints import Complaints
-from bus.errors import Reject, Retry, Undecodable
+from bus.errors import InboxUnavailable, Reject, Retry, Undecodable
 from bus.handlers import kind_of, refuse_awaitable
 from bus.lane import MAX_ERROR
 from bus.subscriptions import Handler, Subscription
@@ -68,7 +68,7 @@ class Dispatcher:
         )
 
     def handle(self, message: Message) -> Failed | None:
-        """Run the handler on one message; None means done."""
+        """Run the handler on one message; None means done. Raises InboxUnavailable."""
         try:
             if message._value is None:
                 # Decoded by now, so that an entry nobody can read never reaches a handler.
@@ -76,6 +76,8 @@ class Dispatcher:
             result = self._call(message)
             if result is not None:
                 refuse_awaitable(result)
+        except InboxUnavailable:
+            raise  # no fault of the message, and the handler was not called
         except BaseException as error:
             return self._outcome(message, error)
         return None
@@ -111,7 +113,7 @@ class Dispatcher:
 
         None: it raised, and nobody knows on which message; or it has handled a message that should have
         waited. They are then to be delivered one by one, so that one bad message does not fail its
-        neighbours.
+        neighbours. Raises InboxUnavailable.
         """
         failed: dict[str, Failed] = {}
         readable = []
@@ -128,6 +130,8 @@ class Dispatcher:
         try:
             refuse_awaitable(self._call(batch))
             batch.check()
+        except InboxUnavailable:
+            raise  # as in handle()
         except BaseException as error:
             if len(messages) > 1 and not self._is_ending():
                 if isinstance(error, OutOfOrder):

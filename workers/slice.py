@@ -10,7 +10,8 @@ import logging
 import os
 import time
 
-from bus.errors import BusUnavailable, StaleLease
+from bus.complaints import Complaints
+from bus.errors import BusUnavailable, InboxUnavailable, StaleLease
 from bus.lane import Lane
 from bus.plan import GroupLost
 from bus.signals import lease_lost
@@ -22,6 +23,7 @@ from workers.order import SLICE_SECONDS, LaneOrder, Report, SliceOrder
 from workers.runtime import Runtime
 
 logger = logging.getLogger("jitney.workers")
+complaints = Complaints(logger)
 
 #: How long a slice that ran empty waits for more while nobody waits for its slot. Seconds.
 LINGER_SECONDS = 0.05
@@ -88,6 +90,12 @@ class Slice:
             self._trouble = Report.GONE | Report.RECOVER
         except BusUnavailable as error:
             logger.debug("A slice gives up for now: %s", error)
+            self._trouble = Report.TROUBLE | Report.RECOVER
+        except InboxUnavailable as error:
+            group = self._order.lanes[0].id.group
+            complaints.say(
+                (self._settings.prefix, group), "Group %s waits: %s", group, error, level=logging.ERROR
+            )
             self._trouble = Report.TROUBLE | Report.RECOVER
         except Exception:
             self._trouble = Report.TROUBLE | Report.RECOVER

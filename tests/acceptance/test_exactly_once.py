@@ -22,7 +22,8 @@ from bus.errors import UnknownGroup
 from bus.streams.embedded import EmbeddedServer
 from config.database import database as database_of
 from tests.acceptance.shopping import ROOT, Worker
-from tests.databases import raw_connection
+from tests.databases import KINDS, raw_connection
+from tests.mariadb import MariaDB
 from tests.postgres import Postgres
 from tests.waiting import wait_until
 
@@ -127,16 +128,16 @@ class Bank:
         self.bus.close()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=KINDS)
 def bank(
     request: pytest.FixtureRequest, server: EmbeddedServer, prefix: str, tmp_path: Path
 ) -> Iterator[Bank]:
     url = ""
-    if request.param == "postgresql":
-        postgres: Postgres = request.getfixturevalue("postgres")
+    if request.param != "sqlite":
+        database: Postgres | MariaDB = request.getfixturevalue(request.param)
         name = f"bank{uuid.uuid4().hex[:10]}"
-        postgres.create(name)
-        url = postgres.url(name)
+        database.create(name)
+        url = database.url(name)
     bank = Bank(server.url, prefix, tmp_path, url)
     yield bank
     bank.end()

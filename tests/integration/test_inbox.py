@@ -6,20 +6,22 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.core.management import call_command
+from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.transaction import TransactionManagementError
 
-from bus import checks, codec, default, inbox, marks
+from bus import checks, codec, default, inbox
 from bus.client import Bus
 from bus.errors import ConfigurationError, Reject
 from bus.inbox import Inbox
-from bus.models import AuditRecord, InboxRow, MarkCopy, Topic
+from bus.models import AuditRecord, InboxRow, Topic
 from bus.registry import GroupSpec
 from bus.subscriptions import Subscription
-from bus.values import Message, TopicSpec, id_pair
+from bus.values import Message, RetryPolicy, TopicSpec
 from tests.integration.inline import InlineWorker
 from tests.waiting import wait_until
 from workers.consumer import Consumer
@@ -101,10 +103,10 @@ def test_an_integrity_error_of_the_handler_is_its_own(box: Inbox) -> None:
 def test_an_insertion_that_fails_without_a_row_being_there_is_an_error(
     box: Inbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
+    def refuse(*_: Any) -> None:
         raise IntegrityError("some trigger says no")
 
-    monkeypatch.setattr(InboxRow, "save", refuse)
+    monkeypatch.setattr(box._floors, "settled", refuse)
     with pytest.raises(IntegrityError, match="some trigger"):
         box.handle(message(), effect)
     assert effects() == []
@@ -118,12 +120,14 @@ def _swallow_by_orm(_: Message) -> None:
 
 
 def _swallow_by_sql(_: Message) -> None:
+    conflict = "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'a deadlock'"
     try:
         with connection.cursor() as cursor:
-            cursor.execute("INSERT INTO nowhere VALUES (1)")
+            cursor.execute(conflict if connection.vendor == "mysql" else "INSERT INTO nowhere VALUES (1)")
     except Exception:
-        if connection.vendor == "sqlite":
-            connection.connection.rollback()  # what SQLite does by itself when, say, the disk is full
+        if connection.vendor != "postgresql":
+            # What SQLite does by itself when, say, the disk is full, and MariaDB after a deadlock.
+            connection.connection.rollback()
 
 
 @pytest.mark.parametrize("swallow", [_swallow_by_orm, _swallow_by_sql, lambda _: connection.close()])
@@ -136,7 +140,7 @@ def test_a_handler_that_goes_on_after_its_transaction_broke_is_not_taken_for_don
         effect(each)
         swallow(each)
 
-    with pytest.raises(Exception, match=r"cannot be committed|closed in|in a transaction"):
+    with pytest.raises(Exception, match=r"cannot be committed|closed in|in a transaction|a deadlock"):
         box.handle(message(), handler)
     assert (effects(), rows()) == ([], [])
 
@@ -203,6 +207,63 @@ def test_of_two_workers_with_the_same_message_the_second_waits_and_sees_what_bec
     # then there is one effect
     assert effects() == ["1700-1"]
     assert sorted(outcomes) == [f"first {'failed' if first_fails else 'done'}", "second done"]
+
+
+def test_deadlocks_between_handlers_are_no_failed_attempts(box: Inbox) -> None:
+    # Given two handlers that change the same rows in opposite order, at the same time at first
+    for name in ("a", "b"):
+        Topic.objects.create(name=name)
+    both = threading.Barrier(2)
+    failures: list[BaseException] = []
+
+    def run(id: str, *names: str) -> None:
+        def handler(each: Message) -> None:
+            effect(each)
+            Topic.objects.filter(name=names[0]).update(notes=id)
+            with suppress(threading.BrokenBarrierError):
+                both.wait(1 if connection.vendor == "sqlite" else 20)
+                both.abort()
+            Topic.objects.filter(name=names[1]).update(notes=id)
+
+        try:
+            Inbox(GROUP, "default").handle(message(id), handler)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            connection.close()
+
+    threads = [
+        threading.Thread(target=run, args=args) for args in (("1700-1", "a", "b"), ("1700-2", "b", "a"))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    # then the one that the database gave up begins again
+    assert failures == []
+    assert sorted(effects()) == ["1700-1", "1700-2"]
+    assert rows() == [(1700, 1), (1700, 2)]
+
+
+def test_a_conflict_that_never_ends_is_a_failure_at_last(box: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox, "is_conflict", lambda _: True)
+    calls: list[str] = []
+
+    def handler(each: Message) -> None:
+        calls.append(each.id)
+        raise OperationalError("a deadlock")
+
+    with pytest.raises(OperationalError):
+        box.handle(message(), handler)
+    assert len(calls) == inbox.TRIES
+
+
+def test_groups_that_differ_in_upper_and_lower_case_are_two(box: Inbox) -> None:
+    box.handle(message(), effect)
+    Inbox(GROUP.upper(), "default").handle(message(), effect)
+    box.handle(message(era="BUS:1"), effect)
+    assert len(effects()) == 3
 
 
 # ---------------------------------------------------------------------- batches
@@ -330,79 +391,17 @@ def test_a_worker_handles_once_what_is_delivered_again(bus: Bus) -> None:
     assert {row.era for row in InboxRow.objects.all()} == {era_of(bus)}
 
 
-def take(bus: Bus, count: int) -> list[str]:
-    stream = bus.keys.partition("orders", 0).stream
-    reply = bus.client.call("XREADGROUP", "GROUP", GROUP, "0", "COUNT", count, "STREAMS", stream, ">")
-    return [entry[0].decode() for entry in reply[0][1]]
-
-
-@pytest.mark.both_servers
-def test_rows_go_up_to_the_copied_mark_but_for_those_that_are_pending(bus: Bus) -> None:
-    # Given ten messages that were handled, of which number 3 and the last three were not settled
-    for number in range(10):
-        bus.publish("orders", number)
-    ids, keys = take(bus, 10), bus.keys.partition("orders", 0)
-    box = Inbox(GROUP, "default")
-    for id in ids:
-        box.handle(message(id, era=era_of(bus)), effect)
-    settled = [id for id in ids[:7] if id != ids[3]]
-    bus.client.call("XACK", keys.stream, GROUP, *settled)
-    bus.client.call("SET", keys.mark(GROUP), ids[6])
-
-    # then nothing goes before the mark is copied
-    assert inbox.forget(bus, "default") == 0
-    marks.copy(bus)
-
-    # and after that what is settled, and no other
-    assert inbox.forget(bus, "default") == 6
-    assert rows() == [id_pair(id) for id in (ids[3], *ids[7:])]
-    assert inbox.forget(bus, "default") == 0
-
-
-def test_pages_of_rows_and_of_pending_messages_are_read_to_their_end(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
+def test_a_group_whose_database_is_not_migrated_waits_and_makes_no_dead_letter(
+    bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(inbox, "PAGE", 3)
-    for number in range(20):
-        bus.publish("orders", number)
-    ids, keys = take(bus, 20), bus.keys.partition("orders", 0)
-    for id in ids:
-        Inbox(GROUP, "default").handle(message(id, era=era_of(bus)), effect)
-    bus.client.call("XACK", keys.stream, GROUP, *ids[::2])
-    bus.client.call("SET", keys.mark(GROUP), ids[-1])
-    marks.copy(bus)
-    assert inbox.forget(bus, "default") == 10
-    assert rows() == [id_pair(id) for id in ids[1::2]]
-
-
-def test_rows_of_an_era_that_is_over_go_when_their_messages_are_a_day_old(bus: Bus) -> None:
-    now, prefix = int(time.time() * 1000), bus.settings.prefix
-    old = now - inbox.OLD_ERA_MS - 1000
-    box = Inbox(GROUP, "default")
-    for ms in (old, now):
-        for era in (f"{prefix}:over", "another-bus:over"):
-            box.handle(message(f"{ms}-0", era=era), effect)
-        Inbox("deleted-group", "default").handle(message(f"{ms}-0", era=f"{prefix}:over"), effect)
-    box.handle(message(f"{old}-1", era=era_of(bus)), effect)
-
-    assert inbox.forget(bus, "default") == 2
-
-    left = set(InboxRow.objects.values_list("group", "era", "ms", "seq"))
-    assert left == {
-        (GROUP, f"{prefix}:over", now, 0),
-        ("deleted-group", f"{prefix}:over", now, 0),
-        (GROUP, "another-bus:over", old, 0),
-        (GROUP, "another-bus:over", now, 0),
-        (GROUP, era_of(bus), old, 1),
-    }
-
-
-def test_a_mark_of_a_deleted_group_of_the_same_name_deletes_nothing(bus: Bus) -> None:
-    bus.publish("orders", 1)
-    (id,) = take(bus, 1)
-    Inbox(GROUP, "default").handle(message(id, era=era_of(bus)), effect)
-    bus.client.call("XACK", bus.keys.partition("orders", 0).stream, GROUP, id)
-    MarkCopy.objects.create(
-        prefix=bus.settings.prefix, topic="orders", partition=0, group=GROUP, born="before", position=id
+    handler = Subscription(
+        topic="orders", group=GROUP, handler=effect, atomic="default", retry=RetryPolicy(attempts=1)
     )
-    assert inbox.forget(bus, "default") == 0
+    call_command("migrate", "jitney", "0004", verbosity=0)
+    ids = [bus.publish("orders", number).id for number in range(3)]
+    with InlineWorker(bus, [handler]):
+        wait_until(lambda: "run `manage.py migrate jitney" in caplog.text, 20, "the log to say so")
+        call_command("migrate", "jitney", verbosity=0)
+        wait_until(lambda: len(effects()) == 3, 30, "all to be handled")
+    assert effects() == ids
+    assert bus.client.call("EXISTS", bus.keys.partition("orders", 0).dead(GROUP)) == 0

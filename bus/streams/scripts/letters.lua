@@ -1,0 +1,29 @@
+#!lua flags=no-writes
+-- Which messages are dead letters: ids alone, of a bounded part of the letters.
+-- KEYS    1 dead
+-- ARGV    1 after which letter ("0-0": from the first)   2 how many at most   3 bytes that are enough for one look
+-- Reply   {how many letters there are, the last id that one was given, [[letter id, message id], …]}
+--
+-- Letters hold their messages, so they are read one by one until enough has been read.
+local dead, after, count, enough = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+if redis.call('EXISTS', dead) == 0 then return {0, '0-0', {}} end
+
+local last = '0-0'
+local raw = redis.call('XINFO', 'STREAM', dead)
+for i = 1, #raw, 2 do
+  if raw[i] == 'last-generated-id' then last = raw[i + 1] end
+end
+
+local found, read = {}, 0
+while #found < count and read < enough do
+  local entry = redis.call('XRANGE', dead, '(' .. after, '+', 'COUNT', 1)[1]
+  if not entry then break end
+  local id = ''
+  for i = 1, #entry[2], 2 do
+    if entry[2][i] == 'id' and id == '' then id = entry[2][i + 1] end
+    read = read + #entry[2][i] + #entry[2][i + 1]
+  end
+  after = entry[1]
+  found[#found + 1] = {after, id}
+end
+return {redis.call('XLEN', dead), last, found}
