@@ -69,7 +69,7 @@ class PartitionKeys:
         return f"{self.stream}:held:{group}"
 
     def state(self, group: str) -> str:
-        """hash: message id → attempts, key hash and last error; also `era`, `suspect`, `dead`, `trimmed`."""
+        """hash: message id → attempts, key hash and last error; also `era`, `suspect`, counters."""
         return f"{self.stream}:state:{group}"
 
     def mark(self, group: str) -> str:
