@@ -25,7 +25,11 @@ class Verdict:
         return self.tone in ("bad", "warn")
 
 
-NO_WORKERS = Verdict(_("no workers"), "bad", _("Messages wait, and no running worker serves this group."))
+NO_WORKERS = Verdict(
+    _("no workers"),
+    "bad",
+    _("Messages wait, and no running worker serves this group. If its handler is gone, delete the group."),
+)
 MISSING = Verdict(_("missing"), "bad", _("Redis has lost this group in some partitions."))
 LOST = Verdict(
     _("lost messages"), "bad", _("Messages were removed from Redis before this group was given them.")

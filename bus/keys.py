@@ -32,6 +32,11 @@ class Keys:
         return f"{self.prefix}:groups"
 
     @property
+    def refused(self) -> str:
+        """hash: `topic/group` of new groups that were not made → how many messages, when (bus.newcomers)."""
+        return f"{self.prefix}:refused"
+
+    @property
     def workers(self) -> str:
         """hash: incarnation → what is known of the worker, with its beat counter, as JSON."""
         return f"{self.prefix}:workers"
