@@ -16,6 +16,7 @@ from bus import default, operate
 from bus.client import Bus
 from bus.errors import BusError
 from bus.operate import Actor
+from bus.unreadable import visible
 
 
 class GroupVerb(Protocol):
@@ -51,7 +52,7 @@ def _group_verb(
     try:
         verb(default.get(), name, group_name, actor=actor_of(request))
     except BusError as error:
-        messages.error(request, str(error))
+        messages.error(request, visible(str(error)))
     else:
         messages.success(request, done)
     page = reverse(f"admin:{permissions.APP}_group_page", args=(name, group_name), current_app=site.name)

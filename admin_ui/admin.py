@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from django.contrib import admin, messages
@@ -12,6 +13,8 @@ from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from admin_ui import permissions, urls, views
@@ -22,6 +25,7 @@ from admin_ui.pages import Overview, Worker
 from bus import default, operate
 from bus.errors import BusError
 from bus.models import AuditRecord, Topic
+from bus.unreadable import visible, visible_json
 
 
 class PageAdmin(admin.ModelAdmin):
@@ -58,6 +62,12 @@ class TopicAdmin(admin.ModelAdmin):
 
     form = TopicForm
     actions = None
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return super().has_module_permission(request) or permissions.may(request, permissions.VIEW)
+
+    def has_view_permission(self, request: HttpRequest, obj: Topic | None = None) -> bool:
+        return super().has_view_permission(request, obj) or permissions.may(request, permissions.VIEW)
 
     def get_urls(self) -> list[URLPattern]:
         return urls.topic_urls(self.admin_site) + super().get_urls()
@@ -163,6 +173,26 @@ class AuditRecordAdmin(admin.ModelAdmin):
     list_per_page = 50
     actions = None
 
+    def get_fields(self, request: HttpRequest, obj: AuditRecord | None = None) -> list[str]:
+        """Reasons of dead letters may hold values: they are shown to who may read messages."""
+        detail = "detail_in_full" if permissions.may(request, permissions.PEEK) else "detail_without_reasons"
+        return ["when", "who", "source", "verb", "topic", "group", "outcome", "error_text", detail]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: AuditRecord | None = None) -> list[str]:
+        return self.get_fields(request, obj)
+
+    @admin.display(description=_("error"))
+    def error_text(self, record: AuditRecord) -> str:
+        return visible(record.error, keep="\n\t")
+
+    @admin.display(description=_("detail"))
+    def detail_in_full(self, record: AuditRecord) -> str:
+        return _pretty(record.detail)
+
+    @admin.display(description=_("detail"))
+    def detail_without_reasons(self, record: AuditRecord) -> str:
+        return _pretty(_without_reasons(record.detail))
+
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
@@ -171,6 +201,23 @@ class AuditRecordAdmin(admin.ModelAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+
+def _without_reasons(detail: Any) -> Any:
+    letters = detail.get("letters") if isinstance(detail, dict) else None
+    if not isinstance(letters, list):
+        return detail
+    kept = [
+        {name: value for name, value in letter.items() if name != "reason"}
+        for letter in letters
+        if isinstance(letter, dict)
+    ]
+    return {**detail, "letters": kept}
+
+
+def _pretty(detail: Any) -> SafeString:
+    text = json.dumps(detail, indent=2, ensure_ascii=False, default=str)
+    return format_html("<pre>{}</pre>", visible_json(text))
 
 
 def register(site: AdminSite) -> None:

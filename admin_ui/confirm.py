@@ -22,6 +22,7 @@ from bus import deadletters, default, operate
 from bus.client import Bus
 from bus.deadletters import Selection, Tally
 from bus.errors import BusError, ReadOnly
+from bus.unreadable import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ def discard(request: HttpRequest, site: AdminSite, name: str, group_name: str) -
 def _ask_or_do(request: HttpRequest, site: AdminSite, verb: Verb, topic: str, group: str) -> HttpResponse:
     permissions.require(request, permissions.VIEW)
     permissions.require(request, verb.permission)
+    if letters.needs_peek(request.GET):
+        permissions.require(request, permissions.PEEK)
     request.current_app = site.name
     page = reverse(f"admin:{permissions.APP}_group_dead", args=(topic, group), current_app=site.name)
     try:
@@ -62,7 +65,7 @@ def _ask_or_do(request: HttpRequest, site: AdminSite, verb: Verb, topic: str, gr
         counted = replace(selection, until=letters.until(request.POST))
         tally = verb.work(bus, topic, group, counted, actor=actor_of(request))
     except BusError as error:
-        messages.error(request, str(error))
+        messages.error(request, visible(str(error)))
     else:
         _tell(request, tally)
     return HttpResponseRedirect(page)

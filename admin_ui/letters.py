@@ -13,6 +13,7 @@ from bus import deadletters
 from bus.client import Bus
 from bus.deadletters import DeadLetter, Place, Selection
 from bus.errors import ConfigurationError
+from bus.unreadable import visible
 
 #: Letters on one page.
 LETTERS = 50
@@ -59,8 +60,8 @@ def letters(bus: Bus, topic: str, group: str, selection: Selection) -> LetterRow
 def letter_row(letter: DeadLetter) -> LetterRow:
     return LetterRow(
         id=str(letter.place),
-        reason=letter.reason,
-        error=letter.error,
+        reason=visible(letter.reason),
+        error=visible(letter.error, keep="\n\t"),
         attempts=letter.attempts,
         first=letter.first,
         last=letter.last,
@@ -77,6 +78,11 @@ def searched(query: QueryDict) -> Selection:
         reason=query.get("reason") or None,
         before=Place.parse(query.get("before", "")) if query.get("before") else None,
     )
+
+
+def needs_peek(query: QueryDict) -> bool:
+    """True if the query asks by what messages hold: who may not read them must not find them by it either."""
+    return bool(query.get("key") or query.get("reason"))
 
 
 def until(query: QueryDict) -> datetime | None:

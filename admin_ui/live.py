@@ -20,6 +20,7 @@ from admin_ui.pulse import pulse
 from bus import default
 from bus.client import Bus
 from bus.errors import BusError, ConfigurationError, UnknownGroup, UnknownTopic
+from bus.unreadable import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def respond(
     if "live" in request.GET:
         return _region(request, frame, values)
     values |= site.each_context(request)
-    values |= {"title": frame.title, "subtitle": None, "live_url": _live_url(request)}
+    values |= {"title": visible(frame.title), "subtitle": None, "live_url": _live_url(request)}
     body = render_to_string("admin_ui/page.html", values, request)
     return _answer(body, trouble.status if trouble else 200)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import orjson
 
+from bus.unreadable import visible, visible_json
 from bus.values import Message
 
 #: Characters of a value shown in its row.
@@ -97,8 +98,8 @@ def _json(raw: bytes) -> tuple[Kind, str, str, str]:
     """A JSON value, indented. The characters of its numbers are kept."""
     try:
         value: Any = json.loads(raw, parse_int=_number, parse_float=_number, parse_constant=_number)
-        compact = orjson.dumps(value).decode()
-        pretty = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+        compact = visible_json(orjson.dumps(value).decode())
+        pretty = visible_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
     except (ValueError, TypeError, RecursionError) as error:
         shown = _text(raw)
         if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
@@ -121,13 +122,14 @@ def _headers(raw: bytes | None) -> Mapping[str, str]:
         headers = None
     if not isinstance(headers, dict):
         return {"": _cut(_text(raw), PREVIEW)}
-    return {_cut(name, PREVIEW): _cut(str(value), PREVIEW) for name, value in headers.items()}
+    return {
+        visible(_cut(name, PREVIEW)): visible(_cut(str(value), PREVIEW)) for name, value in headers.items()
+    }
 
 
 def _text(raw: bytes) -> str:
-    """UTF-8, with what is not, and what would not print, escaped."""
-    decoded = raw.decode("utf-8", "backslashreplace")
-    return "".join(one if one.isprintable() or one in "\n\t" else f"\\x{ord(one):02x}" for one in decoded)
+    """UTF-8, with what is not, and what would not be seen, escaped."""
+    return visible(raw.decode("utf-8", "backslashreplace"), keep="\n\t")
 
 
 def _cut(text: str, length: int) -> str:

@@ -7,11 +7,14 @@ from django.http import HttpRequest
 
 APP = "jitney"
 
-VIEW = (f"{APP}.view_topic", f"{APP}.change_topic")
 PEEK = (f"{APP}.peek_messages",)
 MANAGE_GROUPS = (f"{APP}.manage_groups",)
 RETRY_DEAD = (f"{APP}.retry_dead_letters",)
 DISCARD_DEAD = (f"{APP}.discard_dead_letters",)
+#: Who may do something may look at the pages where it is done. Values, keys, reasons and errors take PEEK.
+VIEW = (
+    f"{APP}.view_topic", f"{APP}.change_topic", *PEEK, *MANAGE_GROUPS, *RETRY_DEAD, *DISCARD_DEAD,
+)  # fmt: skip
 AUDIT = (f"{APP}.view_auditrecord",)
 
 

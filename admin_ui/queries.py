@@ -147,6 +147,7 @@ def group(bus: Bus, name: str, group_name: str, *, page: str | int | None = 1) -
         partitions=Page.of(rows, page, PARTITIONS),
         workers=workers[:WORKERS],
         more_workers=max(0, len(workers) - WORKERS),
+        losses=[one for one in partitions if one.lost_last is not None][:PARTITIONS],
         dead_dropped=deadletters.count(bus, name, group_name).dropped,
     )
 

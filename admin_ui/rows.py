@@ -132,5 +132,7 @@ class GroupRows:
     partitions: Page[GroupPartitionRow]
     workers: Sequence[WorkerRow]
     more_workers: int
+    losses: Sequence[GroupPartitionSnapshot]
+    """Partitions in which messages were removed before they were given."""
     dead_dropped: int
     """Dead letters that DEAD_LIMIT has pushed out."""

@@ -25,8 +25,15 @@ class Verdict:
         return self.tone in ("bad", "warn")
 
 
-NO_WORKERS = Verdict(_("no workers"), "bad", _("Messages wait, and no running worker serves this group."))
+NO_WORKERS = Verdict(
+    _("no workers"),
+    "bad",
+    _("Messages wait, and no running worker serves this group. If its handler is gone, delete the group."),
+)
 MISSING = Verdict(_("missing"), "bad", _("Redis has lost this group in some partitions."))
+LOST = Verdict(
+    _("lost messages"), "bad", _("Messages were removed from Redis before this group was given them.")
+)
 HELD_BACK = Verdict(
     _("held back"),
     "warn",
@@ -54,6 +61,8 @@ def verdict(group: GroupSnapshot, workers: int) -> Verdict:
         return NO_WORKERS
     if group.lag is None or group.pending is None:
         return UNKNOWN
+    if group.lost_lately:
+        return LOST
     if group.held:
         return HELD_BACK
     if group.retrying:

@@ -115,6 +115,8 @@ def group(request: HttpRequest, site: AdminSite, name: str, group_name: str) -> 
 def dead_letters(request: HttpRequest, site: AdminSite, name: str, group_name: str) -> HttpResponse:
     """The dead letters of a group, newest first: searched, paged."""
     permissions.require(request, permissions.VIEW)
+    if letters.needs_peek(request.GET):
+        permissions.require(request, permissions.PEEK)
     frame = Frame(
         title=_("Dead letters of %(group)s") % {"group": group_name},
         subtitle=_("Group of the topic"),

@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from bus.errors import InvalidMessage, Undecodable
+from bus.unreadable import SHOWN, shown
 from bus.values import Decoded, Message
 
 #: Name of the field of a copy that is for one group alone; always the last.
@@ -98,7 +99,7 @@ def decode(fields: list[bytes]) -> Decoded:
     """(value, key, headers) of a stream entry, or Undecodable."""
     named = dict(zip(fields[::2], fields[1::2], strict=False))
     if b"v" not in named:
-        names = ", ".join(sorted(name.decode("utf-8", "replace") for name in named)) or "none"
+        names = ", ".join(shown(name, 50) for name in sorted(named)[:10]) or "none"
         raise Undecodable(f"The entry has no field 'v' (fields: {names}).")
     value = named[b"v"] if named.get(b"e") == _RAW else _load("The value is", named[b"v"])
     try:
@@ -153,7 +154,7 @@ def _offender(value: Any, path: str, above: tuple[int, ...] = ()) -> str:
     if isinstance(value, dict):
         for key in value:
             if reason := _bad_key(key):
-                return f"{path} has the key {key!r}, which {reason}"
+                return f"{path} has the key {repr(key)[:SHOWN]}, which {reason}"
     if not isinstance(value, dict | list | tuple) and not _is_record(value):
         return _bad_leaf(value, path)
     found = (_offender(item, f"{path}[{name!r}]", inside) for name, item in _items(value))

@@ -64,6 +64,8 @@ class Settings:
     """Held-back messages of a group in one partition at which it stops fetching new ones."""
     dead_limit: int = 100_000
     """Dead letters kept of a group in one partition; the excess is counted."""
+    new_group_limit: int | None = None
+    """Messages with which a new group may begin in a worker; None: any number."""
 
     def __post_init__(self) -> None:
         for name in ("url", *_CREDENTIALS):
@@ -90,6 +92,11 @@ class Settings:
         slots = self.slots
         if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
             raise ConfigurationError(f"BUS['SLOTS'] must be a whole number, 1 or more, not {slots!r}.")
+        most = self.new_group_limit
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
+            raise ConfigurationError(
+                f"BUS['NEW_GROUP_LIMIT'] must be a whole number, 0 or more, not {most!r}."
+            )
         for group in self.groups or ():
             check_name("Group", group)
         self.address  # noqa: B018  a wrong URL is found here, and not when somebody connects

@@ -32,6 +32,11 @@ class Keys:
         return f"{self.prefix}:groups"
 
     @property
+    def refused(self) -> str:
+        """hash: `topic/group` of new groups that were not made → how many messages, when (bus.newcomers)."""
+        return f"{self.prefix}:refused"
+
+    @property
     def workers(self) -> str:
         """hash: incarnation → what is known of the worker, with its beat counter, as JSON."""
         return f"{self.prefix}:workers"
@@ -82,7 +87,7 @@ class PartitionKeys:
         return f"{self.stream}:held:{group}"
 
     def state(self, group: str) -> str:
-        """hash: message id → attempts, key hash and last error; also `era`, `suspect`, `dead`, `trimmed`."""
+        """hash: message id → attempts, key hash and last error; also `era`, `suspect`, counters."""
         return f"{self.stream}:state:{group}"
 
     def mark(self, group: str) -> str:

@@ -183,19 +183,29 @@ class Registry:
                 found.append(GroupSpec(topic=name, name=group, **known))
         return found
 
-    def declare_groups(self, specs: Iterable[GroupSpec]) -> None:
-        """Write groups to Redis and create them on every partition of their topics. Idempotent."""
+    def declare_groups(
+        self, specs: Iterable[GroupSpec], *, on_new: Callable[[GroupSpec], None] | None = None
+    ) -> None:
+        """Write groups to Redis and create them on every partition of their topics. Idempotent.
+
+        `on_new` is called with each group that was not declared yet, before it is created: by one caller
+        only, however many declare it at once.
+        """
         wanted = list(specs)
         known = {(group.topic, group.name): group for group in self.groups()}
         for spec in wanted:
             check_name("Group", spec.name)
             before = known.get((spec.topic, spec.name))
             if before is None or before.ordering != spec.ordering:
-                start = self._start_id(spec.start if before is None else before.start)
+                start = start_id(spec.start if before is None else before.start)
                 paused = before.paused if before else spec.paused
                 born = before.born if before else secrets.token_hex(8)
                 record = {"ordering": spec.ordering, "start": start, "paused": paused, "born": born}
-                self._declare(self._keys.groups, f"{spec.topic}/{spec.name}", orjson.dumps(record))
+                # Of two at once that declare a new one the first counts: one birth, one start.
+                field, dumped = f"{spec.topic}/{spec.name}", orjson.dumps(record)
+                made = self._declare(self._keys.groups, field, dumped, keep=before is None)
+                if before is None and made and on_new is not None:
+                    on_new(spec)
         everything = self.groups()
         for topic in {spec.topic for spec in wanted}:
             self._make_streams(self.spec(topic), range(self.spec(topic).partitions), everything)
@@ -231,9 +241,12 @@ class Registry:
         except BusUnavailable:
             return
 
-    def _declare(self, key: str, field: str, value: bytes | int, *, keep: bool = False) -> None:
-        """Write one field of what is declared, also while memory is full; `keep`: unless it is there."""
-        commands.run(self._client, "declare", [key], [field, value, "1" if keep else ""])
+    def _declare(self, key: str, field: str, value: bytes | int, *, keep: bool = False) -> bool:
+        """Write one field of what is declared, also while memory is full; True if it was written.
+
+        `keep`: leave what is there.
+        """
+        return bool(commands.run(self._client, "declare", [key], [field, value, "1" if keep else ""]))
 
     def _restore(self, name: str) -> TopicSpec:
         spec = self.declared.get(name) or self.find_elsewhere(name)
@@ -255,10 +268,11 @@ class Registry:
         for reply in commands.run_many(self._client, "ensure", calls):
             check(reply)
 
-    @staticmethod
-    def _start_id(start: str | Position) -> str:
-        position = Position.parse(start)
-        if position.kind == "time":
-            # Groups begin *after* an id: the last possible one before that millisecond.
-            return f"{int(position.value) - 1}-18446744073709551615"
-        return position.value or position.kind
+
+def start_id(start: str | Position) -> str:
+    """ "earliest", "latest", or the id after which a group begins. Raises ConfigurationError."""
+    position = Position.parse(start)
+    if position.kind == "time":
+        # Groups begin *after* an id: the last possible one before that millisecond.
+        return f"{int(position.value) - 1}-18446744073709551615"
+    return position.value or position.kind

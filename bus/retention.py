@@ -21,8 +21,8 @@ def trim(bus: Bus, spec: TopicSpec) -> int:
     cutoff = max(0, now - int(spec.retention.total_seconds() * 1000))
     groups = [group.name for group in bus.registry.groups(spec.name)]
     calls: list[tuple[list[str], list[str | int]]] = [
-        ([bus.keys.partition(spec.name, number).stream], [cutoff, *groups])
-        for number in range(spec.partitions)
+        ([keys.stream, *(keys.state(group) for group in groups)], [cutoff, *groups])
+        for keys in (bus.keys.partition(spec.name, number) for number in range(spec.partitions))
     ]
     trimmed = 0
     for reply in commands.run_many(bus.client, "trim", calls):

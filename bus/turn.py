@@ -84,18 +84,19 @@ class Turns:
     def _void_late_turns(self) -> list[Command]:
         """Where left-overs are looked for, a turn of a broken connection may still be on its way, under
         the same lease; what it fetched nobody would see. Writing the lease anew voids its WATCH."""
-        return [
-            script("lease").by_text(
-                [
-                    lane.keys.lease(lane.id.group, lane.id.lane),
-                    lane.keys.stream,
-                    lane.keys.state(lane.id.group),
-                ],
-                [lane.lease, lane.lease, lane.id.group, lane.id.lane, ""],
-            )
-            for lane in self.lanes
-            if lane.recovering
-        ]
+        late = []
+        for lane in self.lanes:
+            if lane.recovering:
+                group, state = lane.id.group, lane.keys.state(lane.id.group)
+                late += [
+                    script("lease").by_text(
+                        [lane.keys.lease(group, lane.id.lane), lane.keys.stream, state],
+                        [lane.lease, lane.lease, group, lane.id.lane, ""],
+                    ),
+                    # What is gone from ahead of the group is seen best before it reads on.
+                    script("lost").by_text([lane.keys.stream, state], ["?", group]),
+                ]
+        return late
 
     def _read_lanes(self) -> None:
         replies = self.need_link().pipe(self._reads())

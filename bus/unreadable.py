@@ -14,6 +14,45 @@ def shown(raw: bytes | str, limit: int = SHOWN) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
+#: Characters that are drawn as nothing although Unicode counts them as letters, marks or symbols.
+_BLANK = frozenset(map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0)))
+_BLANK |= frozenset(map(chr, [*range(0xFE00, 0xFE0E), *range(0xE0100, 0xE01F0)]))
+#: Kinds of spaces that people write: they are not printable by Python's rule, and harmless.
+_SPACES = frozenset("\u00a0\u202f\u3000")
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Foreign text for people: what would not be seen, or would turn the text around it, as an escape.
+
+    Control characters, bidirectional and zero-width ones, and the like: `\\x1b`, `\\u202e`, `\\U000e0041`.
+    `keep`: characters that stay, such as a line's end. Nothing else changes, so it is no inverse of anything.
+    """
+    if text.isprintable() and (text.isascii() or _BLANK.isdisjoint(text)):
+        return text
+    return "".join(one if _is_seen(one) or one in keep else _escape(one) for one in text)
+
+
+def visible_json(text: str) -> str:
+    """The same for JSON text: it stays JSON, of the same value. Line ends between its parts stay."""
+    if text.isprintable() and (text.isascii() or _BLANK.isdisjoint(text)):
+        return text
+    return "".join(one if _is_seen(one) or one in "\n\t" else _json_escape(one) for one in text)
+
+
+def _is_seen(one: str) -> bool:
+    return (one.isprintable() or one in _SPACES) and one not in _BLANK
+
+
+def _escape(one: str) -> str:
+    code = ord(one)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _json_escape(one: str) -> str:
+    units = one.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
 @dataclass(frozen=True, slots=True)
 class Unreadable:
     """One record that cannot be read."""

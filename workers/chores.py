@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from django.db import Error, close_old_connections
 
-from bus import due, forgetting, marks, outbox, retention
+from bus import due, forgetting, losses, marks, outbox, retention
 from bus.client import Bus
 from bus.databases import Databases
 from bus.errors import BusError
@@ -48,6 +48,7 @@ class Chores:
             "upkeep": [
                 Step(guarded(self.copy_marks), marks.COPY_SECONDS),
                 Step(guarded(self.delete_inbox_rows), marks.COPY_SECONDS),
+                Step(self.count_losses, TRIM_SECONDS),
                 Step(self.trim, TRIM_SECONDS),
             ],
         }
@@ -76,6 +77,10 @@ class Chores:
 
         self._inboxes = self._inboxes or Databases(InboxRow)
         _in_each(self._inboxes, lambda alias: forgetting.forget(self._bus, alias))
+
+    def count_losses(self) -> None:
+        for loss in losses.look(self._bus):
+            logger.log(logging.ERROR if loss.count else logging.WARNING, "%s.", loss)
 
     def trim(self) -> None:
         if trimmed := retention.trim_all(self._bus):

@@ -11,6 +11,7 @@ from typing import Any
 from bus.lane import Lane
 from bus.signals import message_dead, message_retried
 from bus.subscriptions import Subscription
+from bus.unreadable import visible
 from bus.values import Message
 from workers.dispatch import Failed
 
@@ -73,7 +74,7 @@ def _tell_dead(
         _where(message),
         subscription.group,
         message.attempt,
-        reason,
+        visible(reason),
         exc_info=_trace(error),
     )
     message_dead.send_robust(Lane, message=message, subscription=subscription, exception=error, reason=reason)

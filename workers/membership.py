@@ -22,6 +22,7 @@ from bus import marks
 from bus.client import Bus
 from bus.errors import BusError, BusUnavailable, UnknownTopic
 from bus.lane import ORDERED_LANE, LaneId
+from bus.newcomers import Newcomers
 from bus.registry import GroupSpec
 from bus.signals import lease_lost
 from bus.streams import commands
@@ -70,6 +71,7 @@ class Membership(threading.Thread):
         self._roster = Roster(bus, identity, self._subscriptions, processes, clock)
         self._leases = Leases(bus, identity.incarnation)
         self._declines = Declines(clock)
+        self._newcomers = Newcomers(bus)
         self._errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._declared = False
@@ -200,12 +202,13 @@ class Membership(threading.Thread):
         if not self._declared:
             self._declare(known)
         groups = {(group.topic, group.name): group for group in self._bus.registry.groups()}
-        if any((each.topic, each.group) not in groups for each in known):
+        if self._newcomers.must_declare(((each.topic, each.group) for each in known), groups):
             self._declare(known)  # FLUSHALL, or somebody deleted a group that is still subscribed
         self._scheduler.pause(place for place, group in groups.items() if group.paused)
         return [
             LaneId(each.topic, partition, each.group)
             for each in known
+            if (each.topic, each.group) not in self._newcomers.refused
             for partition in range(self._bus.registry.spec(each.topic).partitions)
         ]
 
@@ -223,7 +226,7 @@ class Membership(threading.Thread):
         return known
 
     def _declare(self, known: list[Subscription]) -> None:
-        self._bus.registry.declare_groups(
+        self._newcomers.declare(
             GroupSpec(topic=each.topic, name=each.group, ordering=each.ordering, start=each.start)
             for each in known
         )
@@ -338,7 +341,9 @@ class Membership(threading.Thread):
 
     def _tend_unordered(self, homes: set[LaneId]) -> None:
         """One lane for each slot in every partition, whoever is its home; orphans are adopted at home."""
-        groups = [each for each in self._known() if each.ordering == "none"]
+        refused = self._newcomers.refused
+        known = (each for each in self._known() if (each.topic, each.group) not in refused)
+        groups = [each for each in known if each.ordering == "none"]
         owned = self._scheduler.owned()
         lanes = [
             LaneId(each.topic, partition, each.group, f"{self._me}.{slot}")

@@ -12,6 +12,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 
 from admin_ui import durations
+from bus import unreadable
 from bus.observe import Lag
 
 register = template.Library()
@@ -82,6 +83,12 @@ def when(value: datetime | None) -> str:
     return format_html(
         '<time datetime="{}" title="{}">{}</time>', local.isoformat(), title, f"{local:%Y-%m-%d %H:%M:%S}"
     )
+
+
+@register.filter
+def visible(value: object) -> str:
+    """Foreign text with bidirectional, invisible and control characters as escapes."""
+    return unreadable.visible(str(value))
 
 
 @register.inclusion_tag("admin_ui/_sort.html", takes_context=True)

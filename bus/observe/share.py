@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from bus.observe import lag as lags
 from bus.observe.facts import GroupFacts, StreamFacts
+from bus.observe.loss import LastLoss
 from bus.observe.snapshots import GroupPartitionSnapshot, Lag
 from bus.registry import GroupSpec
 from bus.values import id_pair
@@ -25,6 +26,9 @@ class Share:
     held: int | None
     dead: int | None
     trimmed: int | None
+    lost: int | None = 0
+    lost_maybe: int | None = 0
+    lost_last: LastLoss | None = None
     owners: list[str] = field(default_factory=list)
     """The incarnation of each lease held here."""
     lag: Lag | None = None
@@ -68,6 +72,9 @@ class Share:
             held=self.held,
             dead=self.dead,
             trimmed=self.trimmed,
+            lost=self.lost,
+            lost_maybe=self.lost_maybe,
+            lost_last=self.lost_last,
             owner=self.owners[0] if self.owners and self.group.ordering != "none" else None,
             time_lag=self._time_lag(now),
             lanes=len(self.owners),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from bus.observe.loss import LastLoss
 from bus.values import Ordering
 
 
@@ -62,13 +63,18 @@ class GroupPartitionSnapshot:
     held: int | None
     dead: int | None
     trimmed: int | None
-    """Messages lost by trimming before they were settled."""
+    """Messages that were given, and removed by somebody before they were settled."""
     owner: str | None
     """Incarnation that holds the lane's lease (ordered groups); None if free or unordered."""
     time_lag: timedelta | None = None
     """Age of the oldest message not given yet; zero if there is none; None if unknown."""
     lanes: int = 0
     """Leases held here now (unordered groups have one lane per pool slot)."""
+    lost: int | None = 0
+    """Messages that somebody removed before they were given."""
+    lost_maybe: int | None = 0
+    """How many more at most: the group had read on before anybody looked."""
+    lost_last: LastLoss | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +97,13 @@ class GroupSnapshot:
     lanes: int = 0
     """Leases held now, over all partitions."""
     trimmed: int | None = None
-    """Messages lost by trimming before they were settled."""
+    """Messages that were given, and removed by somebody before they were settled."""
+    lost: int | None = 0
+    """Messages that somebody removed before they were given."""
+    lost_maybe: int | None = 0
+    """How many more at most."""
+    lost_lately: bool = False
+    """Some of them were found within the last day."""
     missing_partitions: int = 0
     """Partitions in which Redis has no such group."""
 

@@ -13,6 +13,9 @@ from bus.observe.survey import Survey
 from bus.registry import GroupSpec
 from bus.values import TopicSpec, id_pair
 
+#: A loss that was found within this time is news.
+LATELY = timedelta(days=1)
+
 
 def topics(survey: Survey) -> list[TopicSnapshot]:
     return [_topic(survey, spec) for spec in survey.specs]
@@ -57,6 +60,11 @@ def _group(survey: Survey, spec: GroupSpec) -> GroupSnapshot:
         workers=members.serving(survey.workers, spec.name),
         lanes=sum(part.lanes for part in parts),
         trimmed=_sum(part.trimmed for part in parts),
+        lost=_sum(part.lost for part in parts),
+        lost_maybe=_sum(part.lost_maybe for part in parts),
+        lost_lately=any(
+            part.lost_last is not None and survey.now - part.lost_last.found < LATELY for part in parts
+        ),
         missing_partitions=sum(part.missing for part in parts),
     )
 

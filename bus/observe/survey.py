@@ -23,6 +23,7 @@ from bus.observe import lag as lags
 from bus.observe import members
 from bus.observe.facts import StreamFacts, ask, is_absent, number, stream_command, stream_facts
 from bus.observe.info import Info
+from bus.observe.loss import LastLoss
 from bus.observe.share import Share
 from bus.observe.snapshots import GroupPartitionSnapshot, WorkerSnapshot
 from bus.registry import GroupSpec
@@ -32,6 +33,9 @@ from bus.values import TopicSpec
 
 #: The lane of an ordered group, whoever owns it.
 _ORDERED_LANE = "0"
+
+#: Fields of a group's state that are shown.
+_COUNTED = ("trimmed", "lost", "lost_maybe", "lost_last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,7 @@ class _Reading:
                 yield ("ZCARD", keys.retry(group.name))
                 yield ("ZCARD", keys.held(group.name))
                 yield ("XLEN", keys.dead(group.name))
-                yield ("HGET", keys.state(group.name), "trimmed")
+                yield ("HMGET", keys.state(group.name), *_COUNTED)
                 yield ("GET", keys.lease(group.name, _ORDERED_LANE))
 
     def _partitions(self) -> Iterator[tuple[TopicSpec, int, list[GroupSpec]]]:
@@ -148,7 +152,10 @@ class _Reading:
     def _share(
         self, group: GroupSpec, partition: int, stream: StreamFacts | None, replies: Iterator[Any]
     ) -> Share:
-        retrying, held, dead, trimmed = (number(next(replies)) for _ in range(4))
+        retrying, held, dead = (number(next(replies)) for _ in range(3))
+        counted = next(replies)
+        counted = [counted] * len(_COUNTED) if is_absent(counted) else check(counted)
+        trimmed, lost, lost_maybe = (number(each) for each in counted[:3])
         lease = next(replies)
         owner = None if group.ordering == "none" else _owner(lease)
         return Share(
@@ -161,6 +168,9 @@ class _Reading:
             held=held,
             dead=dead,
             trimmed=trimmed,
+            lost=lost,
+            lost_maybe=lost_maybe,
+            lost_last=None if is_absent(counted[3]) else LastLoss.load(counted[3]),
             owners=[owner] if owner else [],
         )
 

@@ -9,7 +9,7 @@ import click
 from bus import observe
 from bus.observe import GroupPartitionSnapshot, GroupSnapshot
 from bus.terminal.kinds import GROUP, START, TOPIC, Branch
-from bus.terminal.output import Table, answer, count, duration_words, lag_words
+from bus.terminal.output import Table, answer, count, duration_words, lag_words, time_words
 from bus.terminal.session import Session, pass_session
 from bus.values import ORDERINGS, Ordering
 
@@ -33,7 +33,7 @@ def describe_group(session: Session, topic: str, group: str) -> None:
     """One group: position, lag and owner in each partition."""
     found, partitions = observe.group(session.bus, topic, group)
     data = {"group": found, "partitions": partitions}
-    answer(session.json, data, group_table([found]), "", place_table(partitions))
+    answer(session.json, data, group_table([found]), "", place_table(partitions), *loss_lines(partitions))
 
 
 @group.command("create")
@@ -105,12 +105,32 @@ def group_table(found: Sequence[GroupSnapshot]) -> Table:
             count(one.retrying),
             count(one.held),
             count(one.dead),
+            lost_words(one),
             count(one.workers),
         ]
         for one in found
     ]
-    numbers = ["lag", "time lag", "pending", "retrying", "held", "dead", "workers"]
+    numbers = ["lag", "time lag", "pending", "retrying", "held", "dead", "lost", "workers"]
     return Table(["topic", "group", "ordering", "paused", *numbers], rows, frozenset(numbers))
+
+
+def lost_words(one: GroupSnapshot | GroupPartitionSnapshot) -> str:
+    """Messages that were removed before they were settled; "3 to 5" where only a limit is known."""
+    known = [part for part in (one.trimmed, one.lost) if part is not None]
+    if not known:
+        return count(None)
+    most = sum(known) + (one.lost_maybe or 0)
+    return count(most) if not one.lost_maybe else f"{count(sum(known))} to {count(most)}"
+
+
+def loss_lines(found: Sequence[GroupPartitionSnapshot]) -> list[str]:
+    """Where and when somebody removed messages that had not been given yet."""
+    return [
+        f"Partition {one.partition}: messages were removed before they were given, last {last.count:,} after "
+        f"{last.after} and up to {last.before}, found {time_words(last.found)} UTC."
+        for one in found
+        if (last := one.lost_last) is not None
+    ]
 
 
 def place_table(found: Sequence[GroupPartitionSnapshot]) -> Table:
@@ -125,6 +145,7 @@ def place_table(found: Sequence[GroupPartitionSnapshot]) -> Table:
             count(one.retrying),
             count(one.held),
             count(one.dead),
+            lost_words(one),
             one.owner or "-",
         ]
         for one in found
@@ -139,6 +160,7 @@ def place_table(found: Sequence[GroupPartitionSnapshot]) -> Table:
         "retrying",
         "held",
         "dead",
+        "lost",
         "owner",
     ]
     return Table(columns, rows, frozenset(columns) - {"position", "owner"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
+from bus.unreadable import visible, visible_json
+
 if TYPE_CHECKING:
     from bus.observe import Lag
 
 UNKNOWN = "unknown"
-
-#: Control characters, which could steer the terminal of who looks at a message.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +42,9 @@ def answer(as_json: bool, data: Any, *tables: Table | str) -> None:
 
 
 def dump(data: Any, *, indent: bool = False) -> str:
-    """JSON of dataclasses, times (ISO) and durations (seconds)."""
+    """JSON of dataclasses, times (ISO) and durations (seconds); what would not be seen is escaped in it."""
     option = orjson.OPT_INDENT_2 if indent else 0
-    return orjson.dumps(data, default=_default, option=option).decode()
+    return visible_json(orjson.dumps(data, default=_default, option=option).decode())
 
 
 def remark(text: str) -> None:
@@ -71,8 +69,8 @@ def bar(total: int, verb: str) -> Iterator[Callable[[int], None]]:
 
 
 def printable(text: str) -> str:
-    """The text with control characters written as escapes."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    """The text with what could steer or mislead who looks at it written as escapes."""
+    return visible(text)
 
 
 # ---------------------------------------------------------------------- words

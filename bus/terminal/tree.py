@@ -11,6 +11,7 @@ from bus.errors import BusError
 from bus.terminal import dead, delayed, groups, messages, outbox, pending, server, state, topics
 from bus.terminal.kinds import Branch
 from bus.terminal.session import Session
+from bus.unreadable import visible
 
 root = Branch("bus", help="Topics, groups and messages of a Jitney bus. Every command knows --json.")
 root.add_command(topics.topic)
@@ -39,6 +40,6 @@ def run(session: Session, arguments: Sequence[str], program: str) -> int:
         click.echo("Stopped.", err=True)
         return 1
     except BusError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {visible(str(error))}", err=True)
         return 1
     return code if isinstance(code, int) else 0

@@ -6,6 +6,7 @@ import uuid
 
 import pytest
 
+from bus import losses
 from bus.client import Bus
 from bus.errors import BusUnavailable, ReplyLost, StaleLease
 from bus.keys import Keys
@@ -498,3 +499,22 @@ def test_a_slice_on_a_lane_that_it_knows_reads_the_era_again(world):
     world.turns = world.open([lane])
     ((_lane, message),) = world.take()
     assert message._era == world.bus.client.call("HGET", world.keys().state(GROUP), "era").decode()
+
+
+def test_what_was_trimmed_ahead_of_a_group_is_counted_before_its_new_owner_reads_on(world):
+    # given a group that was given the first of ten messages, when upkeep looked last
+    ids = world.publish(10)
+    assert [message.id for _, message in world.take(1)] == ids[:1]
+    losses.look(world.bus)
+
+    # when somebody trims all but three, and a new owner reads on before upkeep looks again
+    world.bus.client.call("XTRIM", world.keys().stream, "MAXLEN", 3)
+    if link := world.turns.close():
+        link.close()
+    world.turns = world.open([world.lane(0, lease="other:1")])
+    assert [message.id for _, message in world.take(1)] == ids[7:8]
+
+    # then the six are counted exactly
+    state = world.keys().state(GROUP)
+    assert world.bus.client.call("HMGET", state, "lost", "lost_maybe") == [b"6", b"0"]
+    assert losses.look(world.bus) == []

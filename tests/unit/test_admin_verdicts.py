@@ -42,6 +42,8 @@ QUIET = GroupSnapshot(
         ({"lag": Lag(3), "retrying": 1}, 1, verdicts.RETRYING),
         ({"retrying": 1, "held": 4}, 1, verdicts.HELD_BACK),
         ({"dead": 1}, 1, verdicts.DEAD),
+        ({"lost": 4, "lost_lately": True, "dead": 1}, 1, verdicts.LOST),
+        ({"lost": 4, "dead": 1}, 1, verdicts.DEAD),
         ({"paused": True, "lag": Lag(9)}, 0, verdicts.PAUSED),
         ({"missing_partitions": 1}, 1, verdicts.MISSING),
     ],

@@ -267,7 +267,7 @@ def test_a_message_may_be_as_long_as_the_limit_and_no_longer():
         ([b"v", b""], "The value is not JSON"),
         ([b"v", b"\xff\xfe"], "The value is not JSON"),
         ([b"v", b"NaN"], "The value is not JSON"),
-        ([b"sku", b"A1", b"qty", b"2"], r"no field 'v' \(fields: qty, sku\)"),
+        ([b"sku", b"A1", b"qty", b"2"], r"no field 'v' \(fields: b'qty', b'sku'\)"),
         ([], r"no field 'v' \(fields: none\)"),
         ([b"\xff", b"1"], "no field 'v'"),
         ([b"v", b"1", b"k", b"\xff"], "The key is not UTF-8"),

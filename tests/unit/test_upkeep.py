@@ -37,7 +37,7 @@ def test_what_keeps_people_waiting_has_threads_of_its_own() -> None:
     assert periods == {
         "jitney-delayed": {"move delayed": 0.5},
         "jitney-outbox": {"relay outbox": 0.5},
-        "jitney-upkeep": {"copy marks": 10, "delete inbox rows": 10, "trim": 30},
+        "jitney-upkeep": {"copy marks": 10, "delete inbox rows": 10, "count losses": 30, "trim": 30},
     }
 
 

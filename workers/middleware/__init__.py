@@ -1,17 +1,24 @@
-"""What is wrapped around every handler: one behaviour a module, the outermost first."""
+"""What is wrapped around every handler: one behaviour a module, the outermost first.
+
+The functions have names of their own here: under those of their modules they would hide them, and nothing in
+them could be named by a dotted name, as LOGGING does.
+"""
 
 from __future__ import annotations
 
 from workers.dispatch import Middleware
-from workers.middleware.atomic import atomic
-from workers.middleware.database import async_database, database
-from workers.middleware.log_context import async_log_context, log_context
-from workers.middleware.time_limit import async_time_limit, time_limit
+from workers.middleware.atomic import atomic as _atomic
+from workers.middleware.database import async_database as _async_database
+from workers.middleware.database import database as _database
+from workers.middleware.log_context import async_log_context as _async_log_context
+from workers.middleware.log_context import log_context as _log_context
+from workers.middleware.time_limit import async_time_limit as _async_time_limit
+from workers.middleware.time_limit import time_limit as _time_limit
 
 #: In the order in which they see a message.
-default_middleware: tuple[Middleware, ...] = (log_context, database, atomic, time_limit)
+default_middleware: tuple[Middleware, ...] = (_log_context, _database, _atomic, _time_limit)
 
 #: The same for `async def` handlers that run several at once. They cannot be atomic.
-default_async_middleware: tuple[Middleware, ...] = (async_log_context, async_database, async_time_limit)
+default_async_middleware: tuple[Middleware, ...] = (_async_log_context, _async_database, _async_time_limit)
 
 __all__ = ["default_async_middleware", "default_middleware"]

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Trim a partition's head by age, never past what a declared group has not settled.
--- KEYS[1] stream   ARGV[1] cutoff in ms: older messages may go   ARGV[2…] declared groups
+-- KEYS[1] stream   KEYS[2…] states of the declared groups
+-- ARGV[1] cutoff in ms: older messages may go   ARGV[2…] declared groups
 -- Reply   how many messages were trimmed; -1 if a declared group is missing (nothing is trimmed then)
 local stream = KEYS[1]
 if redis.call('EXISTS', stream) == 0 then return 0 end
@@ -34,4 +35,9 @@ end
 for i = 2, #ARGV do
   if not present[ARGV[i]] then return -1 end
 end
-return redis.call('XTRIM', stream, 'MINID', floor)
+local trimmed = redis.call('XTRIM', stream, 'MINID', floor)
+if trimmed > 0 then
+  -- What else was removed is counted as lost, see lost.lua.
+  for i = 2, #KEYS do redis.call('HINCRBY', KEYS[i], 'cut', trimmed) end
+end
+return trimmed

@@ -1,0 +1,86 @@
+"""Messages that were removed from a topic before a group was given them: found, and counted once.
+
+Retention never does that (see bus.retention); XTRIM by hand, XDEL, or MAXLEN by another program can. What was
+given and is removed before it is settled is counted where it is looked for: `trimmed` in the state.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bus.client import Bus
+from bus.errors import ServerError
+from bus.observe.info import Info
+from bus.streams import commands
+from bus.streams.connect import error_of
+from bus.values import TopicSpec
+
+#: Scripts in one write.
+PIPELINE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What one look found that one group lost in one partition."""
+
+    topic: str
+    partition: int
+    group: str
+    count: int
+    at_most: int
+    """How many more it may have been: the group had read on before anybody looked."""
+
+    def __str__(self) -> str:
+        most = f" to {self.count + self.at_most:,}" if self.at_most else ""
+        return (
+            f"Group {self.group} lost {self.count:,}{most} messages of {self.topic}/{self.partition}: "
+            "they were removed from Redis before it was given them"
+        )
+
+
+def look(bus: Bus) -> list[Loss]:
+    """Look at all partitions of all topics once; what was found now. Raises BusUnavailable."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for group in bus.registry.groups():
+        groups[group.topic].append(group.name)
+    specs = [spec for spec in bus.registry.specs().values() if groups[spec.name]]
+    run = _run(bus) if specs else ""
+    found: list[Loss] = []
+    places = [(spec, partition) for spec in specs for partition in range(spec.partitions)]
+    for start in range(0, len(places), PIPELINE):
+        page = places[start : start + PIPELINE]
+        calls = [call(bus, spec, partition, groups[spec.name], run) for spec, partition in page]
+        for (spec, partition), reply in zip(page, commands.run_many(bus.client, "lost", calls), strict=True):
+            if isinstance(reply, ServerError):
+                if reply.code == "WRONGTYPE":
+                    continue  # something foreign; doctor names it
+                raise error_of(reply)
+            found += _losses(spec.name, partition, reply)
+    return found
+
+
+def call(
+    bus: Bus, spec: TopicSpec, partition: int, groups: Sequence[str], run: str
+) -> tuple[list[str], list[str]]:
+    """Keys and arguments of `lost.lua` for one partition."""
+    keys = bus.keys.partition(spec.name, partition)
+    return [keys.stream, *(keys.state(group) for group in groups)], [run, *groups]
+
+
+def _losses(topic: str, partition: int, reply: Sequence[Any]) -> list[Loss]:
+    return [
+        Loss(topic, partition, commands.text(group), count, at_most)
+        for group, count, at_most in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+    ]
+
+
+def _run(bus: Bus) -> str:
+    """ "*" where the server keeps how far groups have read over restarts, else its run."""
+    try:
+        info = Info.parse(bus.client.call("INFO", "server"))
+    except ServerError:
+        return "?"  # not allowed to this user
+    return "*" if info.keeps_lag else info.fields.get("run_id", "?")

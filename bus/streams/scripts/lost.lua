@@ -1,0 +1,130 @@
+#!lua flags=allow-oom
+-- Count what somebody removed from a partition before groups were given it, each message once.
+-- KEYS    1 stream, then the state of each group
+-- ARGV    1 id of the server's run; "*" if the server keeps entries-read right over restarts; "?" if the
+--           caller does not know: then it is as at the last look, and without one nothing is done
+--         then the name of each group
+-- Reply   flat, for each group that lost something now: its name, how many, how many more at most
+--
+-- Of all that was ever added a group was given `entries-read`; the rest is ahead of it, or was removed:
+-- lost = entries-added - entries-read - ahead. What is counted goes into entries-read, so it counts once.
+-- Servers differ where a group reads on behind a gap before anybody looks. Redis before 7.4 adds one, so that
+-- the formula finds the gap later. Others put entries-read right, and only a limit is left: what was removed
+-- since the last look, and not by retention (`cut`), ahead of where the group was.
+--
+-- In the state: `lost`, `lost_maybe`; `lost_last`, JSON: n, between which ids, at (ms); `look`, JSON: what
+-- was seen last, with the run of the server in which entries-read was right.
+local stream, run = KEYS[1], ARGV[1]
+local most = 2000 -- entries that are counted for one group in one call
+
+if redis.call('EXISTS', stream) == 0 then return {} end
+
+local function named(flat)
+  local fields = {}
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  return fields
+end
+
+local function less(a, b)
+  local a_ms, a_seq = a:match('^(%d+)%-(%d+)$')
+  local b_ms, b_seq = b:match('^(%d+)%-(%d+)$')
+  if #a_ms ~= #b_ms then return #a_ms < #b_ms end
+  if a_ms ~= b_ms then return a_ms < b_ms end
+  if #a_seq ~= #b_seq then return #a_seq < #b_seq end
+  return a_seq < b_seq
+end
+
+local info = named(redis.call('XINFO', 'STREAM', stream))
+local added, length, last = info['entries-added'], info['length'], info['last-generated-id']
+local gone, deleted = added - length, info['max-deleted-entry-id']
+local first = length > 0 and info['first-entry'][1]
+
+local groups = {}
+for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+  local group = named(flat)
+  groups[group['name']] = group
+end
+
+-- How many messages lie ahead of a position; nil if it would take too long to count them.
+local function ahead(position)
+  if not first or not less(position, last) then return 0 end
+  if less(position, first) then return length end
+  if position == first then return length - 1 end
+  local found, from = 0, '(' .. position
+  while found < most do
+    local page = redis.call('XRANGE', stream, from, '+', 'COUNT', 500)
+    found = found + #page
+    if #page < 500 then return found end
+    from = '(' .. page[#page][1]
+  end
+end
+
+-- The last look, if it was of this stream and this group.
+local function looked(raw, era)
+  local good, look = pcall(cjson.decode, raw or '')
+  if good and type(look) == 'table' and look.era == era and look.added <= added then return look end
+end
+
+-- Only an upper limit is known of what a group, now at offset `read`, has jumped over since the last look.
+local function limit(look, cut, read, lost)
+  local removed = gone - look.gone - (cut - look.cut) - lost
+  if deleted == look.deleted then removed = math.min(removed, math.min(gone, read) - look.read) end
+  return math.max(0, removed)
+end
+
+local function count(name, group, state)
+  local raw, era, cut = unpack(redis.call('HMGET', state, 'look', 'era', 'cut'))
+  era, cut = era or '', tonumber(cut or '') or 0
+  local look = looked(raw, era)
+  local by = run
+  if run == '?' then
+    if not look then return 0, 0 end
+    by = look.run
+  end
+  local position, read = group['last-delivered-id'], group['entries-read'] or nil
+  local here = look and look.position == position
+  local behind, tombs = ahead(position), less(position, deleted)
+  if by ~= '*' and not (look and look.run == by) then read = nil end -- of another run of an old server
+  if here and not read then read = look.read end
+  if not behind and (by ~= '*' or tombs or not read) then return 0, 0 end -- once it is nearer to the end
+
+  local lost, maybe = 0, 0
+  if read and behind then lost = math.max(0, added - read - behind) end
+  if by == '*' and look and not here then maybe = limit(look, cut, read or added, lost) end
+
+  local right = behind and added - behind or read
+  if right ~= group['entries-read'] then
+    redis.call('XGROUP', 'SETID', stream, name, position, 'ENTRIESREAD', right)
+  end
+  if lost + maybe > 0 then
+    local after, before = position, first or last
+    if not first or not less(position, first) then
+      if lost > 0 and tombs then before = deleted elseif first then after, before = look.position, position end
+    end
+    local time = redis.call('TIME')
+    local at = time[1] * 1000 + math.floor(time[2] / 1000)
+    redis.call('HSET', state, 'lost_last',
+      cjson.encode({n = lost + maybe, after = after, before = before, at = at}))
+    redis.call('HINCRBY', state, 'lost', lost)
+    redis.call('HINCRBY', state, 'lost_maybe', maybe)
+  end
+  local now = string.format(
+    '{"era":%s,"run":%s,"position":"%s","deleted":"%s","read":%d,"added":%d,"gone":%d,"cut":%d}',
+    cjson.encode(era), cjson.encode(by), position, deleted, right, added, gone, cut)
+  if now ~= raw then redis.call('HSET', state, 'look', now) end
+  return lost, maybe
+end
+
+local found = {}
+for i = 2, #ARGV do
+  local group = groups[ARGV[i]]
+  if group then
+    local lost, maybe = count(ARGV[i], group, KEYS[i])
+    if lost + maybe > 0 then
+      found[#found + 1] = ARGV[i]
+      found[#found + 1] = lost
+      found[#found + 1] = maybe
+    end
+  end
+end
+return found

@@ -1,0 +1,267 @@
+"""What somebody removes before a group was given it is counted for that group: exactly, and once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from bus import doctor, losses, observe, retention
+from bus.client import Bus
+from bus.groups import delete
+from bus.registry import GroupSpec
+from bus.streams.embedded import EmbeddedServer
+
+pytestmark = pytest.mark.both_servers
+
+GROUPS = ("first", "second", "third")
+
+
+class Ledger:
+    """One partition with three groups, and beside Redis the truth about each message."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.stream = bus.keys.partition("orders", 0).stream
+        self.ids: list[str] = []
+        self.given: dict[str, set[str]] = {group: set() for group in GROUPS}
+        self.lost: dict[str, set[str]] = {group: set() for group in GROUPS}
+        self.there: set[str] = set()
+
+    def call(self, *command: Any) -> Any:
+        return self.bus.client.call(*command)
+
+    def add(self, count: int) -> None:
+        for _ in range(count):
+            self.ids.append(self.bus.publish("orders", "x").id)
+        self.there |= set(self.ids[-count:]) if count else set()
+
+    def give(self, group: str, count: int, *, look: bool = True) -> None:
+        """Upkeep looks every 30 s: here after it, unless the test is about what happens in between."""
+        reply = self.call("XREADGROUP", "GROUP", group, "0", "COUNT", count, "STREAMS", self.stream, ">")
+        self.given[group] |= {entry[0].decode() for entry in reply[0][1]} if reply else set()
+        if look:
+            losses.look(self.bus)
+
+    def trim(self, keep: int) -> None:
+        self.call("XTRIM", self.stream, "MAXLEN", keep)
+        self._removed()
+
+    def remove(self, *ids: str) -> None:
+        self.call("XDEL", self.stream, *ids)
+        self._removed()
+
+    def _removed(self) -> None:
+        left = {entry[0].decode() for entry in self.call("XRANGE", self.stream, "-", "+")}
+        gone, self.there = self.there - left, left
+        for group in GROUPS:
+            self.lost[group] |= gone - self.given[group]
+
+    def counted(self) -> dict[str, int | None]:
+        return {one.group: one.lost for one in observe.groups(self.bus, "orders")}
+
+    def truth(self) -> dict[str, int]:
+        return {group: len(lost) for group, lost in self.lost.items()}
+
+    def check(self) -> None:
+        losses.look(self.bus)
+        assert self.counted() == self.truth()
+        assert losses.look(self.bus) == [], "counted again"
+        assert self.counted() == self.truth()
+        assert {one.lost_maybe or 0 for one in observe.groups(self.bus, "orders")} == {0}
+
+
+@pytest.fixture
+def ledger(server: EmbeddedServer, prefix: str) -> Iterator[Ledger]:
+    bus = Bus(server.url, prefix=prefix)
+    bus.topic("orders", retention="1d")
+    bus.registry.project(bus.declared.specs().values())
+    bus.registry.declare_groups([GroupSpec(topic="orders", name=group) for group in GROUPS])
+    losses.look(bus)
+    yield Ledger(bus)
+    bus.close()
+
+
+def test_unread_messages_that_are_trimmed_are_counted_for_each_group_by_its_position(ledger: Ledger) -> None:
+    # given groups that were given 0, 4 and 10 of 10 messages
+    ledger.add(10)
+    ledger.give("second", 4)
+    ledger.give("third", 10)
+    ledger.check()
+
+    # when somebody trims all but 3
+    ledger.trim(keep=3)
+
+    # then each has lost what it was not given
+    losses.look(ledger.bus)
+    assert ledger.counted() == ledger.truth() == {"first": 7, "second": 3, "third": 0}
+    ledger.check()
+
+
+def test_where_they_were_and_when_that_was_found_is_kept_and_told(ledger: Ledger) -> None:
+    ledger.add(5)
+    ledger.give("second", 2)
+    ledger.give("third", 5)
+    ledger.trim(keep=1)
+
+    told = [str(loss) for loss in losses.look(ledger.bus)]
+
+    assert told == [
+        "Group first lost 4 messages of orders/0: they were removed from Redis before it was given them",
+        "Group second lost 2 messages of orders/0: they were removed from Redis before it was given them",
+    ]
+    (place,) = observe.group(ledger.bus, "orders", "second")[1]
+    assert place.lost_last is not None
+    assert (place.lost_last.count, place.lost_last.after) == (2, ledger.ids[1])
+    assert place.lost_last.before == ledger.ids[4]
+    assert abs(place.lost_last.found - datetime.now(UTC)) < timedelta(minutes=1)
+    (finding,) = [found for found in doctor.examine(ledger.bus) if found.check == "lost"]
+    assert finding.level == "error"
+    assert "first of orders: 4" in finding.text
+
+
+def test_nothing_is_lost_by_trimming_what_was_given_or_by_retention(ledger: Ledger) -> None:
+    ledger.add(6)
+    for group in GROUPS:
+        ledger.give(group, 4)
+        ledger.call("XACK", ledger.stream, group, *ledger.ids[:4])
+    ledger.trim(keep=4)
+    ledger.check()
+    spec = ledger.bus.registry.spec("orders")
+    assert spec.retention is not None
+    short = type(spec)(name="orders", partitions=1, retention=timedelta(milliseconds=1))
+    assert retention.trim(ledger.bus, short) == 1
+    for group in GROUPS:
+        ledger.give(group, 2)
+    ledger.check()
+    assert set(ledger.truth().values()) == {0}
+
+
+def test_pending_messages_that_are_trimmed_are_not_counted_as_unread(ledger: Ledger) -> None:
+    ledger.add(8)
+    ledger.give("first", 5)
+    ledger.trim(keep=0)
+
+    losses.look(ledger.bus)
+
+    assert ledger.counted() == ledger.truth() == {"first": 3, "second": 8, "third": 8}
+
+
+@pytest.mark.parametrize("given", [0, 2, 3, 5, 9])
+def test_messages_removed_from_the_middle_are_counted_where_they_lay_ahead(
+    ledger: Ledger, given: int
+) -> None:
+    ledger.add(10)
+    if given:
+        ledger.give("first", given)
+    ledger.check()
+    ledger.remove(ledger.ids[2], ledger.ids[4], ledger.ids[8])
+    ledger.check()
+    ledger.trim(keep=2)
+    ledger.check()
+    ledger.add(3)
+    for group in GROUPS:
+        ledger.give(group, 100)
+    ledger.check()
+
+
+def test_a_whole_stream_that_is_emptied_again_and_again(ledger: Ledger) -> None:
+    for _ in range(3):
+        ledger.add(5)
+        ledger.give("first", 2)
+        ledger.trim(keep=0)
+        ledger.check()
+    ledger.add(2)
+    ledger.give("second", 1)
+    ledger.check()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_count_is_that_of_a_ledger_whatever_happens_in_which_order(ledger: Ledger, seed: int) -> None:
+    dice = random.Random(seed)
+    for _ in range(40):
+        match dice.choice(["add", "add", "give", "give", "trim", "remove"]):
+            case "add":
+                ledger.add(dice.randint(1, 6))
+            case "give":
+                ledger.give(dice.choice(GROUPS), dice.randint(1, 6))
+            case "trim":
+                ledger.trim(keep=dice.randint(0, max(1, len(ledger.there))))
+                ledger.check()
+            case "remove" if ledger.there:
+                ledger.remove(*dice.sample(sorted(ledger.there), min(2, len(ledger.there))))
+                ledger.check()
+
+
+def test_a_group_that_reads_on_behind_a_gap_gets_the_number_or_an_upper_limit(
+    ledger: Ledger, request: pytest.FixtureRequest
+) -> None:
+    # given one that has read 2 of 10 at the last look, reads 3 more, and jumps over 2 that were trimmed
+    ledger.add(10)
+    ledger.give("first", 2)
+    ledger.give("first", 3, look=False)
+    ledger.trim(keep=3)
+    ledger.give("first", 1, look=False)
+
+    losses.look(ledger.bus)
+
+    (one,) = [one for one in observe.groups(ledger.bus, "orders") if one.group == "first"]
+    if observe.server(ledger.bus).kind == "Redis":
+        assert (one.lost, one.lost_maybe) == (2, 0)
+    else:
+        assert (one.lost, one.lost_maybe) == (0, 5)
+    assert losses.look(ledger.bus) == []
+
+
+def test_a_group_that_is_deleted_and_made_again_begins_to_count_anew(ledger: Ledger) -> None:
+    ledger.add(5)
+    ledger.trim(keep=1)
+    losses.look(ledger.bus)
+    delete(ledger.bus, "orders", "first")
+    ledger.bus.registry.declare_groups([GroupSpec(topic="orders", name="first")])
+
+    assert losses.look(ledger.bus) == []
+    assert (ledger.counted()["first"] or 0) == 0
+
+
+def test_a_stream_that_is_lost_and_made_again_is_no_loss_of_messages_ahead(ledger: Ledger) -> None:
+    ledger.add(5)
+    losses.look(ledger.bus)
+    ledger.call("DEL", ledger.stream)
+    assert losses.look(ledger.bus) == []
+    ledger.bus.registry.restore_partition("orders", 0)
+    ledger.add(9)
+
+    assert losses.look(ledger.bus) == []
+
+
+def test_looking_writes_nothing_where_nothing_has_changed(ledger: Ledger) -> None:
+    ledger.add(5)
+    losses.look(ledger.bus)
+    state = ledger.bus.keys.partition("orders", 0).state("first")
+    before = ledger.call("HGETALL", state)
+    changes = ledger.call("INFO", "persistence")
+    losses.look(ledger.bus)
+    assert ledger.call("HGETALL", state) == before
+
+    def dirty(info: bytes) -> bytes:
+        return next(line for line in info.splitlines() if line.startswith(b"rdb_changes_since_last_save"))
+
+    assert dirty(ledger.call("INFO", "persistence")) == dirty(changes)
+
+
+def test_the_lag_of_a_group_behind_a_gap_is_right_afterwards(ledger: Ledger) -> None:
+    ledger.add(10)
+    ledger.trim(keep=4)
+    losses.look(ledger.bus)
+    ledger.give("first", 1)
+
+    (raw,) = [
+        dict(zip(group[::2], group[1::2], strict=True))
+        for group in ledger.call("XINFO", "GROUPS", ledger.stream)
+        if group[1] == b"first"
+    ]
+    assert raw[b"lag"] == 3
