@@ -11,7 +11,9 @@ from functools import cache
 from typing import Any
 
 import click
-from celery import Celery, signals
+from celery import Celery, Task, signals
+from celery.worker import strategy
+from celery.worker.request import Request
 
 from bus import testrun
 from bus.streams.url import parse
@@ -21,6 +23,71 @@ from workers.order import SliceOrder
 
 #: The name of the one Celery task of the bus.
 SLICE_TASK = "jitney.slice"
+
+
+class SliceRequest(Request):  # type: ignore[misc]  # Celery has no types
+    """A slice in the pool."""
+
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        """Not when the broker is lost, which never had the slice; only when the worker is ended at once."""
+        if not emit_retry:
+            super().cancel(pool, signal, emit_retry)
+
+
+class SliceTask(Task):  # type: ignore[misc]  # Celery has no types
+    """The task of slices. No setting of the project is about it, nor does remote control change it: its time
+    limits and retries are those of each message. What is needed is set here, and only here."""
+
+    Request = SliceRequest
+    from_config = ()
+    abstract = True
+    ignore_result = True
+    store_errors_even_if_ignored = False
+    track_started = False
+    acks_late = True
+    acks_on_failure_or_timeout = False
+    reject_on_worker_lost = True
+
+    @classmethod
+    def annotate(cls) -> None:
+        """Not by `task_annotations`, which may be meant for all tasks."""
+
+    def start_strategy(self, app: Celery, consumer: Any, **options: Any) -> Any:
+        return strategy.default(self, app, _Unlimited(consumer), **options)
+
+
+class _Unlimited:
+    """Celery's consumer, as far as it starts slices: without limits of rate and time."""
+
+    disable_rate_limits = True
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+        self.pool = _UnlimitedPool(consumer.pool)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+
+class _UnlimitedPool:
+    """The pool, which would give its own limits to whatever has none."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        """Only the main loop starts anything in a pool that keeps time, so nothing else is started
+        meanwhile."""
+        options.update(timeout=None, soft_timeout=None)
+        billiard: Any = getattr(self._pool, "_pool", None)
+        if not hasattr(billiard, "soft_timeout"):
+            return self._pool.apply_async(*args, **options)
+        limits = billiard.timeout, billiard.soft_timeout
+        billiard.timeout = billiard.soft_timeout = None
+        try:
+            return self._pool.apply_async(*args, **options)
+        finally:
+            billiard.timeout, billiard.soft_timeout = limits
 
 
 def install(app: Celery) -> None:
@@ -36,14 +103,7 @@ def install(app: Celery) -> None:
     app.user_options["worker"].add(
         click.Option(["--no-bus"], is_flag=True, help="Do not consume from the bus in this worker.")
     )
-    app.task(
-        _run_slice,
-        name=SLICE_TASK,
-        ignore_result=True,
-        acks_late=True,
-        reject_on_worker_lost=True,
-        acks_on_failure_or_timeout=False,
-    )
+    app.task(_run_slice, name=SLICE_TASK, base=SliceTask)
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).addFilter(_quiet_slices)
 
