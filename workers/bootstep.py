@@ -135,10 +135,10 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
         if self._consumer is not None:
             self._consumer.stop()
 
-    def _shutting_down(self, **_: Any) -> None:
+    def _shutting_down(self, how: str = "Warm", **_: Any) -> None:
         """Sent in the signal handler, before anything else of the shutdown: stop fetching at once."""
         if self._consumer is not None:
-            self._consumer.drain()
+            self._consumer.drain(how)
 
 
 class _Slices:
