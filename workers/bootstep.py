@@ -74,6 +74,7 @@ def make_consumer(worker: Any, groups: list[str] | None) -> Consumer | None:
         logger.warning("No handler is subscribed (is there a consumers.py?): this worker consumes no topics.")
         return None
     _check_pool(worker)
+    _check_transport(worker)
     return Consumer(bus, mine, slots=slots_of(worker, bus.settings.slots))
 
 
@@ -83,6 +84,19 @@ def _check_pool(worker: Any) -> None:
         raise ImproperlyConfigured(
             f"The bus consumes in the prefork and threads pools, not in {name!r}. Start this worker with "
             "`--pool prefork` or `--pool threads`, or with `--no-bus`."
+        )
+
+
+def _check_transport(worker: Any) -> None:
+    """Before anything is started: without its loop nobody could start a slice, nor end what has begun."""
+    if not worker.use_eventloop:
+        transport = worker.app.connection_for_read().transport
+        raise ImproperlyConfigured(
+            f"The bus needs a Celery broker whose transport has an event loop (Redis, AMQP, SQS), and a "
+            f"process that "
+            f"is not patched by gevent or eventlet; {type(transport).__name__} of "
+            f"{type(transport).__module__} gives "
+            "none here. Start this worker with another broker, or with `--no-bus`."
         )
 
 
@@ -135,10 +149,10 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
         if self._consumer is not None:
             self._consumer.stop()
 
-    def _shutting_down(self, **_: Any) -> None:
+    def _shutting_down(self, how: str = "Warm", **_: Any) -> None:
         """Sent in the signal handler, before anything else of the shutdown: stop fetching at once."""
         if self._consumer is not None:
-            self._consumer.drain()
+            self._consumer.drain(how)
 
 
 class _Slices:
@@ -161,10 +175,6 @@ class _Slices:
         return Host(wake=self.wake, start=self.start, free=self.free, kill=self.kill)
 
     def keep_time(self) -> None:
-        if self._hub is None:
-            raise ImproperlyConfigured(
-                "The bus needs a broker transport with an event loop (Redis, AMQP, SQS): this one has none."
-            )
         for timer in self._timers:
             timer.cancel()  # of the connection before
         self._timers = [self._hub.call_repeatedly(TICK_SECONDS, self._tick)]

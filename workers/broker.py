@@ -2,12 +2,18 @@
 
 As Celery has it, the main loop stands still until the broker is back, and with it all that needs the
 loop: results of the pool, new slices. The bus does not need the broker, so the loop is kept running.
+
+A broker that takes connections and answers nothing (stopped, behind a firewall that drops) would hold the
+loop in a read that never ends. So reads have a timeout, after which such a broker is away like any other;
+and events (the heartbeat that every worker sends, above all) are sent by a thread of their own.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import deque
 from typing import Any
 
 from celery.worker import loops, state
@@ -18,19 +24,44 @@ logger = logging.getLogger("jitney.workers")
 
 #: How often the broker is tried while it is away. Seconds.
 PROBE_SECONDS = 1.0
+#: How long the main loop waits for the broker's answer, unless the project says so itself
+#: (broker_transport_options). Seconds.
+ANSWER_SECONDS = 5.0
+#: Events that wait for the broker at most; then the oldest are lost, as they are while it is away.
+MAX_EVENTS = 1_000
 
 
 class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
     """Waits for the broker with the main loop running."""
+
+    _events: Any = None
+
+    @property
+    def event_dispatcher(self) -> Any:
+        return self._events
+
+    @event_dispatcher.setter
+    def event_dispatcher(self, dispatcher: Any) -> None:
+        # Others share their connection with the main loop, for heartbeats of their protocol.
+        detached = dispatcher is not None and self.hub is not None and _is_redis(dispatcher.connection)
+        self._events = _Events(dispatcher) if detached else dispatcher
 
     def ensure_connected(self, conn: Any) -> Any:
         """Called at each (re)connection. The first one of a worker waits as Celery does.
 
         So do further connections beside the main one, whose place in the loop must not be taken.
         """
+        if _is_redis(conn):
+            options = conn.transport_options
+            options.setdefault("socket_timeout", ANSWER_SECONDS)
+            options.setdefault("socket_connect_timeout", ANSWER_SECONDS)
         if not self.first_connection_attempt and self.hub is not None and self.connection is None:
             self._run_until_reachable(conn)
         return super().ensure_connected(conn)
+
+    def on_connection_error_after_connected(self, exc: BaseException) -> None:
+        _sever(self.connection)
+        super().on_connection_error_after_connected(exc)
 
     def on_close(self) -> None:
         """Celery drops the jobs that no process has accepted: not those that a process has read already.
@@ -44,10 +75,7 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         super().on_close()
 
     def _run_until_reachable(self, conn: Any) -> None:
-        probe = _Probe(conn)
-        if probe.reaches():
-            return
-        logger.warning("The Celery broker is away; consuming from the bus goes on, ordinary tasks wait.")
+        probe, began, said = _Probe(conn), time.monotonic(), False
         before = loops._timer_entries(self.hub.timer)
         # Celery has reset the loop: the pool must be entered in it again, as asynloop does at its start.
         self.pool.register_with_event_loop(self.hub)
@@ -56,6 +84,11 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         try:
             while probe.is_alive():
                 state.maybe_shutdown()
+                if not said and time.monotonic() - began > PROBE_SECONDS:
+                    said = True
+                    logger.warning(
+                        "The Celery broker is away; consuming from the bus goes on, ordinary tasks wait."
+                    )
                 try:
                     next(loop)
                 except StopIteration:
@@ -65,6 +98,85 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
             self.hub.reset()
             loops._cancel_timer_entries(self.hub.timer, loops._timer_entries(self.hub.timer) - before)
         logger.warning("The Celery broker is back.")
+
+
+def _is_redis(conn: Any) -> bool:
+    return conn is not None and getattr(conn.transport, "driver_type", None) == "redis"
+
+
+def _sever(conn: Any) -> None:
+    """Have a lost connection behave like one whose broker is gone.
+
+    As it closes it, part by part, Celery sends commands over it and connects for them again. A broker that
+    does not answer would hold the main loop for the full timeout at each.
+    """
+    if not _is_redis(conn):
+        return
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ConnectionRefusedError("The broker was lost.")
+
+    for channel in list(conn.transport.channels or ()):
+        pools = [channel.__dict__.get(name) for name in ("_pool", "_async_pool")]
+        for pool in pools:
+            if pool is not None:
+                pool.get_connection = refuse
+                pool.disconnect()
+
+
+class _Events:
+    """Celery's event dispatcher, whose sending is done by a thread; the main loop never waits for it."""
+
+    #: The connection is the thread's alone.
+    connection = None
+
+    def __init__(self, dispatcher: Any) -> None:
+        self._dispatcher = dispatcher
+        self._connection = dispatcher.connection
+        self._waiting: deque[tuple[str, dict[str, Any]]] = deque(maxlen=MAX_EVENTS)
+        self._news = threading.Event()
+        self._ended = False
+        threading.Thread(target=self._run, name="jitney-celery-events", daemon=True).start()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dispatcher, name)
+
+    def send(self, type: str, **fields: Any) -> None:
+        if self._dispatcher.enabled and not self._ended:
+            # Never again and again: the next one is soon there, and this one would be old.
+            self._waiting.append((type, {**fields, "retry": False}))
+            self._news.set()
+
+    def flush(self, **_: Any) -> None:
+        """Send what Celery has collected (`send` of a group that is buffered only collects)."""
+        self._waiting.append(("", {}))
+        self._news.set()
+
+    def disable(self) -> None:
+        self._dispatcher.enabled = False
+        self.close()
+        for callback in self._dispatcher.on_disabled:
+            callback()
+
+    def close(self) -> None:
+        self._ended = True
+        self._news.set()
+
+    def _run(self) -> None:
+        while not (self._ended and not self._waiting):
+            self._news.wait()
+            self._news.clear()
+            while self._waiting:
+                type, fields = self._waiting.popleft()
+                try:
+                    self._dispatcher.send(type, **fields) if type else self._dispatcher.flush()
+                except Exception as error:
+                    logger.debug("An event could not be sent: %s", error)
+        try:
+            self._dispatcher.close()
+            self._connection.close()
+        except Exception as error:
+            logger.debug("The connection of events could not be closed: %s", error)
 
 
 class _Probe(threading.Thread):
@@ -79,7 +191,7 @@ class _Probe(threading.Thread):
         self._stopping.set()
 
     def run(self) -> None:
-        while not self._stopping.wait(PROBE_SECONDS) and not self.reaches():
+        while not self.reaches() and not self._stopping.wait(PROBE_SECONDS):
             pass
 
     def reaches(self) -> bool:

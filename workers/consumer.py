@@ -22,6 +22,7 @@ from bus.values import TopicSpec
 from workers.chores import Chores
 from workers.forks import forks
 from workers.identity import this_process
+from workers.mainloop import MainLoop
 from workers.membership import Membership
 from workers.order import SliceOrder
 from workers.owned import Ended
@@ -81,6 +82,7 @@ class Consumer:
         self._membership: Membership | None = None
         self._watcher: Watcher | None = None
         self._upkeep: list[Upkeep] = []
+        self._loop = MainLoop(self._loop_changed, self._is_handling)
 
     # ------------------------------------------------------------------ life
 
@@ -99,15 +101,21 @@ class Consumer:
             on_change=self._changed,
         )
         self._upkeep = Chores(self.bus).threads(self._is_leader)
-        for thread in (self._membership, self._watcher, *self._upkeep):
+        self._loop.turned()
+        for thread in (self._membership, self._watcher, *self._upkeep, self._loop):
             thread.start()
         names = ", ".join(f"{each.topic} for {each.group}" for each in self.subscriptions)
         logger.info(
             "Consuming %s as %s, at most %s slices at once.", names, self.identity.incarnation, self.slots
         )
 
-    def drain(self) -> None:
-        """No new slices; those that run finish the message in hand and settle. Safe in a signal handler."""
+    def drain(self, how: str = "Warm") -> None:
+        """No new slices; those that run finish the message in hand and settle. Safe in a signal handler.
+
+        `how`: "Cold" if the worker is to end at once.
+        """
+        if not self.scheduler.stopped:
+            self._loop.stopping(how)
         self.scheduler.stopped = True
         self.progress.set_drain()
         if self._membership is not None:
@@ -116,12 +124,12 @@ class Consumer:
     def stop(self) -> None:
         """The pool has ended: give the lanes back and end the threads."""
         self.drain()
-        threads = (self._watcher, *self._upkeep, self._membership)
+        threads = (self._watcher, *self._upkeep, self._membership, self._loop)
         for thread in threads:
             if thread is not None:
                 thread.stop()
         for thread in threads:
-            if thread is not None:
+            if thread is not None and thread.ident is not None:
                 thread.join(timeout=self.bus.settings.timeout + 1)
         if self._membership is not None:
             self._membership.leave()
@@ -161,6 +169,7 @@ class Consumer:
 
     def tick(self) -> None:
         """Every 0.1 s: what no event announces. Stuck slices, hard time limits."""
+        self._loop.turned()
         self._take_back()
         self.scheduler.share_out()
         for slot in self.scheduler.overdue(self._hard_limit):
@@ -211,6 +220,20 @@ class Consumer:
     def _hint(self) -> None:
         if self._membership is not None:
             self._membership.look()
+
+    def _loop_changed(self) -> None:
+        self.scheduler.standing = self._loop.standing
+        if self._loop.standing:
+            self.progress.set_drain()
+        elif not self.scheduler.stopped:
+            self.progress.end_drain()
+            if self.scheduler.stopped:
+                self.progress.set_drain()  # a signal has come in between
+        if self._membership is not None:
+            self._membership.look()
+
+    def _is_handling(self) -> bool:
+        return any(self.progress.read(slot).running is not None for slot in range(self.progress.slots))
 
     def _is_leader(self) -> bool:
         return self._membership is not None and self._membership.leads

@@ -177,7 +177,8 @@ class Membership(threading.Thread):
         return min(self._roster.next_look(), self._declines.next_look(self._scheduler.waiting()))
 
     def _look(self) -> None:
-        leaving = self._scheduler.stopped
+        leaving = self._scheduler.stopped or self._scheduler.standing
+        self._leaving = self._leaving and leaving
         self._decline()
         self._roster.beat(leaving=leaving, declines=self._declines.dump())
         homes = self._homes()
@@ -287,9 +288,10 @@ class Membership(threading.Thread):
             logger.info("There are free slots again: this worker takes lanes as before.")
 
     def _give_up(self, wanted: set[LaneId]) -> None:
-        free = []
+        standing = self._scheduler.standing
+        free = self._scheduler.left_standing() if standing or self._scheduler.stopped else []
         for lane in self._scheduler.owned():
-            if lane.lane != ORDERED_LANE or lane in wanted:
+            if (lane.lane != ORDERED_LANE and not standing) or lane in wanted:
                 self._scheduler.stay(lane)
             elif (left := self._scheduler.leave(lane)) is not None:
                 free.append(left)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from bus.lane import LaneId
 from bus.values import Ordering
-from workers.order import Fallen, SliceOrder
+from workers.order import Fallen, LaneOrder, SliceOrder
 from workers.seen import SlotView
 
 State = Literal["watched", "ready", "running", "backing off", "taken back"]
@@ -39,6 +39,20 @@ class OwnedLane:
     """Something arrived while it was running."""
     suspect: bool = False
     """What is pending may have killed a process: whoever has the lane next handles it one by one."""
+
+    def order(self) -> LaneOrder:
+        """What the next slice is told."""
+        self.serial += 1
+        return LaneOrder(
+            self.id,
+            self.lease,
+            self.last_id,
+            self.seen,
+            self.serial,
+            self.recover,
+            self.fallen,
+            self.drain_only,
+        )
 
     def left(self, view: SlotView, index: int, reason: str) -> Fallen:
         """What a slice, of which this was lane number `index`, has left to be settled here, as shared memory

@@ -103,6 +103,10 @@ class Progress:
         """Tell every slot to end after the message in hand."""
         self._words[0] = 1
 
+    def end_drain(self) -> None:
+        """Slots go on after all."""
+        self._words[0] = 0
+
     @property
     def draining(self) -> bool:
         return self._words[0] != 0

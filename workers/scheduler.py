@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 
 from bus.lane import ORDERED_LANE, LaneId
 from bus.values import Ordering
-from workers.order import MAX_LANES, Fallen, LaneOrder, Report, SliceOrder
+from workers.order import MAX_LANES, Fallen, Report, SliceOrder
 from workers.owned import Ended, OwnedLane, Running
 from workers.progress import Progress
 from workers.seen import SlotView
@@ -48,6 +48,8 @@ class Scheduler:
         self._mean: dict[tuple[str, str], float] = {}
         self._paused: frozenset[tuple[str, str]] = frozenset()
         self.stopped = False
+        self.standing = False
+        """The main loop stands still: no slice is started, and the end of none is heard."""
 
     # ------------------------------------------------------------------ lanes come and go
 
@@ -68,6 +70,18 @@ class Scheduler:
                 lane.leaving = True
                 return None
             return self._remove(lane)
+
+    def left_standing(self) -> list[OwnedLane]:
+        """Lanes of slices that are over, though the main loop does not hear of it: given up. While it stands
+        still also those of slices that no process has begun: their leases stop them."""
+        with self._lock:
+            given_up = []
+            for running, view, died in self._slots.unheard(unbegun=self.standing):
+                for lane in self._still_ours(running):
+                    if died:
+                        lane.fallen = lane.left(view, running.lanes.index(lane), "worker lost")
+                    given_up.append(self._remove(lane))
+            return given_up
 
     def stay(self, id: LaneId) -> None:
         """Do not give this lane up after all."""
@@ -182,7 +196,7 @@ class Scheduler:
         with self._lock:
             orders: list[SliceOrder] = []
             free = min(free, self._slots.room())
-            while not self.stopped and len(orders) < free:
+            while not (self.stopped or self.standing) and len(orders) < free:
                 lanes = self._next_lanes(free - len(orders))
                 if not lanes:
                     break
@@ -229,19 +243,7 @@ class Scheduler:
         for lane in lanes:
             if lane.state == "ready" and lane.id in self._queue:
                 self._queue.remove(lane.id)  # taken along; a stale entry would only pile up
-            lane.serial += 1
-            orders.append(
-                LaneOrder(
-                    lane.id,
-                    lane.lease,
-                    lane.last_id,
-                    lane.seen,
-                    lane.serial,
-                    lane.recover,
-                    lane.fallen,
-                    lane.drain_only,
-                )
-            )
+            orders.append(lane.order())
             lane.state, lane.since, lane.news = "running", now, False
         mean = self._mean.get((lanes[0].id.topic, lanes[0].id.group))
         order = SliceOrder(self._nonce, slot, tuple(orders), mean)

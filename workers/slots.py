@@ -6,6 +6,7 @@ still be at it, is kept apart until the process has reported, or must have.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 from bus.lane import LaneId
@@ -41,6 +42,17 @@ class Slots:
                 del self._quarantine[slot]
                 self._free.append(slot)
         return min(self._capacity - len(self.running), len(self._free))
+
+    def unheard(self, *, unbegun: bool) -> Iterator[tuple[Running, SlotView, bool]]:
+        """Slices that are over, as far as shared memory and the system say; whether their process has died.
+
+        `unbegun`: also those that no process has begun.
+        """
+        for slot, running in self.running.items():
+            view = self._progress.read(slot)
+            died = view.pid != 0 and not view.reports and _is_gone(view.pid)
+            if view.reports or died or (unbegun and view.pid == 0):
+                yield running, view, died
 
     def take(self) -> int:
         """A free slot, with nothing left of the slice before."""
@@ -116,3 +128,13 @@ class Slots:
         for slot, running in self.running.items():
             if lanes_of(running):
                 self._progress.revoke(slot)
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether a process of our pool has ended, also where nobody has taken note of that yet."""
+    if pid == os.getpid():
+        return False  # a thread of the threads pool
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True

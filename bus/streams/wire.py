@@ -8,6 +8,7 @@ nothing is ever sent twice by itself, and a WATCH never disappears by a silent r
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
@@ -59,7 +60,7 @@ def add_head(stream: str, fields: int) -> bytes:
 class Link:
     """A connected socket. Not thread-safe. After any error it is closed and stays closed."""
 
-    __slots__ = ("_connection", "_poll", "_reader", "_socket", "client_id", "pending")
+    __slots__ = ("_connection", "_is_readable", "_reader", "_socket", "client_id", "pending")
 
     def __init__(self, connection: AbstractConnection) -> None:
         """Connect. Raises BusUnavailable; nothing was written then."""
@@ -75,14 +76,14 @@ class Link:
         self._socket = connection._sock
         self._let_kernel_keep_time()
         self._reader = hiredis.Reader(replyError=ServerError)
-        self._poll = select.poll()
-        self._poll.register(self.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
+        self._is_readable = _watch(self.fileno())
 
     def _let_kernel_keep_time(self) -> None:
         """Have the kernel watch the timeout of a plain socket.
 
         Python's own timeouts cost a poll before each send and each receive: four system calls for a round
-        trip instead of two. Sockets with TLS keep Python's.
+        trip instead of two. Sockets with TLS keep Python's, and those of gevent and eventlet theirs: they
+        never block in the kernel, so its timeouts would not count.
         """
         found = self._socket
         if type(found) is not socket.socket or not (seconds := found.gettimeout()):
@@ -91,6 +92,8 @@ class Link:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
         found.settimeout(None)
+        if not os.get_blocking(found.fileno()):
+            found.settimeout(seconds)
 
     @property
     def closed(self) -> bool:
@@ -106,7 +109,7 @@ class Link:
 
     def stale(self) -> bool:
         """True if the server has closed an idle connection (or sent something nobody asked for)."""
-        return self._socket is None or bool(self._poll.poll(0))
+        return self._socket is None or self._is_readable()
 
     def send(self, packed: bytes, replies: int) -> None:
         """Send packed commands for which `replies` replies will be read. Raises ReplyLost."""
@@ -185,3 +188,12 @@ class Link:
         """A reply that is still to come would be taken for that of the next command."""
         if self.pending and self._socket is not None:
             raise RuntimeError(f"{self.pending} replies are still to be read on this connection.")
+
+
+def _watch(fd: int) -> Callable[[], bool]:
+    """What says whether there is something to read, or the connection has ended. eventlet has no poll()."""
+    if not hasattr(select, "poll"):
+        return lambda: bool(select.select([fd], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(fd, select.POLLIN | select.POLLHUP | select.POLLERR)
+    return lambda: bool(poll.poll(0))

@@ -50,12 +50,14 @@ class Line:
 class Worker:
     """A real `celery -A workers worker`."""
 
-    def __init__(self, shop: Shop, name: str, options: Iterable[str]) -> None:
+    def __init__(self, shop: Shop, name: str, options: Iterable[str], *, chatty: bool = False) -> None:
         self.name = name
         self.log = shop.directory / f"{name}.log"
         self.log.touch()
         command = [sys.executable, "-m", "celery", "-A", "workers", "worker", "-n", f"{name}@%h",
-                   "-l", "INFO", "--without-gossip", "--without-mingle", *options]  # fmt: skip
+                   "-l", "INFO", *options]  # fmt: skip
+        if not chatty:
+            command += ["--without-gossip", "--without-mingle"]
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
@@ -149,9 +151,9 @@ class Shop:
 
     # ------------------------------------------------------------------ doing
 
-    def worker(self, name: str = "one", *options: str) -> Worker:
-        """Start a worker; `options` as for `celery worker`."""
-        worker = Worker(self, name, options or ("-c", "2"))
+    def worker(self, name: str = "one", *options: str, chatty: bool = False) -> Worker:
+        """Start a worker; `options` as for `celery worker`. `chatty`: it talks to others by the broker."""
+        worker = Worker(self, name, options or ("-c", "2"), chatty=chatty)
         self._workers.append(worker)
         return worker
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,4 +63,33 @@ def test_a_worker_whose_thread_has_ended_exits_non_zero_and_its_successor_does_t
     shop.wait_idle("keyed", 90)
     shop.assert_each_once("keyed", 500)
     shop.assert_order("keyed", by=lambda line: line.key)
+    assert second.stop() == 0
+
+
+@pytest.mark.timeout(200)
+def test_the_lanes_of_a_worker_whose_main_loop_stands_still_go_to_others(
+    shop: Shop, doom: Path, broker: EmbeddedServer
+) -> None:
+    # Given two workers, each with lanes of its own
+    shop.environment["DOOMED"] = "main loop"
+    first = shop.worker("one", "-c", "2").wait_ready()
+    shop.environment["DOOMED"] = ""
+    second = shop.worker("two", "-c", "2").wait_ready()
+    shop.wait_owners("keyed", first, second)
+    shop.publish("keyed", 200, keys=50)
+    shop.wait_idle("keyed")
+
+    # When the main loop of one stands still
+    doom.touch()
+    began = time.monotonic()
+    shop.publish("keyed", 100, first=200, keys=50)
+
+    # Then the other handles everything, and it is said where the loop stands
+    shop.wait_idle("keyed", 40)
+    assert time.monotonic() - began < 25
+    shop.wait_owners("keyed", second)
+    shop.assert_each_once("keyed", 300)
+    shop.assert_order("keyed", by=lambda line: line.key)
+    assert first.says("main loop has stood still")
+    assert first.says("in stuck")
     assert second.stop() == 0

@@ -1,13 +1,16 @@
 """Not handlers: imported in every worker, it puts a bug into the thread that DOOMED names.
 
-The thread goes on as ever until the file DOOM exists, and then ends with an error that it does not expect.
+The thread goes on as ever until the file DOOM exists, and then ends with an error that it does not expect;
+the main loop stands still.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
+from workers.consumer import Consumer
 from workers.membership import Membership
 from workers.watcher import Watcher
 
@@ -23,6 +26,19 @@ def _doom(thread: type[Watcher] | type[Membership], method: str) -> None:
     setattr(thread, method, doomed)
 
 
+def _doom_the_main_loop() -> None:
+    sound = Consumer.tick
+
+    def stuck(self: Consumer) -> None:
+        if Path(os.environ["DOOM"]).exists():
+            threading.Event().wait()
+        sound(self)
+
+    Consumer.tick = stuck  # type: ignore[method-assign]
+
+
+if os.environ.get("DOOMED") == "main loop":
+    _doom_the_main_loop()
 if os.environ.get("DOOMED") == "watcher":
     _doom(Watcher, "_watch_once")
 if os.environ.get("DOOMED") == "membership":

@@ -1,0 +1,77 @@
+"""A Celery broker that takes connections and answers nothing does not stop consuming."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bus.streams.embedded import EmbeddedServer
+from tests.acceptance.shopping import ROOT, Shop
+from tests.servers import valkey_server
+from tests.waiting import wait_until
+from workers.celery import broker_url
+
+SEND = "from workers import app; app.send_task('tests.acceptance.shop.tasks.add', ({0}, 0))"
+
+
+@pytest.fixture
+def broker(shop: Shop, tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """The broker of the shop's workers, beside the server of the bus."""
+    with valkey_server(tmp_path / "broker") as server:
+        shop.environment["CELERY_BROKER_URL"] = broker_url(server.url)
+        yield server
+        server.thaw()
+
+
+def send_task(shop: Shop, number: int) -> None:
+    command = [sys.executable, "-c", SEND.format(number)]
+    subprocess.run(command, cwd=ROOT, env=shop.environment, check=True, timeout=60)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_messages_are_handled_while_the_broker_is_frozen_and_tasks_are_run_after_it(
+    shop: Shop, broker: EmbeddedServer, pool: str
+) -> None:
+    # Given a worker with all that Celery does by the broker: events, heartbeats, gossip, mingle
+    worker = shop.worker("one", "-c", "2", "--pool", pool, "-E", chatty=True).wait_ready()
+    shop.publish("keyed", 1)
+    shop.wait_lines(1, topic="keyed")
+    # When the broker is frozen, while ordinary tasks are under way
+    send_task(shop, 1)
+    broker.freeze()
+    began, longest, number = time.monotonic(), 0.0, 1
+    while time.monotonic() < began + 60:
+        sent = time.monotonic()
+        shop.publish("keyed", 1, first=number)
+        number += 1
+        shop.wait_lines(number, topic="keyed", timeout=60)
+        longest = max(longest, time.monotonic() - sent)
+        time.sleep(0.1)
+    print("longest wait", longest, "messages", number)
+    # Then messages are handled all the time
+    assert longest < 15
+    # And when it is back, ordinary tasks run
+    broker.thaw()
+    send_task(shop, 2)
+    wait_until(lambda: "sum 2" in shop.ledger.read_text(), 60, "the task")
+    shop.assert_each_once("keyed", number)
+    assert worker.stop() == 0
+
+
+@pytest.mark.timeout(200)
+def test_a_worker_stops_while_its_broker_is_frozen(shop: Shop, broker: EmbeddedServer) -> None:
+    worker = shop.worker("one", "-c", "2", "-E", chatty=True).wait_ready()
+    shop.publish("keyed", 20)
+    shop.wait_idle("keyed")
+    broker.freeze()
+    worker.signal(signal.SIGTERM)
+    worker.wait(90)
+    # Its lanes are free at once, not only when somebody finds it dead
+    assert set(shop.owners("keyed")) == {None}
