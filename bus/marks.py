@@ -24,6 +24,8 @@ from bus.values import Ordering, id_pair
 COPY_SECONDS = 10.0
 #: Pending messages that one script looks at: a few milliseconds of the server's time.
 PAGE = 500
+#: Marks that one command reads.
+_AT_ONCE = 1_000
 #: How often a count may turn out to be of a stream that is not there any more.
 _ATTEMPTS = 5
 
@@ -39,9 +41,10 @@ class Place:
     """Which group of that name: a mark of one that was deleted says nothing of the next."""
 
 
-def copy(bus: Bus) -> int:
+def copy(bus: Bus, known: dict[Place, str] | None = None) -> int:
     """Copy the marks of all groups to the database; how many there are.
 
+    `known`: what the same caller has copied, which is brought up to date: only what has changed is written.
     Raises BusUnavailable, or the database's errors.
     """
     from bus.models import MarkCopy  # a worker imports this module before Django's apps are ready
@@ -49,12 +52,17 @@ def copy(bus: Bus) -> int:
     groups = bus.registry.groups()
     note_unordered(bus, [group for group in groups if group.ordering == "none"])
     places = list(_places(bus, groups))
-    marks = bus.client.pipe([("GET", _keys(bus, place).mark(place.group)) for place in places])
+    marks = {
+        place: commands.text(mark)
+        for place, mark in zip(places, _marks(bus, places), strict=True)
+        if mark is not None
+    }
+    before = {} if known is None else known
     rows = [
         MarkCopy(prefix=bus.settings.prefix, topic=place.topic, partition=place.partition, group=place.group,
-                 born=place.born, position=check(mark).decode())
-        for place, mark in zip(places, marks, strict=True)
-        if mark is not None
+                 born=place.born, position=mark)
+        for place, mark in marks.items()
+        if before.get(place) != mark
     ]  # fmt: skip
     # MariaDB and MySQL are not told which unique key is meant; there is one besides the primary key.
     named = connections[router.db_for_write(MarkCopy)].features.supports_update_conflicts_with_target
@@ -64,7 +72,17 @@ def copy(bus: Bus) -> int:
         unique_fields=["prefix", "topic", "partition", "group"] if named else None,
         update_fields=["born", "position", "copied"],
     )
-    return len(rows)
+    if known is not None:
+        known.clear()
+        known.update(marks)
+    return len(marks)
+
+
+def _marks(bus: Bus, places: list[Place]) -> list[bytes | None]:
+    """The marks, in few commands: they are asked for all the time. None also where the key is no string."""
+    names = [_keys(bus, place).mark(place.group) for place in places]
+    asked = [("MGET", *names[at : at + _AT_ONCE]) for at in range(0, len(names), _AT_ONCE)]
+    return [mark for reply in bus.client.pipe(asked) for mark in check(reply)]
 
 
 def advance(bus: Bus) -> int:
@@ -79,11 +97,10 @@ def advance(bus: Bus) -> int:
         for row in MarkCopy.objects.filter(prefix=bus.settings.prefix)
     }
     places = [place for place in _places(bus, bus.registry.groups()) if place in copies]
-    marks = bus.client.pipe([("GET", _keys(bus, place).mark(place.group)) for place in places])
     behind = [
         place
-        for place, mark in zip(places, marks, strict=True)
-        if check(mark) is None or id_pair(mark) < id_pair(copies[place])
+        for place, mark in zip(places, _marks(bus, places), strict=True)
+        if mark is None or id_pair(mark) < id_pair(copies[place])
     ]
     orderings = {(group.topic, group.name): group.ordering for group in bus.registry.groups()}
     leases: dict[tuple[str, str], list[str]] = {}
