@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bus import codec, netstrings
 from bus.errors import ConfigurationError, UnknownTopic
-from bus.streams.commands import run_many
+from bus.streams.commands import run
 from bus.streams.connect import check
 from bus.values import Message
 from bus.verbs import verb
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Messages that one script cancels: a few milliseconds of the server's time.
 CHUNK = 100
+#: The code of cancel.lua for a message that it did not come to.
+_LATER = -1
 #: Messages in one read of a list: each may be as large as MAX_MESSAGE_BYTES.
 PAGE = 50
 #: Messages whose numbers alone are read, or that are cancelled, at a time.
@@ -242,16 +244,14 @@ def cancel(bus: Bus, topic: str, refs: Sequence[DelayedRef]) -> list[bool]:
     known = dict(_partitions(bus, topic, None))
     for ref in dict.fromkeys(refs):
         partitions.setdefault(ref.partition, []).append(ref)
-    chunks = [
-        some[at : at + CHUNK]
-        for number, some in partitions.items()
-        if number in known
-        for at in range(0, len(some), CHUNK)
-    ]
-    calls = [(own_keys(known[some[0].partition]), [ref.member for ref in some]) for some in chunks]
     cancelled: set[DelayedRef] = set()
-    for some, reply in zip(chunks, run_many(bus.client, "cancel", calls), strict=True):
-        cancelled.update(ref for ref, removed in zip(some, check(reply), strict=True) if removed)
+    for number, wanted in partitions.items():
+        left = wanted if number in known else []
+        while left:
+            some, left = left[:CHUNK], left[CHUNK:]
+            codes = run(bus.client, "cancel", own_keys(known[number]), [ref.member for ref in some])
+            cancelled.update(ref for ref, code in zip(some, codes, strict=True) if code == 1)
+            left[:0] = [ref for ref, code in zip(some, codes, strict=True) if code == _LATER]
     return [ref in cancelled for ref in refs]
 
 

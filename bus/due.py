@@ -34,6 +34,8 @@ CHUNK = 100
 CHUNK_BYTES = 256 * 1024
 #: Partitions whose scripts are sent in one write, far below what the client's timeout allows.
 AT_ONCE = 20
+#: Partitions that are asked together whether anything waits there at all.
+TOGETHER = 64
 #: Commands in one write where every partition is looked at.
 PIPELINE = 20_000
 
@@ -127,7 +129,7 @@ class Mover:
     ) -> tuple[list[_Place], list[_Failure]]:
         """Look at every partition; with `mend` the zset learns what it lacks."""
         bus = self._bus
-        places = [(spec.name, n) for spec in bus.registry.specs().values() for n in range(spec.partitions)]
+        places = self._with_delayed()
         found: list[tuple[float, _Place]] = []
         failures: list[_Failure] = []
         lacking: list[Argument] = []
@@ -150,6 +152,17 @@ class Mover:
             # Refused while memory is full: then the next look at every partition finds it.
             bus.client.pipe([("ZADD", bus.keys.due, "LT", *lacking)])
         return [place for _, place in sorted(found)], failures
+
+    def _with_delayed(self) -> list[_Place]:
+        """The partitions in which something may wait; one command asks for many of them."""
+        bus = self._bus
+        places = [(spec.name, n) for spec in bus.registry.specs().values() for n in range(spec.partitions)]
+        chunks = [places[at : at + TOGETHER] for at in range(0, len(places), TOGETHER)]
+        asked: list[Command] = [
+            ("EXISTS", *(bus.keys.partition(*place).delayed for place in some)) for some in chunks
+        ]
+        replies = bus.client.pipe(asked)
+        return [place for some, reply in zip(chunks, replies, strict=True) if check(reply) for place in some]
 
     # ------------------------------------------------------------------ moving
 

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from bus.errors import ConfigurationError, ServerError, UnknownGroup
 from bus.registry import GroupSpec
+from bus.streams.commands import is_nogroup
 from bus.streams.connect import check
 from bus.values import ORDERINGS, Ordering, Position, check_name
 from bus.verbs import verb
 
 if TYPE_CHECKING:
     from bus.client import Bus
+    from bus.keys import PartitionKeys
+
+#: Messages that are acknowledged at a time where a group is deleted.
+PAGE = 1_000
 
 
 @verb("create group")
@@ -69,10 +74,27 @@ def _remove(bus: Bus, topic: str, group: str, partitions: int, leases: list[byte
     every = [bus.keys.partition(topic, number) for number in range(partitions)]
     if leases:
         bus.client.call("UNLINK", *leases)
+    for keys in every:
+        _empty(bus, keys, group)
     destroyed = bus.client.pipe([("XGROUP", "DESTROY", keys.stream, group) for keys in every])
     for reply in bus.client.pipe([("UNLINK", *keys.of_group(group)) for keys in every]):
         check(reply)
     return [_destroyed(reply) for reply in destroyed]
+
+
+def _empty(bus: Bus, keys: PartitionKeys, group: str) -> None:
+    """Acknowledge what is pending, in pages: to destroy a group with much of it takes the server long.
+
+    As much as there is now: what a stranger is given meanwhile is destroyed with the group.
+    """
+    known = bus.client.pipe([("XPENDING", keys.stream, group)])[0]
+    left = 0 if is_nogroup(known) else check(known)[0]
+    while left > 0:
+        rows = bus.client.call("XPENDING", keys.stream, group, "-", "+", PAGE)
+        if not rows:
+            return
+        bus.client.call("XACK", keys.stream, group, *(row[0] for row in rows))
+        left -= len(rows)
 
 
 def _destroyed(reply: Any) -> int:

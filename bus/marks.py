@@ -13,14 +13,21 @@ from dataclasses import dataclass
 from django.db import connections, router
 
 from bus.client import Bus
+from bus.errors import BusError
 from bus.keys import PartitionKeys
 from bus.registry import GroupSpec
-from bus.streams import commands
+from bus.streams import commands, counting
 from bus.streams.connect import check
-from bus.values import id_pair
+from bus.values import Ordering, id_pair
 
 #: How often marks are copied. Seconds; at most so much of what was settled comes again (see above).
 COPY_SECONDS = 10.0
+#: Pending messages that one script looks at: a few milliseconds of the server's time.
+PAGE = 500
+#: Marks that one command reads.
+_AT_ONCE = 1_000
+#: How often a count may turn out to be of a stream that is not there any more.
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +41,28 @@ class Place:
     """Which group of that name: a mark of one that was deleted says nothing of the next."""
 
 
-def copy(bus: Bus) -> int:
+def copy(bus: Bus, known: dict[Place, str] | None = None) -> int:
     """Copy the marks of all groups to the database; how many there are.
 
+    `known`: what the same caller has copied, which is brought up to date: only what has changed is written.
     Raises BusUnavailable, or the database's errors.
     """
     from bus.models import MarkCopy  # a worker imports this module before Django's apps are ready
 
     groups = bus.registry.groups()
-    _note_unordered(bus, [group for group in groups if group.ordering == "none"])
+    note_unordered(bus, [group for group in groups if group.ordering == "none"])
     places = list(_places(bus, groups))
-    marks = bus.client.pipe([("GET", _keys(bus, place).mark(place.group)) for place in places])
+    marks = {
+        place: commands.text(mark)
+        for place, mark in zip(places, _marks(bus, places), strict=True)
+        if mark is not None
+    }
+    before = {} if known is None else known
     rows = [
         MarkCopy(prefix=bus.settings.prefix, topic=place.topic, partition=place.partition, group=place.group,
-                 born=place.born, position=check(mark).decode())
-        for place, mark in zip(places, marks, strict=True)
-        if mark is not None
+                 born=place.born, position=mark)
+        for place, mark in marks.items()
+        if before.get(place) != mark
     ]  # fmt: skip
     # MariaDB and MySQL are not told which unique key is meant; there is one besides the primary key.
     named = connections[router.db_for_write(MarkCopy)].features.supports_update_conflicts_with_target
@@ -59,7 +72,17 @@ def copy(bus: Bus) -> int:
         unique_fields=["prefix", "topic", "partition", "group"] if named else None,
         update_fields=["born", "position", "copied"],
     )
-    return len(rows)
+    if known is not None:
+        known.clear()
+        known.update(marks)
+    return len(marks)
+
+
+def _marks(bus: Bus, places: list[Place]) -> list[bytes | None]:
+    """The marks, in few commands: they are asked for all the time. None also where the key is no string."""
+    names = [_keys(bus, place).mark(place.group) for place in places]
+    asked = [("MGET", *names[at : at + _AT_ONCE]) for at in range(0, len(names), _AT_ONCE)]
+    return [mark for reply in bus.client.pipe(asked) for mark in check(reply)]
 
 
 def advance(bus: Bus) -> int:
@@ -74,31 +97,92 @@ def advance(bus: Bus) -> int:
         for row in MarkCopy.objects.filter(prefix=bus.settings.prefix)
     }
     places = [place for place in _places(bus, bus.registry.groups()) if place in copies]
-    marks = bus.client.pipe([("GET", _keys(bus, place).mark(place.group)) for place in places])
     behind = [
         place
-        for place, mark in zip(places, marks, strict=True)
-        if check(mark) is None or id_pair(mark) < id_pair(copies[place])
+        for place, mark in zip(places, _marks(bus, places), strict=True)
+        if mark is None or id_pair(mark) < id_pair(copies[place])
     ]
-    return sum(_advance(bus, place, copies[place]) for place in behind)
+    orderings = {(group.topic, group.name): group.ordering for group in bus.registry.groups()}
+    leases: dict[tuple[str, str], list[str]] = {}
+    settled = 0
+    for place in behind:
+        named = place.topic, place.group
+        if named not in leases:
+            leases[named] = commands.scan(bus.client, bus.keys.leases(*named))
+        own = _keys(bus, place).lease(place.group, "")
+        held = [lease for lease in leases[named] if lease.startswith(own)]
+        settled += advance_place(bus, place, copies[place], orderings.get(named, "key"), held)
+    return settled
 
 
-def _advance(bus: Bus, place: Place, mark: str) -> int:
-    keys = _keys(bus, place)
-    leases = commands.scan(bus.client, keys.lease(place.group, "*"))
-    waiting = [keys.retry(place.group), keys.held(place.group), keys.state(place.group)]
-    own = [keys.stream, keys.mark(place.group), *waiting, *leases]
-    return int(commands.run(bus.client, "advance", own, [place.group, mark]))
+def advance_place(bus: Bus, place: Place, mark: str, ordering: Ordering, leases: list[str]) -> int:
+    """Move a group forward in one partition, if it is behind; how many messages will not be given again.
+
+    `leases`: the keys of those of its lanes there. In portions, and right after each: a group moves with the
+    last. Raises BusUnavailable, or BusError where the stream is made anew all the time.
+    """
+    keys, group = _keys(bus, place), place.group
+    waiting = [keys.retry(group), keys.held(group), keys.state(group)]
+    own = [keys.stream, keys.mark(group), *waiting, *leases]
+    for _ in range(_ATTEMPTS):
+        known = _Known.ask(bus, keys.stream, group)
+        if known is None or id_pair(known.position) >= min(id_pair(mark), id_pair(known.last)):
+            return 0
+        target = min(mark, known.last, key=id_pair)
+        offset = known.added - counting.count(bus.client, keys.stream, target, known.basis or "+")
+        settled = counting.count(bus.client, keys.stream, known.position, target)
+        at = "-"
+        while at and at != "count":
+            args = [group, target, str(offset), known.basis, ordering, at, str(PAGE)]
+            some, raw = commands.run(bus.client, "advance", own, args)
+            settled, at = settled + some, commands.text(raw)
+        if not at:
+            return settled
+    raise BusError(f"Group {group!r} of {keys.stream} cannot be moved to its mark: the stream is made anew.")
 
 
-def _note_unordered(bus: Bus, groups: list[GroupSpec]) -> None:
-    calls: list[tuple[list[str], list[str]]] = []
-    for place in _places(bus, groups):
-        keys = _keys(bus, place)
-        own = [keys.stream, keys.mark(place.group), keys.retry(place.group)]
-        calls.append((own, [place.group]))
-    for reply in commands.run_many(bus.client, "mark", calls):
-        check(reply)
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the server says of a group, and of the stream that it is on."""
+
+    position: str
+    last: str
+    """The greatest id that the stream gave."""
+    basis: str
+    """The last message that is there; "" if there is none."""
+    added: int
+
+    @classmethod
+    def ask(cls, bus: Bus, stream: str, group: str) -> _Known | None:
+        """None if there is no such group."""
+        raw, groups = bus.client.pipe([("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream)])
+        if commands.is_nogroup(raw):
+            return None
+        info = commands.fields_of(check(raw))
+        named = (commands.fields_of(each) for each in check(groups))
+        found = next((each for each in named if commands.text(each["name"]) == group), None)
+        if found is None:
+            return None
+        position, last = commands.text(found["last-delivered-id"]), commands.text(info["last-generated-id"])
+        basis = commands.text(info["last-entry"][0]) if info["last-entry"] else ""
+        return cls(position, last, basis, info["entries-added"])
+
+
+def note_unordered(bus: Bus, groups: list[GroupSpec]) -> None:
+    """Find the marks of unordered groups."""
+    left = dict.fromkeys(_places(bus, groups), "-")
+    while left:
+        calls: list[tuple[list[str], list[str]]] = []
+        for place, at in left.items():
+            keys = _keys(bus, place)
+            own = [keys.stream, keys.mark(place.group), keys.retry(place.group)]
+            calls.append((own, [place.group, at, str(PAGE)]))
+        replies = [check(reply) for reply in commands.run_many(bus.client, "mark", calls)]
+        left = {
+            place: commands.text(reply[1])
+            for place, reply in zip(left, replies, strict=True)
+            if reply is not None and reply[1]
+        }
 
 
 def _places(bus: Bus, groups: list[GroupSpec]) -> Iterator[Place]:

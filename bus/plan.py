@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from bus.errors import BusError, ServerError
-from bus.lane import Failure, Lane
+from bus.lane import Failure, Lane, Outcomes
+from bus.portions import portions
 from bus.streams.commands import Script, is_nogroup, is_noscript, script, text
 from bus.streams.connect import error_of
 from bus.streams.wire import Command, pack_all
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Left-overs looked at in one turn.
 PAGE = 500
+
+#: The first part of the reply of turn.lua where large messages made it stop: it is to be sent again.
+_UNFINISHED = 2
 
 Batch = list[tuple[Lane, list[Message]]]
 
@@ -44,7 +48,11 @@ class Plan:
                     lane.recovered()  # the last page of left-overs has been handled
         marks = {lane: lane.new_mark() for lane in self._lanes} if count and turns.marking else {}
         self._marks = {lane: mark for lane, mark in marks.items() if mark is not None}
-        self._settling = [lane for lane in self._lanes if lane.outcomes]
+        self._settling = [
+            (lane, part) for lane in self._lanes if lane.outcomes for part in portions(lane.outcomes)
+        ]
+        self._late: set[Lane] = set()
+        """Lanes whose outcomes were settled only after the replies of this turn had come."""
         self._acking = [lane for lane in self._lanes if lane.acks]
         fetching = [] if count == 0 else self._lanes
         self._recovering = [lane for lane in fetching if lane.recovering]
@@ -60,7 +68,7 @@ class Plan:
         self.packed = pack_all(commands)
 
     def _commands(self) -> list[Command]:
-        commands = [self._script("turn", lane) for lane in self._settling]
+        commands = [self._script("turn", lane, part) for lane, part in self._settling]
         self._multi = bool(self._acking or self._reading)
         if self._multi:
             commands.append(("MULTI",))
@@ -81,7 +89,14 @@ class Plan:
                 *streams, *([">"] * len(streams)))  # fmt: skip
 
     def _script(
-        self, name: str, lane: Lane, *, by_text: bool = False, fetch: int = 0, acks: bool = False
+        self,
+        name: str,
+        lane: Lane,
+        outcomes: Outcomes | None = None,
+        *,
+        by_text: bool = False,
+        fetch: int = 0,
+        acks: bool = False,
     ) -> Command:
         keys, group = lane.keys, lane.id.group
         own = [keys.stream, keys.lease(group, lane.id.lane), keys.retry(group)]
@@ -89,7 +104,8 @@ class Plan:
         if name == "turn":
             own += [keys.held(group), keys.state(group), keys.dead(group), keys.mark(group)]
             done = lane.acks if acks else ()
-            base += [fetch, self._turns.dead_limit, lane.outcomes.dump(done), self._marks.get(lane, "")]
+            settled = (outcomes or lane.outcomes).dump(done)
+            base += [fetch, self._turns.dead_limit, settled, self._marks.get(lane, "")]
         elif name == "recover":
             own += [keys.held(group), keys.state(group)]
             base += [lane.position, 1 if lane.suspect else self._page, lane.ordering]
@@ -104,8 +120,10 @@ class Plan:
     def take_in(self, replies: list[Any]) -> Batch | None:
         """The batch, or None if the turn must be tried again."""
         rest = iter(replies)
-        for lane in self._settling:
-            self._settled(lane, self._once_more("turn", lane, next(rest)))
+        for lane, part in self._settling:
+            reply = self._once_more("turn", lane, next(rest), part)
+            if not lane.lost and part.release is lane.outcomes.release:  # the last of them
+                self._settled(lane, reply)
         refused = False
         batch: Batch = []
         if self._multi:
@@ -114,9 +132,9 @@ class Plan:
             executed, _, values = next(rest), next(rest), next(rest)
             refused = not self._executed(queued, executed, batch)
         for lane in self._recovering:
-            self._recovered(lane, self._once_more("recover", lane, next(rest)), batch)
+            self._recovered(lane, self._after_settling("recover", lane, next(rest)), batch)
         for lane in self._due:
-            self._came_due(lane, self._once_more("due", lane, next(rest)), batch)
+            self._came_due(lane, self._after_settling("due", lane, next(rest)), batch)
         if self._multi:
             self._turns.prove_by(values)
         self._turns.drop([lane for lane in self._turns.lanes if lane.lost])
@@ -124,10 +142,24 @@ class Plan:
             return None
         return [(lane, messages) for lane, messages in batch if not lane.lost]
 
-    def _once_more(self, name: str, lane: Lane, reply: Any) -> Any:
-        if is_noscript(reply):
+    def _after_settling(self, name: str, lane: Lane, reply: Any) -> Any:
+        """The reply, of a script that ran after all was settled: else it brings what was just handled again.
+
+        What due.lua gives to a lane of an unordered group it does not give again; nor is it asked for there.
+        """
+        if lane in self._late and not (name == "due" and lane.ordering == "none"):
             reply = self._turns.need_link().call(*self._script(name, lane, by_text=True))
+        return self._once_more(name, lane, reply)
+
+    def _once_more(self, name: str, lane: Lane, reply: Any, part: Outcomes | None = None) -> Any:
+        if is_noscript(reply):
+            self._late.add(lane)
+            reply = self._turns.need_link().call(*self._script(name, lane, part, by_text=True))
         raise_first_error([reply])
+        while reply[0] == _UNFINISHED:
+            self._late.add(lane)
+            reply = self._turns.need_link().call(*self._script(name, lane, part, by_text=True))
+            raise_first_error([reply])
         if reply[0] == 0:
             lane.lost = True
         return reply

@@ -17,10 +17,11 @@ from datetime import timedelta
 
 import orjson
 
+from bus import making
 from bus.errors import BusUnavailable, ConfigurationError, UnknownTopic
 from bus.keys import Keys
 from bus.streams import commands
-from bus.streams.connect import Client, check
+from bus.streams.connect import Client
 from bus.values import Ordering, Position, TopicSpec, check_name
 
 #: How long a publisher may go on with a spec that has changed meanwhile. Seconds.
@@ -257,16 +258,9 @@ class Registry:
 
     def _make_streams(self, spec: TopicSpec, partitions: Iterable[int], groups: list[GroupSpec]) -> None:
         mine = [group for group in groups if group.topic == spec.name]
-        pairs = [part for group in mine for part in (group.name, group.start)]
+        every = [self._keys.partition(spec.name, number) for number in partitions]
         # With the prefix: databases may hold the inboxes of more than one bus.
-        era = f"{self._keys.prefix}:{secrets.token_hex(8)}"
-        calls = []
-        for number in partitions:
-            keys = self._keys.partition(spec.name, number)
-            names = [name for group in mine for name in keys.of_lost_group(group.name)]
-            calls.append(([keys.stream, *names], [era, *pairs]))
-        for reply in commands.run_many(self._client, "ensure", calls):
-            check(reply)
+        making.make(self._client, f"{self._keys.prefix}:{secrets.token_hex(8)}", every, mine)
 
 
 def start_id(start: str | Position) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from bus.errors import BusUnavailable, ServerError, StaleLease
 from bus.lane import Lane
-from bus.plan import Batch, GroupLost, Plan, last_delivered, raise_first_error
+from bus.plan import PAGE, Batch, GroupLost, Plan, last_delivered, raise_first_error
 from bus.streams.commands import script
 from bus.streams.connect import Endpoint, error_of
 from bus.streams.wire import Command, Link
@@ -192,7 +192,7 @@ class Turns:
         for lane in self.lanes:
             if lane.ordering == "none":
                 own = [lane.keys.stream, lane.keys.mark(lane.id.group), lane.keys.retry(lane.id.group)]
-                self.need_link().call(*script("mark").by_text(own, [lane.id.group]))
+                self.need_link().call(*script("mark").by_text(own, [lane.id.group, "-", PAGE]))
 
     def _turn(self, count: int) -> Batch | None:
         link = self.need_link()

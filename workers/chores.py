@@ -23,6 +23,8 @@ logger = logging.getLogger("jitney.workers")
 
 #: How often topics are trimmed. Seconds.
 TRIM_SECONDS = 30.0
+#: How often all marks are copied, also those that have not changed. Seconds.
+COPY_ALL_SECONDS = 300.0
 #: How often the outbox is looked at. Seconds.
 RELAY_SECONDS = 0.5
 #: How long the relay may go on with one database before the others have their turn, and pool processes can
@@ -36,6 +38,8 @@ class Chores:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._mover = due.Mover(bus)
+        self._copied: dict[marks.Place, str] = {}
+        self._copy_all_at = 0.0
         self._inboxes: Databases | None = None
         self._outboxes: Databases | None = None
         self._relays: dict[str, outbox.Relay] = {}
@@ -70,7 +74,10 @@ class Chores:
             pass
 
     def copy_marks(self) -> None:
-        marks.copy(self._bus)
+        if time.monotonic() >= self._copy_all_at:
+            self._copied.clear()  # somebody may have changed the table meanwhile
+            self._copy_all_at = time.monotonic() + COPY_ALL_SECONDS
+        marks.copy(self._bus, self._copied)
 
     def delete_inbox_rows(self) -> None:
         from bus.models import InboxRow  # as above

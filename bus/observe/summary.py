@@ -18,15 +18,18 @@ LATELY = timedelta(days=1)
 
 
 def topics(survey: Survey) -> list[TopicSnapshot]:
-    return [_topic(survey, spec) for spec in survey.specs]
+    of_topic: dict[str, list[GroupSnapshot]] = {}
+    for snapshot in groups(survey):
+        of_topic.setdefault(snapshot.topic, []).append(snapshot)
+    return [_topic(survey, spec, of_topic.get(spec.name, [])) for spec in survey.specs]
 
 
-def groups(survey: Survey, topic: str | None = None) -> list[GroupSnapshot]:
-    """The groups of one topic or of all."""
-    return [_group(survey, group) for group in survey.groups if topic is None or group.topic == topic]
+def groups(survey: Survey) -> list[GroupSnapshot]:
+    """All groups that were looked at."""
+    return [_group(survey, group) for group in survey.groups]
 
 
-def _topic(survey: Survey, spec: TopicSpec) -> TopicSnapshot:
+def _topic(survey: Survey, spec: TopicSpec, groups: list[GroupSnapshot]) -> TopicSnapshot:
     streams = survey.streams[spec.name]
     present = [stream for stream in streams if stream is not None]
     waiting = survey.waiting[spec.name]
@@ -38,7 +41,7 @@ def _topic(survey: Survey, spec: TopicSpec) -> TopicSnapshot:
         published=_sum(stream.added for stream in present),
         missing_partitions=len(streams) - len(present),
         last_published=_last_published(present),
-        groups=tuple(groups(survey, spec.name)),
+        groups=tuple(groups),
         delayed=_sum(one.count for one in waiting),
         next_due=min((one.first for one in waiting if one.first is not None), default=None),
     )

@@ -177,7 +177,8 @@ class _Reading:
     # ------------------------------------------------------------------ step 4 and counting
 
     def _read_oldest_and_lanes(self, info: Info) -> None:
-        inside = [share for share in self._shares if share.prove(keeps_lag=info.keeps_lag)]
+        keeps_lag = info.keeps_lag
+        inside = [share for share in self._shares if share.prove(keeps_lag=keeps_lag)]
         lanes = list(self._unordered_lanes())
         tallies = [share.tally() for share in inside]
         commands: list[Command] = [tally.command(1) for tally in tallies]

@@ -541,6 +541,17 @@ def test_looking_for_what_is_due_asks_no_partition(bus: Bus) -> None:
     assert commands_of(bus, mover.run) == {"time": 1, "zrange": 1}
 
 
+def test_the_look_at_every_partition_is_one_command_for_many_of_them_where_nothing_waits(bus: Bus) -> None:
+    bus.registry.project([TopicSpec(name=TOPIC, partitions=256)])
+    ran = commands_of(bus, due.Mover(bus).run)
+    assert (ran["exists"], ran["zrange"]) == (4, 1)
+    receipt = later(bus, 1)
+    make_due(bus, receipt)
+    ran = commands_of(bus, due.Mover(bus).run)
+    assert ran["zrange"] == 1 + due.TOGETHER + 1  # the zset of due times, one chunk, and the script
+    assert stored(bus, receipt.partition) == [b"1"]
+
+
 def test_what_is_published_after_a_look_is_moved_when_it_is_due(bus: Bus) -> None:
     mover = due.Mover(bus)
     mover.run()

@@ -11,9 +11,11 @@ from typing import Any
 import orjson
 import pytest
 
+from bus import making
 from bus.errors import BusFull, ServerError
 from bus.keys import Keys, PartitionKeys, pad_id
 from bus.lane import Outcomes
+from bus.registry import GroupSpec
 from bus.streams import commands
 from bus.streams.connect import Client
 from tests.waiting import wait_until
@@ -85,9 +87,10 @@ class Partition:
     # -- scripts
 
     def ensure(self, *pairs: str) -> int:
-        names = [name for group in pairs[::2] for name in self.keys.of_lost_group(group)]
-        era = f"era-{next(self._eras)}"
-        return int(commands.run(self.client, "ensure", [self.keys.stream, *names], [era, *pairs]))
+        """Groups and where they begin; all that is to be counted or given back is."""
+        named = zip(pairs[::2], pairs[1::2], strict=True)
+        groups = [GroupSpec(topic="orders", name=name, start=start) for name, start in named]
+        return making.make(self.client, f"era-{next(self._eras)}", [self.keys], groups)
 
     def era(self, group: str = GROUP) -> str | None:
         raw = self.client.call("HGET", self.keys.state(group), "era")

@@ -1,14 +1,22 @@
 #!lua flags=allow-oom
--- Move a group forward to a mark that is kept outside of Redis: the server came back with older data.
+-- Move a group forward to a mark that is kept outside of Redis: the server came back with older data. In pages,
+-- the last of which moves it.
 -- KEYS    1 stream   2 mark   3 retry   4 held   5 state   6… leases of the group's lanes here
 -- ARGV    1 group   2 the mark: an id below which all was settled, but for what is in retry or held
--- Reply   how many messages the group will not be given again
+--         3 how many messages were ever added up to the mark
+--         4 the last message that was counted for that, "" if there was none
+--         5 ordering ("key", "partition" or "none")   6 where to go on among what is pending ("-" first)
+--         7 how many to look at
+-- Reply   {how many were settled now, where to go on, or "" if the group is at the mark};
+--         {0, "count"} if the count is of a stream that is not there any more
 --
--- What the older data call pending was settled later, unless it waits for a retry or is held back. A
--- verb that moves a group changes its leases, so that no slice goes on under what it knew before.
+-- What the older data call pending was settled later, unless it waits for a retry or is held back. That is
+-- settled first, and only then does the group move: whoever is interrupted begins again. A verb that moves a
+-- group changes its leases, in each page, so that no slice goes on under what it knew before.
 local stream, mark, retry, held = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local group, target = ARGV[1], ARGV[2]
-if redis.call('EXISTS', stream) == 0 then return 0 end
+local group, target, offset, basis, ordering = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local count, enough = tonumber(ARGV[7]), 256 * 1024
+if redis.call('EXISTS', stream) == 0 then return {0, ''} end
 
 local function less(a, b)
   local a_ms, a_seq = a:match('^(%d+)%-(%d+)$')
@@ -19,54 +27,51 @@ local function less(a, b)
   return a_seq < b_seq
 end
 
-local info = {}
-local raw = redis.call('XINFO', 'STREAM', stream)
-for i = 1, #raw, 2 do info[raw[i]] = raw[i + 1] end
-if less(info['last-generated-id'], target) then target = info['last-generated-id'] end
-
 local position
 for _, each in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
   local named = {}
   for i = 1, #each, 2 do named[each[i]] = each[i + 1] end
   if named['name'] == group then position = named['last-delivered-id'] end
 end
-if not position or not less(position, target) then return 0 end
+if not position or not less(position, target) then return {0, ''} end
+local same = basis == '' and redis.call('XLEN', stream) == 0
+if not same and (basis == '' or #redis.call('XRANGE', stream, basis, basis) == 0) then return {0, 'count'} end
 
-local waiting = {}
-for _, id in ipairs(redis.call('ZRANGE', retry, 0, -1)) do waiting[id] = true end
-for _, member in ipairs(redis.call('ZRANGE', held, 0, -1)) do
-  local ms, seq = member:match(':0*(%d+)%-0*(%d+)$')
-  waiting[ms .. '-' .. seq] = true
-end
+local bytes = 0
+local holds = redis.call('EXISTS', held) == 1
 
-local settled, from = 0, '-'
-while true do
-  local page = redis.call('XPENDING', stream, group, from, target, 1000)
-  for _, row in ipairs(page) do
-    if not waiting[row[1]] then
-      redis.call('XACK', stream, group, row[1])
-      settled = settled + 1
+local function is_held(id)
+  if not holds then return false end
+  local hash = ordering == 'partition' and '*' or ''
+  if ordering == 'key' then
+    local entry = redis.call('XRANGE', stream, id, id)[1]
+    for i = 1, entry and #entry[2] or 0, 2 do
+      bytes = bytes + #entry[2][i] + #entry[2][i + 1]
+      if entry[2][i] == 'k' then hash = redis.sha1hex(entry[2][i + 1]):sub(1, 16) end
     end
   end
-  if #page < 1000 then break end
-  from = '(' .. page[#page][1]
+  local ms, seq = id:match('^(%d+)%-(%d+)$')
+  local padded = string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
+  return redis.call('ZSCORE', held, hash .. ':' .. padded)
 end
 
-local function count(from_id, to)
-  local found, at = 0, '(' .. from_id
-  while true do
-    local page = redis.call('XRANGE', stream, at, to, 'COUNT', 1000)
-    found = found + #page
-    if #page < 1000 then return found end
-    at = '(' .. page[#page][1]
+for i = 6, #KEYS do
+  local lease = redis.call('GET', KEYS[i])
+  if lease and lease:sub(1, 5) ~= 'free:' then
+    redis.call('SET', KEYS[i], 'free:advanced-' .. lease:gsub(':', '-'))
   end
 end
 
-settled = settled + count(position, target)
-redis.call('XGROUP', 'SETID', stream, group, target, 'ENTRIESREAD', info['entries-added'] - count(target, '+'))
-redis.call('SET', mark, target)
-for i = 6, #KEYS do
-  local lease = redis.call('GET', KEYS[i])
-  if lease then redis.call('SET', KEYS[i], 'free:advanced-' .. lease:gsub(':', '-')) end
+local settled, last = {}, nil
+local page = redis.call('XPENDING', stream, group, ARGV[6], target, count)
+for _, row in ipairs(page) do
+  if bytes >= enough then break end
+  last = row[1]
+  if not redis.call('ZSCORE', retry, last) and not is_held(last) then settled[#settled + 1] = last end
 end
-return settled
+if #settled > 0 then redis.call('XACK', stream, group, unpack(settled)) end
+if last and (#page == count or last ~= page[#page][1]) then return {#settled, '(' .. last} end
+
+redis.call('XGROUP', 'SETID', stream, group, target, 'ENTRIESREAD', offset)
+redis.call('SET', mark, target)
+return {#settled, ''}

@@ -2,7 +2,8 @@
 -- Remove messages of one partition that wait until they are due.
 -- KEYS    1 stream   2 delayed   3 delayed:body     (for the keys of message_ids see move.lua)
 -- ARGV    their numbers, padded as in the zset
--- Reply   for each 1 if it is removed, 0 if it was not there: it was moved or cancelled before
+-- Reply   for each 1 if it is removed, 0 if it was not there: it was moved or cancelled before; -1 not looked
+--         at, since others before it were large: ask again
 --
 -- Its message_id is free again, or a later publish under it would be taken for a duplicate of a message that
 -- nobody ever gets.
@@ -17,13 +18,18 @@ local function free(number, body)
   if known == 'd' .. string.format('%.0f', tonumber(number)) then redis.call('DEL', once) end
 end
 
-local result = {}
-for _, number in ipairs(ARGV) do
+local result, bytes, enough = {}, 0, 256 * 1024
+
+local function cancel(number)
   local removed = redis.call('ZREM', delayed, number)
   if removed == 1 then
-    free(number, redis.call('HGET', bodies, number))
+    local body = redis.call('HGET', bodies, number)
+    bytes = bytes + (body and #body or 0)
+    free(number, body)
     redis.call('HDEL', bodies, number)
   end
-  result[#result + 1] = removed
+  return removed
 end
+
+for _, number in ipairs(ARGV) do result[#result + 1] = bytes < enough and cancel(number) or -1 end
 return result

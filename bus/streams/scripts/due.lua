@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Messages whose retry is due, by the server's clock.
 -- KEYS    1 stream   2 lease   3 retry   4 state
--- ARGV    1 lease value   2 group   3 lane   4 how many   5 "1" to claim them for this lane
+-- ARGV    1 lease value   2 group   3 lane   4 how many at most   5 "1" to claim them for this lane
 -- Reply   {0, lease value there}, or
 --         {1, entries, their states, [[id, state], …] whose entry was trimmed, next due ms or -1, now ms}
 --
@@ -17,9 +17,13 @@ if current ~= ARGV[1] then return {0, current} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local entries, states, trimmed = {}, {}, {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', retry, '-inf', now + 1, 'LIMIT', 0, ARGV[4])) do
+local bytes, enough = 0, 256 * 1024 -- what comes after so many bytes stays due, for the next turn
+local most = math.min(200, tonumber(ARGV[4]))
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', retry, '-inf', now + 1, 'LIMIT', 0, most)) do
+  if bytes >= enough then break end
   local entry = redis.call('XRANGE', stream, id, id)[1]
   local known = redis.call('HGET', state, id) or ''
+  for _, text in ipairs(entry and entry[2] or {}) do bytes = bytes + #text end
   if entry then
     entries[#entries + 1] = entry
     states[#states + 1] = known

@@ -2,18 +2,26 @@
 -- Make sure that a partition's stream exists, with the groups that are declared on it.
 -- KEYS    1 stream, then for each group: mark, retry, held, state, lease of its lane "0"
 -- ARGV    1 era: a token never used before
---         then for each group: its name, where it begins ("earliest", "latest", or an id after which it begins)
--- Reply   how many groups were created; the stream itself is not counted
+--         then for each group: its name, where it begins ("earliest", "latest", or an id after which it begins),
+--         and what was counted for it: "" or "id offset basis", see below
+-- Reply   {how many groups were created (the stream itself is not counted),
+--          [[name, id, basis, messages ever added], …] of groups that need a count first,
+--          [name, …] of groups to which something is still to be given back (giveback.lua)}
 --
--- A group is created with the right ENTRIESREAD, or its lag would be unknown or wrong for ever. One that
--- was lost is made again at its mark, below which all is settled but for what waits for a retry or is held
--- back: that is given back to it. A stream that is younger than the mark is a new one: all of it is new.
+-- A group is created with the right ENTRIESREAD, or its lag would be unknown or wrong for ever. Where that has
+-- to be counted and is more than a little, whoever calls counts it in portions (count.lua): how many messages
+-- were ever added up to this id. That never changes, as long as the stream is the same one: the last message
+-- that was counted, the basis, must still be there.
+--
+-- A group that was lost is made again at its mark, below which all is settled but for what waits for a retry or
+-- is held back: that is given back to it. A stream that is younger than the mark is a new one: all of it is new.
 --
 -- Field `era` of the state says which messages the ids stand for (see bus/inbox.py). It changes where the
 -- stream is a new one. The lease is then written anew, as it is: that voids the WATCH of a slice that runs,
 -- and so makes it read the era again before it fetches from the new stream.
 local stream, era = KEYS[1], ARGV[1]
-local chunk = 1000
+-- Messages, and bytes of the first of them, that are counted here at most.
+local most, enough = 200, 16384
 
 local fresh = redis.call('EXISTS', stream) == 0
 if fresh then
@@ -24,16 +32,6 @@ end
 local info = {}
 local raw = redis.call('XINFO', 'STREAM', stream)
 for i = 1, #raw, 2 do info[raw[i]] = raw[i + 1] end
-
-local function entries_after(id)
-  local count, from = 0, '(' .. id
-  while true do
-    local page = redis.call('XRANGE', stream, from, '+', 'COUNT', chunk)
-    count = count + #page
-    if #page < chunk then return count end
-    from = '(' .. page[#page][1]
-  end
-end
 
 local present = {}
 for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
@@ -55,27 +53,18 @@ local function less(a, b)
   return a_seq < b_seq
 end
 
-local function unpad(padded)
-  local ms, seq = padded:match('^0*(%d+)%-0*(%d+)$')
-  return ms .. '-' .. seq
-end
-
--- What waited stays waiting: pending again, in the one lane of the partition. What is gone is counted.
-local function give_back(group, retry, held, state)
-  local function wait_on(id, forget)
-    local claimed = redis.call('XCLAIM', stream, group, '0', 0, id, 'RETRYCOUNT', 0, 'FORCE', 'JUSTID')
-    if #claimed == 0 then
-      forget()
-      redis.call('HDEL', state, id)
-      redis.call('HINCRBY', state, 'trimmed', 1)
-    end
-  end
-  for _, id in ipairs(redis.call('ZRANGE', retry, 0, -1)) do
-    wait_on(id, function() redis.call('ZREM', retry, id) end)
-  end
-  for _, member in ipairs(redis.call('ZRANGE', held, 0, -1)) do
-    wait_on(unpad(member:match(':(.*)$')), function() redis.call('ZREM', held, member) end)
-  end
+-- How many messages were added up to this id; nil where that must be counted.
+local function offset_of(id, counted)
+  if not less(id, info['last-generated-id']) then return info['entries-added'] end
+  if info['length'] == 0 then return info['entries-added'] end
+  if less(id, info['first-entry'][1]) then return info['entries-added'] - info['length'] end
+  local for_id, offset, basis = counted:match('^(%S+) (%d+) (%S+)$')
+  if for_id == id and #redis.call('XRANGE', stream, basis, basis) == 1 then return tonumber(offset) end
+  local size = 0
+  for _, text in ipairs(info['first-entry'][2]) do size = size + #text end
+  local page = math.max(2, math.min(most, math.floor(enough / (size + 1))))
+  local after = #redis.call('XRANGE', stream, '(' .. id, '+', 'COUNT', page)
+  return after < page and info['entries-added'] - after or nil
 end
 
 local function begin_era(state, lease)
@@ -84,13 +73,12 @@ local function begin_era(state, lease)
   if owner then redis.call('SET', lease, owner) end
 end
 
-local created = 0
-for i = 2, #ARGV, 2 do
-  local group, start = ARGV[i], ARGV[i + 1]
+local created, uncounted, giving = 0, {}, {}
+for i = 2, #ARGV, 3 do
+  local group, start, counted = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local first = 2 + ((i + 1) / 3 - 1) * 5
+  local retry, held, state, lease = KEYS[first + 1], KEYS[first + 2], KEYS[first + 3], KEYS[first + 4]
   if not present[group] then
-    local id, read
-    local first = 2 + (i / 2 - 1) * 5
-    local state, lease = KEYS[first + 3], KEYS[first + 4]
     local mark = redis.call('GET', KEYS[first])
     local younger = mark and less(info['last-generated-id'], mark)
     if fresh or younger or redis.call('HEXISTS', state, 'era') == 0 then begin_era(state, lease) end
@@ -100,16 +88,26 @@ for i = 2, #ARGV, 2 do
     elseif mark then
       start = mark
     end
+    local id, read = start, nil
     if start == 'latest' then
       id, read = info['last-generated-id'], info['entries-added']
     elseif start == 'earliest' then
       id, read = '0-0', info['entries-added'] - info['length']
     else
-      id, read = start, info['entries-added'] - entries_after(start)
+      read = offset_of(start, counted)
     end
-    redis.call('XGROUP', 'CREATE', stream, group, id, 'ENTRIESREAD', read)
-    give_back(group, KEYS[first + 1], KEYS[first + 2], state)
-    created = created + 1
+    if read then
+      redis.call('XGROUP', 'CREATE', stream, group, id, 'ENTRIESREAD', read)
+      created = created + 1
+      if redis.call('EXISTS', retry) + redis.call('EXISTS', held) > 0 then
+        redis.call('HSET', state, 'giving', 'held:')
+      else
+        redis.call('HDEL', state, 'giving')
+      end
+    else
+      uncounted[#uncounted + 1] = {group, id, info['last-entry'][1], info['entries-added']}
+    end
   end
+  if redis.call('HEXISTS', state, 'giving') == 1 then giving[#giving + 1] = group end
 end
-return created
+return {created, uncounted, giving}

@@ -15,7 +15,8 @@
 -- In the state: `lost`, `lost_maybe`; `lost_last`, JSON: n, between which ids, at (ms); `look`, JSON: what
 -- was seen last, with the run of the server in which entries-read was right.
 local stream, run = KEYS[1], ARGV[1]
-local most = 2000 -- entries that are counted for one group in one call
+-- Entries that are counted in one call, over all groups, and after how many bytes of them it is enough.
+local most, enough = 2000, 256 * 1024
 
 if redis.call('EXISTS', stream) == 0 then return {} end
 
@@ -51,10 +52,11 @@ local function ahead(position)
   if less(position, first) then return length end
   if position == first then return length - 1 end
   local found, from = 0, '(' .. position
-  while found < most do
-    local page = redis.call('XRANGE', stream, from, '+', 'COUNT', 500)
-    found = found + #page
-    if #page < 500 then return found end
+  while most > 0 and enough > 0 do
+    local page = redis.call('XRANGE', stream, from, '+', 'COUNT', 20)
+    found, most = found + #page, most - #page
+    if #page < 20 then return found end
+    for _, text in ipairs(page[1][2]) do enough = enough - #text * #page end
     from = '(' .. page[#page][1]
   end
 end

@@ -8,6 +8,7 @@
 -- Pending ids whose entry is gone from the stream are acknowledged and counted as lost by trimming.
 local stream, lease, retry, held, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, lane, count, ordering = ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[6]
+local enough = 256 * 1024 -- bytes of what was looked at; the rest is for the next page
 
 local current = redis.call('GET', lease) or ''
 if current ~= ARGV[1] then return {0, current} end
@@ -26,11 +27,14 @@ local function hash_of(fields)
 end
 
 local rows = redis.call('XPENDING', stream, group, ARGV[4], '+', count, lane)
-local entries, trimmed = {}, 0
+local entries, trimmed, bytes, last = {}, 0, 0, nil
 for _, row in ipairs(rows) do
+  if bytes >= enough then break end
   local id = row[1]
+  last = id
   if not redis.call('ZSCORE', retry, id) then
     local entry = redis.call('XRANGE', stream, id, id)[1]
+    for _, text in ipairs(entry and entry[2] or {}) do bytes = bytes + #text end
     if not entry then
       redis.call('XACK', stream, group, id)
       redis.call('HDEL', state, id)
@@ -41,4 +45,5 @@ for _, row in ipairs(rows) do
     end
   end
 end
-return {1, entries, #rows == count and '(' .. rows[#rows][1] or '', trimmed}
+local more = last and (#rows == count or last ~= rows[#rows][1])
+return {1, entries, more and '(' .. last or '', trimmed}

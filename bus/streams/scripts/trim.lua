@@ -2,7 +2,8 @@
 -- Trim a partition's head by age, never past what a declared group has not settled.
 -- KEYS[1] stream   KEYS[2…] states of the declared groups
 -- ARGV[1] cutoff in ms: older messages may go   ARGV[2…] declared groups
--- Reply   how many messages were trimmed; -1 if a declared group is missing (nothing is trimmed then)
+-- Reply   how many messages were trimmed, at most about 20,000: ask again until it is none; -1 if a declared
+--         group is missing, -2 if one that was lost is not given back all of it yet (nothing is trimmed then)
 local stream = KEYS[1]
 if redis.call('EXISTS', stream) == 0 then return 0 end
 
@@ -35,7 +36,13 @@ end
 for i = 2, #ARGV do
   if not present[ARGV[i]] then return -1 end
 end
-local trimmed = redis.call('XTRIM', stream, 'MINID', floor)
+-- What waits there is not pending yet, so nothing holds it back from being trimmed (see giveback.lua).
+for i = 2, #KEYS do
+  if redis.call('HEXISTS', KEYS[i], 'giving') == 1 then return -2 end
+end
+-- Whole nodes of the stream first, some at a time; what is left in the first node after that is little.
+local trimmed = redis.call('XTRIM', stream, 'MINID', '~', floor, 'LIMIT', 20000)
+if trimmed == 0 then trimmed = redis.call('XTRIM', stream, 'MINID', floor) end
 if trimmed > 0 then
   -- What else was removed is counted as lost, see lost.lua.
   for i = 2, #KEYS do redis.call('HINCRBY', KEYS[i], 'cut', trimmed) end

@@ -11,7 +11,7 @@
 --           release [key hash, …]                      keys whose head has just been settled
 --           clear   [state field, …]                   such as suspect:<lane>, when recovery is over
 --           trimmed [id, …]                            retries whose entry is gone from the stream
--- Reply   {0, lease value there}, or
+-- Reply   {0, lease value there}, or {2} if dead letters were large: the same must be sent once more, or
 --         {1, new entries, [[id, key hash], …] released, retrying, held, next due ms or -1, now ms}
 --
 -- Everything is checked first and recorded before it is acknowledged; sending the same settle again
@@ -19,7 +19,10 @@
 local stream, lease, retry, held, state, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local mine, group, lane = ARGV[1], ARGV[2], ARGV[3]
 local fetch, dead_limit, outcomes = tonumber(ARGV[4]), tonumber(ARGV[5]), cjson.decode(ARGV[6])
-local release_batch = 100
+-- So many that wait behind a settled message are released, over all keys; the others when those are settled.
+local release_batch = math.max(1, math.min(100, math.floor(500 / math.max(1, #outcomes.release))))
+
+local enough = 256 * 1024
 
 local current = redis.call('GET', lease) or ''
 if current ~= mine then return {0, current} end
@@ -37,14 +40,19 @@ local function forget(id)
   redis.call('HDEL', state, id)
 end
 
+local copied = 0
 for _, item in ipairs(outcomes.dead) do
+  if copied >= enough then return {2} end
   local id, reason, err, attempts, first = item[1], item[2], item[3], item[4], item[5]
   if is_pending(id) then
     local fields = {'id', id, 'reason', reason, 'error', err, 'attempts', attempts, 'first', first, 'last', now}
     local entry = redis.call('XRANGE', stream, id, id)[1]
     if entry then
       -- unpack() takes just under 8,000 values; a foreign entry may have more than that.
-      for i = 1, math.min(#entry[2], 6000) do fields[#fields + 1] = entry[2][i] end
+      for i = 1, math.min(#entry[2], 6000) do
+        fields[#fields + 1] = entry[2][i]
+        copied = copied + #entry[2][i]
+      end
     end
     redis.call('XADD', dead, '*', unpack(fields))
     redis.call('HINCRBY', state, 'dead', 1)
@@ -75,7 +83,12 @@ end
 for _, id in ipairs(outcomes.done) do forget(id) end
 for _, id in ipairs(outcomes.trimmed) do
   -- One that was held back is counted already if recovery found it gone, and has acknowledged it.
-  if #redis.call('XPENDING', stream, group, id, id, 1) == 1 then redis.call('HINCRBY', state, 'trimmed', 1) end
+  -- One that was gone when its lost group was made again is not pending (see giveback.lua).
+  local known = redis.call('HGET', state, id)
+  local vanished = known and known:find('"g":1', 1, true)
+  if vanished or #redis.call('XPENDING', stream, group, id, id, 1) == 1 then
+    redis.call('HINCRBY', state, 'trimmed', 1)
+  end
   forget(id)
 end
 for _, name in ipairs(outcomes.clear) do redis.call('HDEL', state, name) end
