@@ -69,9 +69,10 @@ class LaneOrder:
 
     id: LaneId
     lease: str
-    last_id: str | None
     seen: str | None
     """The greatest id that the group was ever known to be at here."""
+    history: int
+    """The history of the server in which the last slice left it (see bus.streams.history)."""
     serial: int
     """Counts the slices under this lease: a child that ran the one before may go on with its state."""
     recover: bool = False

@@ -7,7 +7,7 @@ from typing import Literal
 
 from bus.lane import LaneId
 from bus.values import Ordering
-from workers.order import Fallen, SliceOrder
+from workers.order import Fallen, LaneOrder, SliceOrder
 from workers.seen import SlotView
 
 State = Literal["watched", "ready", "running", "backing off", "taken back"]
@@ -24,6 +24,10 @@ class OwnedLane:
     last_id: str | None = None
     seen: str | None = None
     """The greatest id that the group was known to be at."""
+    history: int = 0
+    """The history of the server in which the last slice left it (see bus.streams.history)."""
+    doubted: bool = False
+    """While it was running the server was lost: what the slice reports may be of another history."""
     serial: int = 0
     recover: bool = True
     blocked: bool = False
@@ -56,6 +60,26 @@ class OwnedLane:
         if view.batch_end is not None:
             return Fallen(finished, refused, view.batch_end, True, reason)
         return Fallen(finished, refused, running.id, False, reason)
+
+    def order(self) -> LaneOrder:
+        """For the next slice."""
+        self.serial += 1
+        return LaneOrder(
+            self.id,
+            self.lease,
+            self.seen,
+            self.history,
+            self.serial,
+            self.recover,
+            self.fallen,
+            self.drain_only,
+        )
+
+    def doubt(self) -> None:
+        """The server may have come back with older data. What a slice that runs reports may be of before."""
+        self.doubted = self.state == "running"
+        # With a serial left out no process goes on with what it remembers of the lane.
+        self.last_id, self.recover, self.serial = None, True, self.serial + 1
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 
 from bus.lane import ORDERED_LANE, LaneId
 from bus.values import Ordering
-from workers.order import MAX_LANES, Fallen, LaneOrder, Report, SliceOrder
+from workers.order import MAX_LANES, Fallen, Report, SliceOrder
 from workers.owned import Ended, OwnedLane, Running
 from workers.progress import Progress
 from workers.seen import SlotView
@@ -133,11 +133,11 @@ class Scheduler:
             return woken
 
     def doubt(self) -> None:
-        """The connection was lost: the server may have come back with older data. Idle lanes ask anew."""
+        """The connection was lost: the server may have come back with older data. All lanes ask anew."""
         with self._lock:
             for lane in self._lanes.values():
+                lane.doubt()
                 if lane.state == "watched":
-                    lane.last_id = None
                     self._make_ready(lane)
 
     def wake_due(self) -> bool:
@@ -229,19 +229,7 @@ class Scheduler:
         for lane in lanes:
             if lane.state == "ready" and lane.id in self._queue:
                 self._queue.remove(lane.id)  # taken along; a stale entry would only pile up
-            lane.serial += 1
-            orders.append(
-                LaneOrder(
-                    lane.id,
-                    lane.lease,
-                    lane.last_id,
-                    lane.seen,
-                    lane.serial,
-                    lane.recover,
-                    lane.fallen,
-                    lane.drain_only,
-                )
-            )
+            orders.append(lane.order())
             lane.state, lane.since, lane.news = "running", now, False
         mean = self._mean.get((lanes[0].id.topic, lanes[0].id.group))
         order = SliceOrder(self._nonce, slot, tuple(orders), mean)
@@ -303,6 +291,7 @@ class Scheduler:
         if flags & Report.LOST:
             ended.lost.append(self._remove(lane))
             return
+        doubted, lane.doubted = lane.doubted, False
         lane.fallen = None if view.took_in else lane.fallen
         lane.recover = bool(flags & Report.RECOVER)
         lane.blocked = bool(flags & Report.BLOCKED)
@@ -314,9 +303,12 @@ class Scheduler:
                 ended.gone = True
             self._back_off(lane)
             return
-        lane.troubles = 0
+        lane.troubles, lane.history = 0, report.history
         lane.last_id = lane.seen = f"{report.last_ms}-{report.last_seq}"
-        if lane.drain_only and not lane.recover:
+        if doubted:
+            self._make_ready(lane)
+            lane.doubt()
+        elif lane.drain_only and not lane.recover:
             lane.leaving = True
         elif flags & Report.MORE or lane.news:
             self._make_ready(lane)
