@@ -13,10 +13,8 @@ with ordering "partition" the whole partition counts as one key. Keyless message
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -24,6 +22,7 @@ import orjson
 from bus import codec
 from bus.keys import PartitionKeys, pad_id
 from bus.outcomes import Outcomes
+from bus.partition import key_hash
 from bus.values import Message, Ordering, id_pair
 
 if TYPE_CHECKING:
@@ -34,20 +33,6 @@ ORDERED_LANE = "0"
 
 #: Longest error text kept with a message; Redis holds one for each failing message.
 MAX_ERROR = 4000
-
-
-def key_hash(ordering: Ordering, key: bytes | None) -> str:
-    """What ties messages together in order: equal for messages of one key; "" ties to nothing."""
-    if ordering == "none":
-        return ""
-    if ordering == "partition":
-        return "*"
-    return "" if key is None else _digest(key)
-
-
-@lru_cache(maxsize=10_000)
-def _digest(key: bytes) -> str:
-    return hashlib.sha1(key, usedforsecurity=False).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -86,9 +71,9 @@ class Lane:
     """The state of one lane within a slice."""
 
     __slots__ = (
-        "acks", "era", "failing", "failures", "held", "history", "id", "keys", "last_id", "lease", "link",
-        "lost", "marked", "mended", "next_due", "ordering", "outcomes", "position", "prove", "recovering",
-        "retrying", "seen", "suspect", "trimmed",
+        "acks", "closed", "era", "failing", "failures", "held", "history", "id", "keys", "last_id", "lease",
+        "link", "lost", "marked", "mended", "next_due", "ordering", "outcomes", "position", "prove",
+        "recovering", "retrying", "seen", "suspect", "trimmed",
     )  # fmt: skip
 
     def __init__(
@@ -123,6 +108,8 @@ class Lane:
         self.mended = False
         """What is known of waiting messages was found to fit together, or need not be looked at."""
         self.lost = False
+        self.closed = False
+        """Nothing new is fetched: another ordering is declared, and waits until nothing is pending."""
         self.era = ""
         """Which messages the ids here stand for (see bus.inbox); "": of a group that is older than eras."""
         self.prove: Callable[[], bool] | None = None
@@ -182,6 +169,8 @@ class Lane:
                 self.suspect = id_pair(raw)
             elif name == b"era":
                 self.in_era(raw)
+            elif name == b"ordering":
+                self.in_force(raw)
         for message_id in retries[::2]:
             failure = self.failures.get(message_id.decode())
             if failure is not None and failure.hash:
@@ -194,6 +183,16 @@ class Lane:
     def in_era(self, raw: bytes | None) -> None:
         """Take in the field `era` of the state hash."""
         self.era = raw.decode() if raw else ""
+
+    def take_in(self, raw: Sequence[bytes | None]) -> None:
+        """Take in the fields `era` and `ordering` of the state hash."""
+        self.in_era(raw[0])
+        self.in_force(raw[1])
+
+    def in_force(self, raw: bytes | None) -> None:
+        """Take in the field `ordering` of the state hash: under another one no lease of ours counts."""
+        if raw and raw != self.ordering.encode():
+            self.lease = ""
 
     def look_at(self, retries: Sequence[bytes]) -> None:
         """Take in the retry that is due first, from the beginning of the zset with its scores."""
@@ -256,7 +255,7 @@ class Lane:
 
     def may_fetch(self, held_limit: int) -> bool:
         """Whether new messages may be fetched: not past the held limit, nor past a failing partition."""
-        if self.ordering == "partition" and self.failing:
+        if self.closed or (self.ordering == "partition" and self.failing):
             return False
         # What this turn settles counts too, or a fetch in the same turn would go a whole batch further.
         unsettled = len(self.outcomes.held) + len(self.outcomes.retry)

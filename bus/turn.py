@@ -153,7 +153,7 @@ class Turns:
                 lane.load(next(rest), next(rest), next(rest))
             else:
                 lane.look_at(next(rest))
-                lane.in_era(next(rest))
+                lane.take_in(next(rest))
             lane.link = self._link
             if lane.last_id is None and not lane.at(last_delivered(next(rest), lane.id.group)):
                 raise GroupLost(
@@ -166,7 +166,7 @@ class Turns:
         replies = self.need_link().pipe([_era(lane) for lane in self.lanes])
         raise_first_error(replies)
         for lane, raw in zip(self.lanes, replies, strict=True):
-            lane.in_era(raw)
+            lane.take_in(raw)
 
     def reopen(self) -> None:
         """After a lost connection: prove the leases anew, settle what is kept, and look for left-overs.
@@ -304,4 +304,4 @@ class Turns:
 
 
 def _era(lane: Lane) -> Command:
-    return ("HGET", lane.keys.state(lane.id.group), "era")
+    return ("HMGET", lane.keys.state(lane.id.group), "era", "ordering")

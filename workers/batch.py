@@ -13,7 +13,7 @@ from typing import Any
 
 from bus.codec import raw_key
 from bus.errors import Reject, Retry
-from bus.lane import key_hash
+from bus.partition import key_hash
 from bus.values import Message, Ordering
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,6 +39,8 @@ class OwnedLane:
     """When it entered its state."""
     troubles: int = 0
     leaving: bool = False
+    closed: bool = False
+    """Another ordering is declared: nothing new is fetched until what is pending is settled."""
     drain_only: bool = False
     news: bool = False
     """Something arrived while it was running."""
@@ -65,15 +68,19 @@ class OwnedLane:
         """For the next slice."""
         self.serial += 1
         return LaneOrder(
-            self.id,
-            self.lease,
-            self.seen,
-            self.history,
-            self.serial,
-            self.recover,
-            self.fallen,
-            self.drain_only,
-        )
+            self.id, self.lease, self.seen, self.history, self.serial, self.recover, self.fallen,
+            self.ordering, self.closed, self.drain_only,
+        )  # fmt: skip
+
+    def news_after(self) -> str | None:
+        """The id after which a message would be news; None: not known, or it could not be fetched."""
+        return None if self.blocked or self.closed else self.last_id
+
+    def order_by(self, declared: Mapping[tuple[str, str], Ordering]) -> bool:
+        """Close it if another ordering is declared for its (topic, group), else open it; True if it opens."""
+        before = self.closed
+        self.closed = declared.get((self.id.topic, self.id.group), self.ordering) != self.ordering
+        return before and not self.closed
 
     def doubt(self) -> None:
         """The server may have come back with older data. What a slice that runs reports may be of before."""

@@ -55,15 +55,13 @@ class Slice:
 
     def _lane(self, order: LaneOrder) -> Lane:
         known = self._runtime.lanes.pop(order.id, None)
-        subscription = self._runtime.dispatcher(order.id.topic, order.id.group).subscription
         if known is not None and known[0] == order.serial - 1 and known[1].lease == order.lease:
             lane = known[1]
         else:
             keys = self._runtime.bus.keys.partition(order.id.topic, order.id.partition)
-            lane = Lane(
-                order.id, keys, order.lease, subscription.ordering, seen=order.seen, history=order.history
-            )
+            lane = Lane(order.id, keys, order.lease, order.ordering, seen=order.seen, history=order.history)
             lane.recovering = False
+        lane.closed = order.closed
         if order.recover:
             lane.leave_over()
         return lane

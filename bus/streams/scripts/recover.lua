@@ -5,7 +5,8 @@
 --         6 ordering ("key", "partition" or "none")
 -- Reply   {0, lease value there}, or {1, entries, where to go on ("" = that was all), trimmed}
 --
--- Pending ids whose entry is gone from the stream are acknowledged and counted as lost by trimming.
+-- In ordered groups what is pending under another name (of an earlier ordering) comes to this lane, and names
+-- with nothing pending go. Pending ids whose entry is gone from the stream are acknowledged and counted as lost by trimming.
 local stream, lease, retry, held, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, lane, count, ordering = ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[6]
 
@@ -25,10 +26,16 @@ local function hash_of(fields)
   return ''
 end
 
-local rows = redis.call('XPENDING', stream, group, ARGV[4], '+', count, lane)
+local rows
+if ordering == 'none' then
+  rows = redis.call('XPENDING', stream, group, ARGV[4], '+', count, lane)
+else
+  rows = redis.call('XPENDING', stream, group, ARGV[4], '+', count)
+end
 local entries, trimmed = {}, 0
 for _, row in ipairs(rows) do
   local id = row[1]
+  if row[2] ~= lane then redis.call('XCLAIM', stream, group, lane, 0, id, 'JUSTID') end
   if not redis.call('ZSCORE', retry, id) then
     local entry = redis.call('XRANGE', stream, id, id)[1]
     if not entry then
@@ -38,6 +45,15 @@ for _, row in ipairs(rows) do
       trimmed = trimmed + 1
     elseif ordering == 'none' or not redis.call('ZSCORE', held, hash_of(entry[2]) .. ':' .. pad(id)) then
       entries[#entries + 1] = entry
+    end
+  end
+end
+if #rows < count and ordering ~= 'none' then
+  for _, raw in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+    local known = {}
+    for i = 1, #raw, 2 do known[raw[i]] = raw[i + 1] end
+    if known['name'] ~= lane and known['pending'] == 0 then
+      redis.call('XGROUP', 'DELCONSUMER', stream, group, known['name'])
     end
   end
 end
