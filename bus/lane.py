@@ -83,10 +83,11 @@ class Lane:
         lease: str,
         ordering: Ordering,
         *,
+        last_id: str | None = None,
         seen: str | None = None,
         history: int = 0,
     ) -> None:
-        """`seen`, `history`: how far the group was known to be, and in which history of the server."""
+        """`last_id`: as the last slice left it, in `history` of the server. `seen`: the furthest ever."""
         self.id = id
         self.keys = keys
         self.lease = lease
@@ -95,7 +96,7 @@ class Lane:
         """The connection over which all of this was learnt; over another one nothing of it counts."""
         self.history = history
         """The history of the server in which left-overs were looked for (see Link.history)."""
-        self.last_id: str | None = None
+        self.last_id = last_id
         """The last id that the group was given here; None: must be asked for."""
         self.seen = seen
         """The greatest id that the group was known to be at: a server that says less has lost data."""
@@ -137,8 +138,9 @@ class Lane:
         """
         if self.link is link:
             return
-        self.link = self.last_id = self.marked = None
+        self.link = self.marked = None
         if not link.history or self.history != link.history:
+            self.last_id = None
             self.leave_over()
         self.history = link.history
 

@@ -177,6 +177,7 @@ class Turns:
         if link := self.close():
             link.close()  # refused by the server, not broken: a socket that nobody would close
         for lane in self.lanes:
+            lane.last_id = None
             lane.leave_over()
         self._begin(None, learn=False)
         # What the lost reply said (keys released, retries claimed) is in Redis alone: settle, then read it.

@@ -69,6 +69,8 @@ class LaneOrder:
 
     id: LaneId
     lease: str
+    last_id: str | None
+    """The last id that the group was given there; None: must be asked for."""
     seen: str | None
     """The greatest id that the group was ever known to be at here."""
     history: int

@@ -68,8 +68,8 @@ class OwnedLane:
         """For the next slice."""
         self.serial += 1
         return LaneOrder(
-            self.id, self.lease, self.seen, self.history, self.serial, self.recover, self.fallen,
-            self.ordering, self.closed, self.drain_only,
+            self.id, self.lease, self.last_id, self.seen, self.history, self.serial, self.recover,
+            self.fallen, self.ordering, self.closed, self.drain_only,
         )  # fmt: skip
 
     def news_after(self) -> str | None:

@@ -59,7 +59,12 @@ class Slice:
             lane = known[1]
         else:
             keys = self._runtime.bus.keys.partition(order.id.topic, order.id.partition)
-            lane = Lane(order.id, keys, order.lease, order.ordering, seen=order.seen, history=order.history)
+            # In unordered groups other lanes move the position too.
+            last_id = None if order.ordering == "none" else order.last_id
+            lane = Lane(
+                order.id, keys, order.lease, order.ordering,
+                last_id=last_id, seen=order.seen, history=order.history,
+            )  # fmt: skip
             lane.recovering = False
         lane.closed = order.closed
         if order.recover:
