@@ -250,7 +250,7 @@ def test_a_change_of_the_handlers_under_failing_and_held_messages_loses_and_repe
     batch = {"handler": shop.handle_batch, "batch": 5}
     first, then = ({}, batch) if change == "batch" and not back else ({}, {})
     if change == "atomic":
-        first, then = ({"atomic": True}, {}) if back else ({}, {"atomic": True})
+        first, then = ({"atomic": "default"}, {}) if back else ({}, {"atomic": "default"})
     if change == "renamed":
         then = {"handler": other(shop)}
     if change == "batch" and back:
