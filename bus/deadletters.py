@@ -21,6 +21,8 @@ import orjson
 from bus import codec
 from bus.errors import ConfigurationError, UnknownGroup, UnknownTopic
 from bus.lane import ORDERED_LANE
+from bus.reordering import Place as GroupPlace
+from bus.reordering import in_effect
 from bus.streams.commands import fields_of, is_nogroup, run, text
 from bus.streams.connect import check
 from bus.values import Message, id_pair
@@ -329,6 +331,7 @@ def retry(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> lis
     ordering = _ordering(bus, topic, group)
     if ordering is None:
         return [Fate.KEPT] * len(letters)  # nobody would ever be given them
+    ordering = in_effect(bus, GroupPlace(topic, group, letters[0].place.partition), ordering)
     lanes = _lanes(bus, keys.stream, group) if ordering == "none" else [ORDERED_LANE]
     names = [keys.stream, keys.retry(group), keys.held(group), keys.state(group), keys.dead(group),
              *(keys.lease(group, lane) for lane in lanes)]  # fmt: skip

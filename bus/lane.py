@@ -13,37 +13,26 @@ with ordering "partition" the whole partition counts as one key. Keyless message
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from bus import codec
 from bus.keys import PartitionKeys, pad_id
+from bus.outcomes import Outcomes
+from bus.partition import key_hash
 from bus.values import Message, Ordering, id_pair
+
+if TYPE_CHECKING:
+    from bus.streams.wire import Link
 
 #: The consumer name of the one lane of a partition in ordered groups, whoever owns it.
 ORDERED_LANE = "0"
 
 #: Longest error text kept with a message; Redis holds one for each failing message.
 MAX_ERROR = 4000
-
-
-def key_hash(ordering: Ordering, key: bytes | None) -> str:
-    """What ties messages together in order: equal for messages of one key; "" ties to nothing."""
-    if ordering == "none":
-        return ""
-    if ordering == "partition":
-        return "*"
-    return "" if key is None else _digest(key)
-
-
-@lru_cache(maxsize=10_000)
-def _digest(key: bytes) -> str:
-    return hashlib.sha1(key, usedforsecurity=False).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -78,75 +67,50 @@ class Failure:
         return orjson.dumps(known).decode()
 
 
-@dataclass(slots=True)
-class Outcomes:
-    """What is to be settled, in the form that `turn.lua` takes."""
-
-    done: list[str] = field(default_factory=list)
-    retry: list[tuple[str, int, str]] = field(default_factory=list)
-    noted: list[tuple[str, str]] = field(default_factory=list)
-    held: list[tuple[str, str, str]] = field(default_factory=list)
-    dead: list[tuple[str, str, str, int, int]] = field(default_factory=list)
-    release: list[str] = field(default_factory=list)
-    clear: list[str] = field(default_factory=list)
-    trimmed: list[str] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(
-            self.done
-            or self.retry
-            or self.noted
-            or self.held
-            or self.dead
-            or self.release
-            or self.clear
-            or self.trimmed
-        )
-
-    def dump(self, also_done: Sequence[str] = ()) -> bytes:
-        return orjson.dumps(
-            {
-                "done": [*self.done, *also_done],
-                "retry": self.retry,
-                "noted": self.noted,
-                "held": self.held,
-                "dead": self.dead,
-                "release": self.release,
-                "clear": self.clear,
-                "trimmed": self.trimmed,
-            }
-        )
-
-
 class Lane:
     """The state of one lane within a slice."""
 
     __slots__ = (
-        "acks", "era", "failing", "failures", "held", "id", "keys", "last_id", "lease", "loaded", "lost",
-        "marked", "next_due", "ordering", "outcomes", "position", "prove", "recovering", "retrying",
-        "seen", "suspect", "trimmed",
+        "acks", "closed", "era", "failing", "failures", "held", "history", "id", "keys", "last_id", "lease",
+        "link", "lost", "marked", "mended", "next_due", "ordering", "outcomes", "position", "prove",
+        "recovering", "retrying", "seen", "suspect", "trimmed",
     )  # fmt: skip
 
     def __init__(
-        self, id: LaneId, keys: PartitionKeys, lease: str, ordering: Ordering, last_id: str | None = None
+        self,
+        id: LaneId,
+        keys: PartitionKeys,
+        lease: str,
+        ordering: Ordering,
+        *,
+        last_id: str | None = None,
+        seen: str | None = None,
+        history: int = 0,
     ) -> None:
+        """`last_id`: as the last slice left it, in `history` of the server. `seen`: the furthest ever."""
         self.id = id
         self.keys = keys
         self.lease = lease
         self.ordering: Ordering = ordering
+        self.link: Link | None = None
+        """The connection over which all of this was learnt; over another one nothing of it counts."""
+        self.history = history
+        """The history of the server in which left-overs were looked for (see Link.history)."""
         self.last_id = last_id
         """The last id that the group was given here; None: must be asked for."""
-        self.seen = last_id
+        self.seen = seen
         """The greatest id that the group was known to be at: a server that says less has lost data."""
         self.marked: str | None = None
         """The mark that was written last."""
-        self.loaded = False
-        """False: failures must be read from Redis before anything is handled."""
         self.recovering = True
         """True: left-overs in the pending list come before anything new."""
         self.position = "-"
         """Where the search for left-overs goes on."""
+        self.mended = False
+        """What is known of waiting messages was found to fit together, or need not be looked at."""
         self.lost = False
+        self.closed = False
+        """Nothing new is fetched: another ordering is declared, and waits until nothing is pending."""
         self.era = ""
         """Which messages the ids here stand for (see bus.inbox); "": of a group that is older than eras."""
         self.prove: Callable[[], bool] | None = None
@@ -165,6 +129,20 @@ class Lane:
         self.outcomes = Outcomes()
 
     # ------------------------------------------------------------------ what Redis knows
+
+    def doubt(self, link: Link) -> None:
+        """What is known counts only over the connection over which it was learnt.
+
+        In another history of the server something may be pending that was settled in ours, or the other way
+        round. So left-overs are looked for there; also where the server does not say which history it is.
+        """
+        if self.link is link:
+            return
+        self.link = self.marked = None
+        if not link.history or self.history != link.history:
+            self.last_id = None
+            self.leave_over()
+        self.history = link.history
 
     def at(self, position: str) -> bool:
         """The server says how far the group is; False if it was further before: its data are older."""
@@ -193,17 +171,30 @@ class Lane:
                 self.suspect = id_pair(raw)
             elif name == b"era":
                 self.in_era(raw)
+            elif name == b"ordering":
+                self.in_force(raw)
         for message_id in retries[::2]:
             failure = self.failures.get(message_id.decode())
             if failure is not None and failure.hash:
                 self.failing.setdefault(failure.hash, set()).add(id_pair(message_id))
         self.look_at(retries)
         self.retrying, self.held = len(retries) // 2, held
-        self.loaded = True
+        # Also at other times: something is held, and nothing it could be held behind fails.
+        self.mended = not self.recovering and bool(self.failing or not held)
 
     def in_era(self, raw: bytes | None) -> None:
         """Take in the field `era` of the state hash."""
         self.era = raw.decode() if raw else ""
+
+    def take_in(self, raw: Sequence[bytes | None]) -> None:
+        """Take in the fields `era` and `ordering` of the state hash."""
+        self.in_era(raw[0])
+        self.in_force(raw[1])
+
+    def in_force(self, raw: bytes | None) -> None:
+        """Take in the field `ordering` of the state hash: under another one no lease of ours counts."""
+        if raw and raw != self.ordering.encode():
+            self.lease = ""
 
     def look_at(self, retries: Sequence[bytes]) -> None:
         """Take in the retry that is due first, from the beginning of the zset with its scores."""
@@ -266,7 +257,7 @@ class Lane:
 
     def may_fetch(self, held_limit: int) -> bool:
         """Whether new messages may be fetched: not past the held limit, nor past a failing partition."""
-        if self.ordering == "partition" and self.failing:
+        if self.closed or (self.ordering == "partition" and self.failing):
             return False
         # What this turn settles counts too, or a fetch in the same turn would go a whole batch further.
         unsettled = len(self.outcomes.held) + len(self.outcomes.retry)
@@ -300,6 +291,12 @@ class Lane:
         self.failing[hash_].discard(id_pair(message.id))
         self.outcomes.held.append((message.id, pad_id(message.id), hash_))
         self._hold_later(hash_, id_pair(message.id))
+
+    def release(self, hashes: Iterable[str]) -> None:
+        """Let messages of these keys go that are held back behind nothing: the next turn does."""
+        for hash_ in hashes:
+            self.failing[hash_] = set()  # until they are out, what is newer waits
+            self.outcomes.release.append(hash_)
 
     def _hold_later(self, hash_: str, place: tuple[int, int]) -> None:
         """What was released of this key after `place` waits again, or it would overtake what is held."""

@@ -60,8 +60,11 @@ class Newcomers:
         made = any(place in known for place in self.refused)
         return made or bool(self.refused and self._clock() >= self._again_at)
 
-    def declare(self, specs: Iterable[GroupSpec]) -> None:
-        """Declare groups, but for new ones beyond the limit; whoever makes a group tells of it first."""
+    def declare(self, specs: Iterable[GroupSpec], *, keep_ordering: bool = False) -> None:
+        """Declare groups, but for new ones beyond the limit; whoever makes a group tells of it first.
+
+        `keep_ordering`: as of Registry.declare_groups.
+        """
         wanted = list(specs)
         known = {(group.topic, group.name) for group in self._bus.registry.groups()}
         ahead = {
@@ -78,6 +81,7 @@ class Newcomers:
         self._bus.registry.declare_groups(
             (spec for spec in wanted if (spec.topic, spec.name) not in refused),
             on_new=lambda spec: _announce(spec, ahead.get((spec.topic, spec.name))),
+            keep_ordering=keep_ordering,
         )
 
     def _refuse(self, topic: str, group: str, lag: Lag) -> None:

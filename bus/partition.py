@@ -1,4 +1,4 @@
-"""Key → partition, the same in every language.
+"""Key → partition, the same in every language; and what ties the messages of a partition together.
 
 partition = CRC-32 (the one of zlib, PNG and Ethernet: polynomial 0xEDB88320, initial value and
 final xor 0xFFFFFFFF) of the key's UTF-8 bytes, modulo the partition count. The CRC-32 of `"A1"` is
@@ -7,9 +7,27 @@ final xor 0xFFFFFFFF) of the key's UTF-8 bytes, modulo the partition count. The 
 
 from __future__ import annotations
 
+import hashlib
+from functools import lru_cache
 from zlib import crc32
+
+from bus.values import Ordering
 
 
 def partition_of(key: str, partitions: int) -> int:
     """The partition, from 0, that a key belongs to while the count stays `partitions`."""
     return crc32(key.encode()) % partitions
+
+
+def key_hash(ordering: Ordering, key: bytes | None) -> str:
+    """What ties messages together in order: equal for messages of one key; "" ties to nothing."""
+    if ordering == "none":
+        return ""
+    if ordering == "partition":
+        return "*"
+    return "" if key is None else _digest(key)
+
+
+@lru_cache(maxsize=10_000)
+def _digest(key: bytes) -> str:
+    return hashlib.sha1(key, usedforsecurity=False).hexdigest()[:16]

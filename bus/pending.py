@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from bus import codec
 from bus.errors import ConfigurationError, UnknownGroup, UnknownTopic
 from bus.keys import pad_id
-from bus.lane import Failure, key_hash
+from bus.lane import Failure
+from bus.partition import key_hash
+from bus.reordering import Place, read
 from bus.streams.commands import is_nogroup, text
 from bus.streams.connect import check
 from bus.values import Message, Ordering
@@ -59,16 +61,18 @@ def find(bus: Bus, topic: str, group: str, *, partition: int | None = None) -> I
     if partition is not None and not 0 <= partition < spec.partitions:
         raise ConfigurationError(f"Topic {topic!r} has the partitions 0 to {spec.partitions - 1}.")
     numbers = range(spec.partitions) if partition is None else [partition]
-    return (found for number in numbers for found in _Walk(bus, topic, group, number, ordering))
+    effects = read(bus, [(Place(topic, group, number), ordering) for number in numbers])
+    return (found for place, effect in effects.items() for found in _Walk(bus, place, effect))
 
 
 class _Walk:
     """The pending list of one partition."""
 
-    def __init__(self, bus: Bus, topic: str, group: str, partition: int, ordering: Ordering) -> None:
+    def __init__(self, bus: Bus, place: Place, ordering: Ordering) -> None:
         self._client = bus.client
-        self._keys = bus.keys.partition(topic, partition)
-        self._topic, self._group, self._partition, self._ordering = topic, group, partition, ordering
+        self._keys = bus.keys.partition(place.topic, place.partition)
+        self._topic, self._group, self._partition = place.topic, place.group, place.partition
+        self._ordering = ordering
 
     def __iter__(self) -> Iterator[PendingMessage]:
         start = "-"

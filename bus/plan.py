@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from bus.errors import BusError, ServerError
-from bus.lane import Failure, Lane, Outcomes
+from bus.lane import Failure, Lane
+from bus.outcomes import Outcomes
 from bus.portions import portions
 from bus.streams.commands import Script, is_nogroup, is_noscript, script, text
 from bus.streams.connect import error_of

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bus.lane import Outcomes
+    from bus.outcomes import Outcomes
 
 #: Failures, each with the end of a traceback, that one script settles: a few milliseconds for the server.
 PORTION = 100

@@ -17,9 +17,10 @@ from datetime import timedelta
 
 import orjson
 
-from bus import making
+from bus import making, reordering
 from bus.errors import BusUnavailable, ConfigurationError, UnknownTopic
 from bus.keys import Keys
+from bus.reordering import Place
 from bus.streams import commands
 from bus.streams.connect import Client
 from bus.values import Ordering, Position, TopicSpec, check_name
@@ -185,10 +186,16 @@ class Registry:
         return found
 
     def declare_groups(
-        self, specs: Iterable[GroupSpec], *, on_new: Callable[[GroupSpec], None] | None = None
+        self,
+        specs: Iterable[GroupSpec],
+        *,
+        on_new: Callable[[GroupSpec], None] | None = None,
+        keep_ordering: bool = False,
     ) -> None:
         """Write groups to Redis and create them on every partition of their topics. Idempotent.
 
+        A group that is declared already keeps its start. Another ordering takes effect where nothing is
+        pending any more (see bus.reordering); `keep_ordering`: it is left as it was declared last.
         `on_new` is called with each group that was not declared yet, before it is created: by one caller
         only, however many declare it at once.
         """
@@ -197,6 +204,12 @@ class Registry:
         for spec in wanted:
             check_name("Group", spec.name)
             before = known.get((spec.topic, spec.name))
+            if before is not None and before.ordering != spec.ordering:
+                if keep_ordering:
+                    continue
+                everywhere = range(self.spec(spec.topic).partitions)
+                places = [Place(spec.topic, spec.name, number) for number in everywhere]
+                reordering.pin(self._client, self._keys, places, before.ordering)
             if before is None or before.ordering != spec.ordering:
                 start = start_id(spec.start if before is None else before.start)
                 paused = before.paused if before else spec.paused
@@ -207,6 +220,8 @@ class Registry:
                 made = self._declare(self._keys.groups, field, dumped, keep=before is None)
                 if before is None and made and on_new is not None:
                     on_new(spec)
+                if before is not None:
+                    self.hint("ordering")
         everything = self.groups()
         for topic in {spec.topic for spec in wanted}:
             self._make_streams(self.spec(topic), range(self.spec(topic).partitions), everything)

@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from bus import mending
 from bus.errors import BusUnavailable, ServerError, StaleLease
 from bus.lane import Lane
 from bus.plan import PAGE, Batch, GroupLost, Plan, last_delivered, raise_first_error
+from bus.streams import history
 from bus.streams.commands import script
 from bus.streams.connect import Endpoint, error_of
 from bus.streams.wire import Command, Link
@@ -65,20 +67,31 @@ class Turns:
         Nothing may be fetched in the same write: a stale slice would fetch what the real owner then
         never sees. Raises BusUnavailable, StaleLease (no lane is left), GroupLost.
         """
+        self._begin(link, learn=True)
+        self._mend()
+
+    def _begin(self, link: Link | None, *, learn: bool) -> None:
         if link is not None and link.stale():
             link.close()
             link = None
-        self._link = link or self._endpoint.connect()
+        if link is None:
+            link = self._endpoint.connect()
+            self._link = link  # to be closed, should the question break
+            link.history = history.ask(link)
+        self._link = link
+        for lane in self.lanes:
+            lane.doubt(link)
         late = self._void_late_turns()
         # The link may still watch the leases of the slice before.
         opening: list[Command] = [*late, ("UNWATCH",), self.watch(), self.mget(), ("TIME",)]
         self._asked = self._clock()
-        replies = self._link.pipe([*opening, *self._reads()])
+        replies = link.pipe([*opening, *(self._reads() if learn else ())])
         raise_first_error(replies)
         replies = replies[len(late) :]
         seconds, micros = replies[3]
         self._server_ahead = int(seconds) + int(micros) / 1e6 - self._clock()
-        self._take_in(replies[4:])
+        if learn:
+            self._take_in(replies[4:])
         self.prove_by(replies[2])
 
     def _void_late_turns(self) -> list[Command]:
@@ -98,15 +111,27 @@ class Turns:
                 ]
         return late
 
-    def _read_lanes(self) -> None:
+    def learn(self, lane: Lane) -> None:
+        """Read anew what Redis knows of this lane."""
+        lane.link = None
+        self._learn()
+        lane.mended = True
+
+    def _learn(self) -> None:
         replies = self.need_link().pipe(self._reads())
         raise_first_error(replies)
         self._take_in(replies)
 
+    def _mend(self) -> None:
+        """Where left-overs are looked for, what is known of waiting messages may not fit together either."""
+        for lane in list(self.lanes):
+            if not lane.mended:
+                mending.mend(self, lane)
+
     def _reads(self) -> list[Command]:
         reads: list[Command] = []
         for lane in self.lanes:
-            if not lane.loaded:
+            if lane.link is None:
                 group = lane.id.group
                 reads += [
                     ("HGETALL", lane.keys.state(group)),
@@ -124,11 +149,12 @@ class Turns:
     def _take_in(self, replies: list[Any]) -> None:
         rest = iter(replies)
         for lane in self.lanes:
-            if not lane.loaded:
+            if lane.link is None:
                 lane.load(next(rest), next(rest), next(rest))
             else:
                 lane.look_at(next(rest))
-                lane.in_era(next(rest))
+                lane.take_in(next(rest))
+            lane.link = self._link
             if lane.last_id is None and not lane.at(last_delivered(next(rest), lane.id.group)):
                 raise GroupLost(
                     f"The server knows group {lane.id.group!r} of {lane.keys.stream} at {lane.last_id}, "
@@ -140,7 +166,7 @@ class Turns:
         replies = self.need_link().pipe([_era(lane) for lane in self.lanes])
         raise_first_error(replies)
         for lane, raw in zip(self.lanes, replies, strict=True):
-            lane.in_era(raw)
+            lane.take_in(raw)
 
     def reopen(self) -> None:
         """After a lost connection: prove the leases anew, settle what is kept, and look for left-overs.
@@ -151,13 +177,13 @@ class Turns:
         if link := self.close():
             link.close()  # refused by the server, not broken: a socket that nobody would close
         for lane in self.lanes:
-            lane.recovering, lane.position, lane.loaded, lane.last_id = True, "-", True, None
-        self.open()
+            lane.last_id = None
+            lane.leave_over()
+        self._begin(None, learn=False)
+        # What the lost reply said (keys released, retries claimed) is in Redis alone: settle, then read it.
         self.settle()
-        # What the lost reply said (keys released, retries claimed) is in Redis alone: read it anew.
-        for lane in self.lanes:
-            lane.loaded = False
-        self._read_lanes()
+        self._learn()
+        self._mend()
 
     def close(self) -> Link | None:
         """Give the link up; return it if it is still in step, unwatched, for the next slice."""
@@ -279,4 +305,4 @@ class Turns:
 
 
 def _era(lane: Lane) -> Command:
-    return ("HGET", lane.keys.state(lane.id.group), "era")
+    return ("HMGET", lane.keys.state(lane.id.group), "era", "ordering")

@@ -55,6 +55,14 @@ class Proxy:
         for route in routes:
             route.flowing.set()
 
+    def lead_to(self, url: str) -> None:
+        """Another server answers from now on, as after a failover: all connections break."""
+        with self._lock:
+            self._upstream = url
+            routes, self._routes = self._routes, []
+        for route in routes:
+            route.end()
+
     def close(self) -> None:
         with self._lock:
             self._closed = True

@@ -13,7 +13,7 @@ from typing import Any
 
 from bus.codec import raw_key
 from bus.errors import Reject, Retry
-from bus.lane import key_hash
+from bus.partition import key_hash
 from bus.values import Message, Ordering
 
 
@@ -34,7 +34,7 @@ class Batch(Sequence[Message]):
 
     def __init__(self, messages: Sequence[Message], ordering: Ordering) -> None:
         self._messages = list(messages)
-        self._ordering: Ordering = ordering
+        self.ordering: Ordering = ordering
         self._loops: list[Any] = []
         """The iterators that were given out. They see what leaves the list, and say where they are: so a loop
         over the batch costs what a loop over a list does."""
@@ -124,4 +124,4 @@ class Batch(Sequence[Message]):
         return self._ties
 
     def _tie(self, message: Message) -> str:
-        return key_hash(self._ordering, raw_key(message))
+        return key_hash(self.ordering, raw_key(message))

@@ -15,7 +15,7 @@ from bus.errors import InboxUnavailable, Reject, Retry, Undecodable
 from bus.handlers import kind_of, refuse_awaitable
 from bus.lane import MAX_ERROR
 from bus.subscriptions import Handler, Subscription
-from bus.values import Message
+from bus.values import Message, Ordering
 from workers.batch import Batch, OutOfOrder
 
 complaints = Complaints(logging.getLogger("jitney.workers"))
@@ -108,8 +108,12 @@ class Dispatcher:
             raise raised
         return result
 
-    def handle_batch(self, messages: Sequence[Message]) -> dict[str, Failed] | None:
+    def handle_batch(
+        self, messages: Sequence[Message], ordering: Ordering | None = None
+    ) -> dict[str, Failed] | None:
         """Run the batch handler; the messages that are not done, by id.
+
+        `ordering`: the one in effect, where that is not the subscription's (see bus.reordering).
 
         None: it raised, and nobody knows on which message; or it has handled a message that should have
         waited. They are then to be delivered one by one, so that one bad message does not fail its
@@ -126,7 +130,7 @@ class Dispatcher:
                 readable.append(message)
         if not readable:
             return failed
-        batch = Batch(readable, self.subscription.ordering)
+        batch = Batch(readable, ordering or self.subscription.ordering)
         try:
             refuse_awaitable(self._call(batch))
             batch.check()

@@ -218,7 +218,7 @@ class Handling:
             return []
         index = self._index[id(lane)]
         self._mark_running(index, ready)
-        failed = self.dispatcher(lane).handle_batch(ready)
+        failed = self.dispatcher(lane).handle_batch(ready, lane.ordering)
         if failed is None:
             # It raised, on nobody knows which message: each is delivered alone, in order.
             self._progress.stopped(self._slot)

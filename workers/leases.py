@@ -11,6 +11,7 @@ from bus.errors import ServerError
 from bus.lane import Lane, LaneId
 from bus.streams import commands
 from bus.streams.connect import check
+from bus.values import Ordering
 from workers.owned import OwnedLane
 
 
@@ -22,6 +23,8 @@ class Swap:
     old: str
     """The value that must be there; "" for none."""
     new: str
+    ordering: Ordering | None = None
+    """By which it is taken: refused where another is in effect. None where the lane is freed or kept."""
     suspect: bool = False
     """The owner did not give it back: what is pending may have killed it, and is marked so."""
 
@@ -118,7 +121,7 @@ class Leases:
         keys = self._bus.keys.partition(lane.topic, lane.partition)
         return (
             [self._key(lane), keys.stream, keys.state(lane.group)],
-            [swap.old, swap.new, lane.group, lane.lane, "1" if swap.suspect else ""],
+            [swap.old, swap.new, lane.group, lane.lane, "1" if swap.suspect else "", swap.ordering or ""],
         )
 
 

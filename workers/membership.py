@@ -24,7 +24,6 @@ from bus.errors import BusError, BusUnavailable, UnknownTopic
 from bus.lane import ORDERED_LANE, LaneId
 from bus.newcomers import Newcomers
 from bus.registry import GroupSpec
-from bus.signals import lease_lost
 from bus.streams import commands
 from bus.subscriptions import Subscription
 from workers.assignment import assign
@@ -32,6 +31,7 @@ from workers.declines import Declines
 from workers.forks import forks
 from workers.identity import Identity
 from workers.leases import Leases, Swap, freed, owner_of
+from workers.orderings import Orderings
 from workers.owned import OwnedLane
 from workers.roster import Roster
 from workers.scheduler import Scheduler
@@ -70,11 +70,12 @@ class Membership(threading.Thread):
         self._clock = clock
         self._roster = Roster(bus, identity, self._subscriptions, processes, clock)
         self._leases = Leases(bus, identity.incarnation)
+        self._orderings = Orderings(bus, self._leases, scheduler)
         self._declines = Declines(clock)
         self._newcomers = Newcomers(bus)
         self._errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self._declared = False
+        self._declared = self._announced = False
         self._leaving = False
         self._complained = -COMPLAIN_SECONDS
         self._adopt_at = 0.0
@@ -193,6 +194,7 @@ class Membership(threading.Thread):
         else:
             self._acquire(wanted, leases)
             self._tend_unordered(wanted)
+            self._orderings.change()
         self._on_change()
 
     # ------------------------------------------------------------------ what there is
@@ -206,12 +208,14 @@ class Membership(threading.Thread):
         if self._newcomers.must_declare(((each.topic, each.group) for each in known), groups):
             self._declare(known)  # FLUSHALL, or somebody deleted a group that is still subscribed
         self._scheduler.pause(place for place, group in groups.items() if group.paused)
-        return [
+        homes = [
             LaneId(each.topic, partition, each.group)
             for each in known
             if (each.topic, each.group) not in self._newcomers.refused
             for partition in range(self._bus.registry.spec(each.topic).partitions)
         ]
+        self._orderings.refresh(groups.values(), homes)
+        return homes
 
     def _known(self) -> list[Subscription]:
         """The subscriptions whose topics exist."""
@@ -228,10 +232,14 @@ class Membership(threading.Thread):
 
     def _declare(self, known: list[Subscription]) -> None:
         self._newcomers.declare(
-            GroupSpec(topic=each.topic, name=each.group, ordering=each.ordering, start=each.start)
-            for each in known
+            (
+                GroupSpec(topic=each.topic, name=each.group, ordering=each.ordering, start=each.start)
+                for each in known
+            ),
+            # Of workers with different code the one that started last decides, not that repaired last.
+            keep_ordering=self._announced,
         )
-        self._declared = True
+        self._declared = self._announced = True
         self._advance()
 
     def _advance(self) -> None:
@@ -315,7 +323,6 @@ class Membership(threading.Thread):
         self._leases.swap(Swap(lane, value, freed(value)) for lane, value in strays.items())
 
     def _acquire(self, wanted: set[LaneId], leases: dict[LaneId, str]) -> None:
-        ordering = {(each.topic, each.group): each.ordering for each in self._subscriptions}
         swaps = []
         for lane in sorted(wanted - self._scheduler.owned().keys()):
             current = leases.get(lane, "")
@@ -324,8 +331,7 @@ class Membership(threading.Thread):
             free = owner in ("", self._me)
             if free or self._roster.is_gone(owner):
                 swaps.append(Swap(lane, current, self._leases.new_value(), suspect=not free))
-        for swap in self._leases.swap(swaps):
-            self._scheduler.add(swap.lane, swap.new, ordering[swap.lane.topic, swap.lane.group])
+        self._orderings.take(swaps)
 
     def _drop_lost(self) -> None:
         """Drop lanes whose lease is not ours any more (we were frozen, FLUSHALL, a verb of an operator)."""
@@ -333,37 +339,29 @@ class Membership(threading.Thread):
         current = self._leases.read(owned)
         for lane, lease in owned.items():
             if current.get(lane) != lease and self._scheduler.owned().get(lane) == lease:
-                where = f"{lane.topic}/{lane.partition} for {lane.group}"
-                logger.warning("The lease of %s is not ours any more.", where)
-                lease_lost.send_robust(type(self), lane=lane)
-                self._scheduler.lost(lane)
+                self._orderings.lost(lane)
                 self.look()
 
     # ------------------------------------------------------------------ unordered lanes
 
     def _tend_unordered(self, homes: set[LaneId]) -> None:
         """One lane for each slot in every partition, whoever is its home; orphans are adopted at home."""
-        refused = self._newcomers.refused
-        known = (each for each in self._known() if (each.topic, each.group) not in refused)
-        groups = [each for each in known if each.ordering == "none"]
         owned = self._scheduler.owned()
+        served = {(each.topic, each.group) for each in self._subscriptions}
         lanes = [
-            LaneId(each.topic, partition, each.group, f"{self._me}.{slot}")
-            for each in groups
-            for partition in range(self._bus.registry.spec(each.topic).partitions)
+            LaneId(home.topic, home.partition, home.group, f"{self._me}.{slot}")
+            for home in self._orderings.unordered(served)
             for slot in range(self._slots)
         ]
         missing = [lane for lane in lanes if lane not in owned]
         values = self._leases.read(missing)
         # Free, or our own after a lost reply. What somebody else drains he will remove.
         free = [lane for lane in missing if owner_of(values.get(lane, "")) in ("", self._me)]
-        swaps = [Swap(lane, values.get(lane, ""), self._leases.new_value()) for lane in free]
-        for swap in self._leases.swap(swaps):
-            self._scheduler.add(swap.lane, swap.new, "none")
-        if groups and self._clock() >= self._adopt_at:
+        self._orderings.take([Swap(lane, values.get(lane, ""), self._leases.new_value()) for lane in free])
+        unordered = [home for home in sorted(homes) if self._orderings.of(home) == "none"]
+        if unordered and self._clock() >= self._adopt_at:
             self._adopt_at = self._clock() + ADOPT_SECONDS
-            names = {(each.topic, each.group) for each in groups}
-            self._adopt([home for home in sorted(homes) if (home.topic, home.group) in names])
+            self._adopt(unordered)
 
     def _adopt(self, homes: list[LaneId]) -> None:
         """Take over lanes whose worker is gone: what is pending there is handled, then the lane goes."""
@@ -382,8 +380,7 @@ class Membership(threading.Thread):
             )
             for lane in orphans
         ]
-        for swap in self._leases.swap(swaps):
-            self._scheduler.add(swap.lane, swap.new, "none", drain_only=True)
+        for swap in self._orderings.take(swaps, drain_only=True):
             # The orphan's retries are in the zset that all lanes share: ours must read it anew.
             self._scheduler.wake(lane for lane in owned if lane.partition == swap.lane.partition)
 

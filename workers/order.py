@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 from bus.lane import Lane, LaneId
-from bus.values import id_pair
+from bus.values import Ordering, id_pair
 
 #: Seconds after which a slice ends, so that other lanes and ordinary tasks get their turn.
 SLICE_SECONDS = 1.0
@@ -70,12 +70,19 @@ class LaneOrder:
     id: LaneId
     lease: str
     last_id: str | None
+    """The last id that the group was given there; None: must be asked for."""
     seen: str | None
     """The greatest id that the group was ever known to be at here."""
+    history: int
+    """The history of the server in which the last slice left it (see bus.streams.history)."""
     serial: int
     """Counts the slices under this lease: a child that ran the one before may go on with its state."""
     recover: bool = False
     fallen: Fallen | None = None
+    ordering: Ordering = "key"
+    """The one in effect."""
+    closed: bool = False
+    """Another ordering is declared: settle and retry what is pending, fetch nothing new."""
     drain_only: bool = False
     """An orphaned lane of an unordered group: settle what is pending, fetch nothing new."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +25,10 @@ class OwnedLane:
     last_id: str | None = None
     seen: str | None = None
     """The greatest id that the group was known to be at."""
+    history: int = 0
+    """The history of the server in which the last slice left it (see bus.streams.history)."""
+    doubted: bool = False
+    """While it was running the server was lost: what the slice reports may be of another history."""
     serial: int = 0
     recover: bool = True
     blocked: bool = False
@@ -34,25 +39,13 @@ class OwnedLane:
     """When it entered its state."""
     troubles: int = 0
     leaving: bool = False
+    closed: bool = False
+    """Another ordering is declared: nothing new is fetched until what is pending is settled."""
     drain_only: bool = False
     news: bool = False
     """Something arrived while it was running."""
     suspect: bool = False
     """What is pending may have killed a process: whoever has the lane next handles it one by one."""
-
-    def order(self) -> LaneOrder:
-        """What the next slice is told."""
-        self.serial += 1
-        return LaneOrder(
-            self.id,
-            self.lease,
-            self.last_id,
-            self.seen,
-            self.serial,
-            self.recover,
-            self.fallen,
-            self.drain_only,
-        )
 
     def left(self, view: SlotView, index: int, reason: str) -> Fallen:
         """What a slice, of which this was lane number `index`, has left to be settled here, as shared memory
@@ -70,6 +63,30 @@ class OwnedLane:
         if view.batch_end is not None:
             return Fallen(finished, refused, view.batch_end, True, reason)
         return Fallen(finished, refused, running.id, False, reason)
+
+    def order(self) -> LaneOrder:
+        """For the next slice."""
+        self.serial += 1
+        return LaneOrder(
+            self.id, self.lease, self.last_id, self.seen, self.history, self.serial, self.recover,
+            self.fallen, self.ordering, self.closed, self.drain_only,
+        )  # fmt: skip
+
+    def news_after(self) -> str | None:
+        """The id after which a message would be news; None: not known, or it could not be fetched."""
+        return None if self.blocked or self.closed else self.last_id
+
+    def order_by(self, declared: Mapping[tuple[str, str], Ordering]) -> bool:
+        """Close it if another ordering is declared for its (topic, group), else open it; True if it opens."""
+        before = self.closed
+        self.closed = declared.get((self.id.topic, self.id.group), self.ordering) != self.ordering
+        return before and not self.closed
+
+    def doubt(self) -> None:
+        """The server may have come back with older data. What a slice that runs reports may be of before."""
+        self.doubted = self.state == "running"
+        # With a serial left out no process goes on with what it remembers of the lane.
+        self.last_id, self.recover, self.serial = None, True, self.serial + 1
 
 
 @dataclass(slots=True)

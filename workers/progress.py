@@ -20,11 +20,11 @@ aligned store; a child writes only to its own slot.
       14 since       when what runs began (a double)
       15 records     bits 0 to 31: how many bytes of the records are used; bits 32 to 63: in which epoch
       16 took in     1 once what the slice before had left, which died, is settled
-      17 …           64 reports: flags, last ms, last seq, next due ms
-      273 …          1,025 messages: bits 0 to 7 lane index; 8 to 31 where its record begins; 32 to 63 how
+      17 …           64 reports: flags, last ms, last seq, next due ms, history of the server
+      337 …          1,025 messages: bits 0 to 7 lane index; 8 to 31 where its record begins; 32 to 63 how
                      long that is, 0 for a message that is done, which needs none
-      1298 …         the same messages: id as text
-      7448 …         64 KiB of records: what is to be settled of messages that are not done (see bus.lane)
+      1362 …         the same messages: id as text
+      7512 …         64 KiB of records: what is to be settled of messages that are not done (see bus.lane)
 
 Every record is written first and made to count last, by the one store of the state or of its bit; the same
 store ends a message and counts it as ended. So a child that is killed in between has not run the message,
@@ -57,7 +57,7 @@ RECORD_BYTES = 1 << 16
 
 _REVOKE, _WANT, _PID, _CLIENT, _HANDLER, _STATE, _BATCH_END = 0, 1, 2, 3, 4, 5, 6
 _EPOCH, _REPORTED, _SINCE, _RECORDED, _TOOK_IN, _REPORTS = 12, 13, 14, 15, 16, 17
-_REPORT_WORDS = 4
+_REPORT_WORDS = 5
 _WORD = 8
 #: A stream id is at most 20 digits, a dash and 20 digits.
 _ID = struct.Struct("=48s")
@@ -272,7 +272,14 @@ class Progress:
         self._words[self._bases[slot] + _CLIENT] = 0
 
     def report(
-        self, slot: int, lane_index: int, flags: int, last_ms: int, last_seq: int, next_due_ms: int
+        self,
+        slot: int,
+        lane_index: int,
+        flags: int,
+        last_ms: int,
+        last_seq: int,
+        next_due_ms: int,
+        history: int = 0,
     ) -> None:
         """What the slice leaves behind of one of its lanes."""
         words, base = self._words, self._bases[slot]
@@ -282,6 +289,7 @@ class Progress:
         words[place + 1] = last_ms
         words[place + 2] = last_seq
         self._signed[place + 3] = next_due_ms
+        words[place + 4] = history
         words[base + _REPORTED] |= 1 << lane_index
 
     def handler_ns(self, slot: int) -> float:
@@ -363,5 +371,6 @@ class Progress:
             if reported >> lane & 1:
                 place = base + _REPORTS + lane * _REPORT_WORDS
                 flags, last_ms, last_seq = self._words[place : place + 3]
-                reports.append(Report(lane, flags, last_ms, last_seq, self._signed[place + 3]))
+                due, history = self._signed[place + 3], self._words[place + 4]
+                reports.append(Report(lane, flags, last_ms, last_seq, due, history))
         return reports

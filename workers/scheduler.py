@@ -17,7 +17,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from bus.lane import ORDERED_LANE, LaneId
 from bus.values import Ordering
@@ -120,16 +120,20 @@ class Scheduler:
                 if lane.state == "ready" and (lane.id.topic, lane.id.group) in before - self._paused:
                     lane.since = self._clock()  # until now it waited for its group, not for a slot
 
+    def order_by(self, declared: Mapping[tuple[str, str], Ordering]) -> None:
+        """(topic, group) → the ordering that is wanted: lanes that work by another fetch nothing new."""
+        with self._lock:
+            for lane in self._lanes.values():
+                if lane.order_by(declared) and lane.state == "watched":
+                    self._make_ready(lane)
+
     # ------------------------------------------------------------------ work is found
 
     def watched(self) -> dict[LaneId, str]:
         """Idle lanes, each with the id after which a message would be news."""
         with self._lock:
-            return {
-                id: lane.last_id
-                for id, lane in self._lanes.items()
-                if lane.state == "watched" and not lane.blocked and lane.last_id is not None
-            }
+            lanes = [(id, lane.news_after()) for id, lane in self._lanes.items() if lane.state == "watched"]
+            return {id: last_id for id, last_id in lanes if last_id is not None}
 
     def wake(self, ids: Iterable[LaneId]) -> bool:
         """There is news on these lanes; True if any became ready."""
@@ -147,11 +151,11 @@ class Scheduler:
             return woken
 
     def doubt(self) -> None:
-        """The connection was lost: the server may have come back with older data. Idle lanes ask anew."""
+        """The connection was lost: the server may have come back with older data. All lanes ask anew."""
         with self._lock:
             for lane in self._lanes.values():
+                lane.doubt()
                 if lane.state == "watched":
-                    lane.last_id = None
                     self._make_ready(lane)
 
     def wake_due(self) -> bool:
@@ -217,7 +221,10 @@ class Scheduler:
         others = [
             lane
             for lane in mates
-            if lane is not first and lane.state in ("ready", "watched") and not lane.leaving
+            if lane is not first
+            and lane.state in ("ready", "watched")
+            and lane.ordering == first.ordering
+            and not lane.leaving
         ]
         ready = sorted((lane for lane in others if lane.state == "ready"), key=lambda lane: lane.since)
         idle = [lane for lane in others if lane.state == "watched"]
@@ -305,6 +312,7 @@ class Scheduler:
         if flags & Report.LOST:
             ended.lost.append(self._remove(lane))
             return
+        doubted, lane.doubted = lane.doubted, False
         lane.fallen = None if view.took_in else lane.fallen
         lane.recover = bool(flags & Report.RECOVER)
         lane.blocked = bool(flags & Report.BLOCKED)
@@ -316,9 +324,12 @@ class Scheduler:
                 ended.gone = True
             self._back_off(lane)
             return
-        lane.troubles = 0
+        lane.troubles, lane.history = 0, report.history
         lane.last_id = lane.seen = f"{report.last_ms}-{report.last_seq}"
-        if lane.drain_only and not lane.recover:
+        if doubted:
+            self._make_ready(lane)
+            lane.doubt()
+        elif lane.drain_only and not lane.recover:
             lane.leaving = True
         elif flags & Report.MORE or lane.news:
             self._make_ready(lane)

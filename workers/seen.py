@@ -22,6 +22,8 @@ class Report(NamedTuple):
     last_ms: int
     last_seq: int
     next_due_ms: int
+    history: int = 0
+    """Of the server (see bus.streams.history)."""
 
 
 @dataclass(frozen=True, slots=True)

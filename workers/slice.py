@@ -55,22 +55,20 @@ class Slice:
 
     def _lane(self, order: LaneOrder) -> Lane:
         known = self._runtime.lanes.pop(order.id, None)
-        subscription = self._runtime.dispatcher(order.id.topic, order.id.group).subscription
-        shared = subscription.ordering == "none"  # other lanes move the group and its retries too
-        if (
-            known is not None
-            and known[0] == order.serial - 1
-            and known[1].lease == order.lease
-            and not shared
-        ):
+        if known is not None and known[0] == order.serial - 1 and known[1].lease == order.lease:
             lane = known[1]
-            lane.last_id = order.last_id  # None: the main process has reason to doubt it
         else:
             keys = self._runtime.bus.keys.partition(order.id.topic, order.id.partition)
-            lane = Lane(order.id, keys, order.lease, subscription.ordering, None if shared else order.last_id)
-            lane.recovering, lane.seen = order.recover, order.seen
+            # In unordered groups other lanes move the position too.
+            last_id = None if order.ordering == "none" else order.last_id
+            lane = Lane(
+                order.id, keys, order.lease, order.ordering,
+                last_id=last_id, seen=order.seen, history=order.history,
+            )  # fmt: skip
+            lane.recovering = False
+        lane.closed = order.closed
         if order.recover:
-            lane.recovering, lane.position = True, "-"
+            lane.leave_over()
         return lane
 
     # ------------------------------------------------------------------ the run
@@ -184,7 +182,7 @@ class Slice:
             if lane.ordering != "none" and not flags & (Report.LOST | Report.GONE | Report.TROUBLE):
                 self._runtime.lanes[order.id] = (order.serial, lane)
             ms, seq = id_pair(lane.last_id or "0-0")
-            self._progress.report(self._slot, number, int(flags), ms, seq, due[id(lane)])
+            self._progress.report(self._slot, number, int(flags), ms, seq, due[id(lane)], lane.history)
 
     def _due_at(self, lane: Lane) -> int:
         """When the next retry is due, in ms of CLOCK_MONOTONIC, which all processes here share; -1: never."""

@@ -10,7 +10,7 @@ from bus.observe.facts import GroupFacts, StreamFacts
 from bus.observe.loss import LastLoss
 from bus.observe.snapshots import GroupPartitionSnapshot, Lag
 from bus.registry import GroupSpec
-from bus.values import id_pair
+from bus.values import Ordering, id_pair
 
 
 @dataclass(slots=True)
@@ -18,6 +18,8 @@ class Share:
     """What one group has in one partition, as it is being found out."""
 
     group: GroupSpec
+    ordering: Ordering
+    """The one in effect here."""
     partition: int
     key: str
     stream: StreamFacts | None
@@ -75,9 +77,10 @@ class Share:
             lost=self.lost,
             lost_maybe=self.lost_maybe,
             lost_last=self.lost_last,
-            owner=self.owners[0] if self.owners and self.group.ordering != "none" else None,
+            owner=self.owners[0] if self.owners and self.ordering != "none" else None,
             time_lag=self._time_lag(now),
             lanes=len(self.owners),
+            ordering=self.ordering,
         )
 
     def _offset(self) -> int | None:

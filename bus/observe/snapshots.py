@@ -75,6 +75,8 @@ class GroupPartitionSnapshot:
     lost_maybe: int | None = 0
     """How many more at most: the group had read on before anybody looked."""
     lost_last: LastLoss | None = None
+    ordering: Ordering | None = None
+    """The ordering in effect here: not the declared one where messages must be settled first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,7 @@ class GroupSnapshot:
     topic: str
     group: str
     ordering: Ordering
+    """The declared one."""
     paused: bool
     lag: Lag | None
     pending: int | None
@@ -106,6 +109,20 @@ class GroupSnapshot:
     """Some of them were found within the last day."""
     missing_partitions: int = 0
     """Partitions in which Redis has no such group."""
+    former_ordering: Ordering | None = None
+    """Another ordering that is still in effect somewhere, until what is pending there is settled."""
+    unsettled: int = 0
+    """Messages that must be settled before the declared ordering is in effect everywhere."""
+
+    @property
+    def reordering(self) -> str:
+        """What the group waits for until its declared ordering is in effect, as a sentence; "" if it is."""
+        if self.former_ordering is None:
+            return ""
+        return (
+            f"Waits for {self.unsettled:,} messages until its ordering changes from {self.former_ordering} "
+            f"to {self.ordering}; nothing new is given out there."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,7 @@ def _topic(survey: Survey, spec: TopicSpec, groups: list[GroupSnapshot]) -> Topi
 
 def _group(survey: Survey, spec: GroupSpec) -> GroupSnapshot:
     parts = survey.shares[spec.topic, spec.name]
+    former = [part for part in parts if part.ordering != spec.ordering and not part.missing]
     return GroupSnapshot(
         topic=spec.topic,
         group=spec.name,
@@ -69,6 +70,8 @@ def _group(survey: Survey, spec: GroupSpec) -> GroupSnapshot:
             part.lost_last is not None and survey.now - part.lost_last.found < LATELY for part in parts
         ),
         missing_partitions=sum(part.missing for part in parts),
+        former_ordering=former[0].ordering if former else None,
+        unsettled=sum(part.pending or 0 for part in former),
     )
 
 

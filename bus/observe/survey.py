@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from bus import delayed
+from bus import delayed, reordering
 from bus.client import Bus
 from bus.errors import UnknownTopic
 from bus.observe import lag as lags
@@ -35,7 +35,7 @@ from bus.values import TopicSpec
 _ORDERED_LANE = "0"
 
 #: Fields of a group's state that are shown.
-_COUNTED = ("trimmed", "lost", "lost_maybe", "lost_last")
+_COUNTED = ("trimmed", "lost", "lost_maybe", "lost_last", reordering.FIELD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +157,11 @@ class _Reading:
         counted = [counted] * len(_COUNTED) if is_absent(counted) else check(counted)
         trimmed, lost, lost_maybe = (number(each) for each in counted[:3])
         lease = next(replies)
-        owner = None if group.ordering == "none" else _owner(lease)
+        ordering = reordering.answer(counted[4], group.ordering)
+        owner = None if ordering == "none" else _owner(lease)
         return Share(
             group=group,
+            ordering=ordering,
             partition=partition,
             key=self._bus.keys.partition(group.topic, partition).stream,
             stream=stream,
@@ -194,7 +196,7 @@ class _Reading:
 
     def _unordered_lanes(self) -> Iterator[tuple[Share, str]]:
         for share in self._shares:
-            if share.group.ordering == "none" and share.facts is not None:
+            if share.ordering == "none" and share.facts is not None:
                 keys = self._bus.keys.partition(share.group.topic, share.partition)
                 for lane in share.facts.lanes:
                     yield share, keys.lease(share.group.name, lane)

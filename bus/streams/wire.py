@@ -60,13 +60,15 @@ def add_head(stream: str, fields: int) -> bytes:
 class Link:
     """A connected socket. Not thread-safe. After any error it is closed and stays closed."""
 
-    __slots__ = ("_connection", "_is_readable", "_reader", "_socket", "client_id", "pending")
+    __slots__ = ("_connection", "_is_readable", "_reader", "_socket", "client_id", "history", "pending")
 
     def __init__(self, connection: AbstractConnection) -> None:
         """Connect. Raises BusUnavailable; nothing was written then."""
         self._socket: socket.socket | None = None
         self._connection = connection
         self.client_id = 0
+        self.history = 0
+        """Which history of which server this is (see bus.streams.history); 0: not known."""
         self.pending = 0
         try:
             connection.connect()

@@ -33,7 +33,9 @@ def describe_group(session: Session, topic: str, group: str) -> None:
     """One group: position, lag and owner in each partition."""
     found, partitions = observe.group(session.bus, topic, group)
     data = {"group": found, "partitions": partitions}
-    answer(session.json, data, group_table([found]), "", place_table(partitions), *loss_lines(partitions))
+    waits = [found.reordering] if found.reordering else []
+    places = place_table(partitions)
+    answer(session.json, data, group_table([found]), *waits, "", places, *loss_lines(partitions))
 
 
 @group.command("create")

@@ -97,6 +97,8 @@ class Worker:
         self.processes = [self._process(server.url, cut) for _ in range(2)]
         self._tokens = itertools.count(1)
         self.slice = None
+        self.gone = False
+        """A slice has found that a stream or a group has vanished."""
         _workers.append(self)
 
     def _process(self, url, cut):
@@ -146,8 +148,13 @@ class Worker:
             self.processes[process].lanes.clear()
         finally:
             Killed.now = False
-        self.scheduler.ended(order.slot, died=died)
+        self.gone |= self.scheduler.ended(order.slot, died=died).gone
         return True
+
+    def repair(self):
+        """As the keeper of leases does where something has vanished."""
+        self.gone = False
+        self.bus.registry.declare_groups([GroupSpec(topic=TOPIC, name=GROUP, ordering=self.ordering)])
 
     def wake(self):
         self.ahead += 10

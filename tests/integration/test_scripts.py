@@ -14,7 +14,7 @@ import pytest
 from bus import making
 from bus.errors import BusFull, ServerError
 from bus.keys import Keys, PartitionKeys, pad_id
-from bus.lane import Outcomes
+from bus.outcomes import Outcomes
 from bus.registry import GroupSpec
 from bus.streams import commands
 from bus.streams.connect import Client
@@ -96,9 +96,11 @@ class Partition:
         raw = self.client.call("HGET", self.keys.state(group), "era")
         return raw.decode() if raw else None
 
-    def lease(self, old: str, new: str, suspect: str = "") -> list[Any]:
+    def lease(self, old: str, new: str, suspect: str = "", ordering: str = "") -> list[Any]:
         keys = [self.keys.lease(GROUP, LANE), self.keys.stream, self.keys.state(GROUP)]
-        reply: list[Any] = commands.run(self.client, "lease", keys, [old, new, GROUP, LANE, suspect])
+        reply: list[Any] = commands.run(
+            self.client, "lease", keys, [old, new, GROUP, LANE, suspect, ordering]
+        )
         return reply
 
     def turn(
@@ -117,6 +119,19 @@ class Partition:
         keys = self.keys
         names = [keys.stream, keys.lease(GROUP, LANE), keys.retry(GROUP), keys.held(GROUP), keys.state(GROUP)]
         return commands.run(self.client, "recover", names, [lease, GROUP, LANE, start, count, ordering])
+
+    def reorder(self, wanted: str, effect: str, *lanes: str) -> Any:
+        keys = self.keys
+        names = [keys.stream, keys.retry(GROUP), keys.held(GROUP), keys.state(GROUP)]
+        names += [keys.lease(GROUP, lane) for lane in lanes]
+        return commands.run(self.client, "reorder", names, [GROUP, wanted, effect, "free:1", *lanes])
+
+    def lanes(self) -> dict[str, int]:
+        """Consumer names, each with how much is pending there."""
+        known = [
+            commands.fields_of(raw) for raw in self.client.call("XINFO", "CONSUMERS", self.keys.stream, GROUP)
+        ]
+        return {each["name"].decode(): each["pending"] for each in known}
 
     def due(self, count: int = 100, *, lease: str = LEASE, lane: str = LANE, claim: str = "") -> Any:
         keys = self.keys
@@ -503,11 +518,56 @@ def test_left_overs_come_in_pages(partition):
     assert (first[2], third[2]) == (b"(2-0", b"")
 
 
-def test_left_overs_of_other_lanes_are_theirs(partition):
+def test_left_overs_of_other_lanes_are_theirs_without_an_ordering(partition):
     partition.add("a", "b")
     partition.fetch(1)
     partition.fetch(1, lane="other")
-    assert ids_of(partition.recover()[1]) == ["1-0"]
+    assert ids_of(partition.recover(ordering="none")[1]) == ["1-0"]
+    assert partition.lanes() == {LANE: 1, "other": 1}
+
+
+def test_what_is_pending_under_another_name_comes_to_the_one_lane_of_an_ordered_group(partition):
+    partition.add("a", "b")
+    partition.fetch(1)
+    partition.fetch(1, lane="other")
+    assert ids_of(partition.recover(count=1)[1]) == ["1-0"]
+    assert ids_of(partition.recover("(1-0")[1]) == ["2-0"]
+    # And a name with nothing pending is of an earlier ordering: it goes
+    assert partition.lanes() == {LANE: 2}
+
+
+# ---------------------------------------------------------------------- reorder
+
+
+def test_an_ordering_changes_only_where_nothing_is_pending_waits_for_a_retry_or_is_held(partition):
+    first, second = partition.add("a", "b")
+    partition.fetch(2, lane="other")
+    partition.client.call("SET", partition.keys.lease(GROUP, "other"), "you:1")
+    assert partition.reorder("key", "none", LANE, "other") == [b"none", 2]
+    partition.client.call("XACK", partition.keys.stream, GROUP, first, second)
+    partition.client.call("ZADD", partition.keys.held(GROUP), 0, "x")
+    assert partition.reorder("key", "none", LANE, "other") == [b"none", 1]
+    partition.client.call("DEL", partition.keys.held(GROUP))
+    partition.client.call("ZADD", partition.keys.retry(GROUP), 0, "x")
+    assert partition.reorder("key", "none", LANE, "other") == [b"none", 1]
+    assert partition.client.call("GET", partition.keys.lease(GROUP, "other")) == b"you:1"
+    partition.client.call("DEL", partition.keys.retry(GROUP))
+    # A lane that the asker did not know of: he asks again
+    assert partition.reorder("key", "none", LANE) == [b"none", -1]
+    assert partition.reorder("key", "none", LANE, "other") == [b"key", 0]
+    # Then every lane is free, and names of the old ordering are gone
+    assert partition.state()["ordering"] == b"key"
+    assert partition.client.call("GET", partition.keys.lease(GROUP, "other")) is None
+    assert partition.client.call("GET", partition.keys.lease(GROUP, LANE)) == b"free:1"
+    assert partition.lanes() == {}
+
+
+def test_a_lease_is_taken_by_the_ordering_in_effect_or_not_at_all(partition):
+    assert partition.lease(LEASE, "me:2", ordering="key") == [1, b"me:2"]
+    assert partition.state()["ordering"] == b"key"
+    assert partition.lanes() == {LANE: 0}
+    assert partition.lease("me:2", "me:3", ordering="none") == [0, b"me:2"]
+    assert partition.lease("me:2", "free:me-2") == [1, b"free:me-2"]
 
 
 def test_left_overs_that_were_trimmed_are_acknowledged_and_counted(partition):

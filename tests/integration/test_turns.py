@@ -11,9 +11,10 @@ from bus.client import Bus
 from bus.errors import BusUnavailable, ReplyLost, StaleLease
 from bus.keys import Keys
 from bus.lane import Lane, LaneId
+from bus.mending import PAGE, RELEASE
 from bus.plan import GroupLost
 from bus.registry import GroupSpec
-from bus.streams import commands
+from bus.streams import commands, history
 from bus.streams.connect import Endpoint
 from bus.streams.wire import Link
 from bus.turn import Turns
@@ -518,3 +519,132 @@ def test_what_was_trimmed_ahead_of_a_group_is_counted_before_its_new_owner_reads
     state = world.keys().state(GROUP)
     assert world.bus.client.call("HMGET", state, "lost", "lost_maybe") == [b"6", b"0"]
     assert losses.look(world.bus) == []
+
+
+# ---------------------------------------------------------------------- what is known, and over which link
+
+
+def known_over(world):
+    """Leave a lane as a slice leaves it for the next, with a failing key; its connection."""
+    world.publish(3, key="A")
+    batch = world.take()
+    lane, head = batch[0]
+    lane.retry(head, 60, "no", 1)
+    for _, message in batch[1:]:
+        lane.hold(message)
+    world.turns.settle()
+    return world.turns.close()
+
+
+def test_what_is_known_of_a_lane_counts_over_the_same_connection(world):
+    link = known_over(world)
+    lane = world.lanes[0]
+    world.turns = Turns(world.endpoint, [lane], held_limit=100, dead_limit=100)
+    world.endpoint.writes = []
+    world.turns.open(link)
+    assert world.endpoint.writes == [6]  # UNWATCH WATCH MGET TIME, the first retry, the era
+    assert lane.failing
+    assert not lane.recovering
+
+
+def test_over_another_connection_a_lane_is_read_anew_though_lease_and_position_are_the_same(world):
+    known_over(world).close()
+    lane = world.lanes[0]
+    # Given a server that has none of what the lane remembers
+    keys = world.keys()
+    world.bus.client.call("DEL", keys.retry(GROUP), keys.held(GROUP), keys.state(GROUP))
+    # When the next slice has another connection
+    world.turns = world.open([lane])
+    assert not lane.failing
+    assert (lane.retrying, lane.held) == (0, 0)
+    # Then, as this is the same history of the same server, only a look at the position was needed
+    assert not lane.recovering
+
+
+def test_in_another_history_of_the_server_left_overs_are_looked_for(world):
+    known_over(world).close()
+    lane = world.lanes[0]
+    lane.history = 12345
+    world.turns = world.open([lane])
+    assert lane.recovering
+    assert lane.history == world.turns.need_link().history != 0
+
+
+def test_a_server_that_does_not_say_which_it_is_is_never_taken_for_the_same(world):
+    known_over(world).close()
+    lane = world.lanes[0]
+    with_rights = world.bus.client
+    with_rights.call("ACL", "SETUSER", "default", "-info")
+    try:
+        world.turns = world.open([lane])
+    finally:
+        with_rights.call("ACL", "SETUSER", "default", "+info")
+    assert world.turns.need_link().history == 0
+    assert lane.recovering
+
+
+def test_a_server_has_another_history_after_a_restart_and_after_it_was_a_replica(own_server):
+    endpoint = Endpoint(own_server.url)
+
+    def ask():
+        link = endpoint.connect()
+        try:
+            return history.ask(link)
+        finally:
+            link.close()
+
+    first = ask()
+    assert first == ask() != 0
+    bus = Bus(own_server.url)
+    bus.client.call("REPLICAOF", "127.0.0.1", 1)
+    bus.client.call("REPLICAOF", "NO", "ONE")
+    second = ask()
+    bus.close()
+    own_server.restart()
+    assert len({first, second, ask()}) == 3
+
+
+# ---------------------------------------------------------------------- held back behind nothing
+
+
+def test_a_lane_with_ten_thousand_messages_held_behind_nothing_is_put_right_in_pages(world):
+    # Given ten keys with a failing first message each, whose retries and states are lost
+    for number in range(10_000):
+        world.bus.publish(TOPIC, number, key=f"k{number % 10}")
+    world.turns.held_limit = 20_000
+    while batch := world.take():
+        for lane, message in batch:
+            lane.hold(message) if lane.must_wait(message) else lane.retry(message, 60, "no", 1)
+    world.turns.settle()
+    keys = world.keys()
+    call = world.bus.client.call
+    assert call("ZCARD", keys.held(GROUP)) == 9_990
+    call("DEL", keys.retry(GROUP), keys.state(GROUP))
+    world.turns.close().close()
+    before = world.commands_run()
+    # When the lane is taken over
+    world.lease("me:2")
+    world.lanes = [Lane(LaneId(TOPIC, 0, GROUP), keys, "me:2", "key")]
+    world.turns = world.open(world.lanes, held_limit=20_000)
+    after = world.commands_run()
+    # Then no script looked at more than a page of them, or let more than 200 go
+    scripts = sum(after.get(name, 0) - before.get(name, 0) for name in ("eval", "evalsha"))
+    assert scripts >= 9_990 / PAGE + 10 / RELEASE
+    assert after["xpending"] - before["xpending"] < 2 * 10_000
+    assert call("ZCARD", keys.retry(GROUP)) == 10 * 100
+    # And all are handled, in order
+    seen = []
+
+    def go_on():
+        for lane, message in world.take():
+            if lane.must_wait(message):
+                lane.hold(message)
+            else:
+                seen.append(message.value)
+                lane.done(message)
+        return len(seen) == 10_000
+
+    wait_until(go_on, 30, "all of the keys", 0.001)
+    for number in range(10):
+        own = [value for value in seen if value % 10 == number]
+        assert own == sorted(own)

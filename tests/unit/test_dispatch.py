@@ -327,3 +327,14 @@ def test_a_batch_whose_order_is_broken_is_delivered_one_by_one_even_if_the_handl
     keyed = [message(number, fields=[b"v", b"1", b"k", b"a"]) for number in (1, 2)]
     assert dispatcher(handler, batch=10).handle_batch(keyed) is None
     assert "Loop over the batch itself" in caplog.text
+
+
+def test_a_batch_keeps_its_messages_in_the_order_in_effect_not_in_that_of_the_code():
+    def handler(batch):
+        for each in batch:
+            if each.id == "1-0":
+                batch.retry(each)
+
+    keyed = [message(number, fields=[b"v", b"1", b"k", key]) for number, key in ((1, b"a"), (2, b"b"))]
+    assert set(dispatcher(handler, batch=10).handle_batch(keyed)) == {"1-0"}
+    assert set(dispatcher(handler, batch=10).handle_batch(keyed, "partition")) == {"1-0", "2-0"}

@@ -123,7 +123,7 @@ class World:
         dispatcher = Dispatcher(subscription, is_ending=lambda: self.dying)
         partitions = Keys("p")
         self.lanes = [
-            Lane(LaneId("orders", number, "g"), partitions.partition("orders", number), "me", ordering, "0-0")
+            Lane(LaneId("orders", number, "g"), partitions.partition("orders", number), "me", ordering)
             for number in range(lanes)
         ]
         self.turns = Turns(self, self.lanes)

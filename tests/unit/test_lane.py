@@ -9,7 +9,7 @@ from bus.values import Message
 
 
 def a_lane() -> Lane:
-    lane = Lane(LaneId("orders", 0, "ledger"), Keys("t").partition("orders", 0), "a:1", "key", "0-0")
+    lane = Lane(LaneId("orders", 0, "ledger"), Keys("t").partition("orders", 0), "a:1", "key")
     lane.load([], [], 0)
     lane.recovered()
     return lane

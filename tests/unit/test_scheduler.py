@@ -551,3 +551,40 @@ def test_a_message_beyond_the_time_limit_is_seen(world):
     assert world.scheduler.overdue(lambda _id: None) == []
     assert world.scheduler.overdue(lambda _id: 6.0) == []
     assert world.scheduler.overdue(lambda _id: 4.0) == [order.slot]
+
+
+# ---------------------------------------------------------------------- another history of the server
+
+
+def test_after_the_server_was_lost_no_lane_goes_on_with_what_was_known_of_it_idle_ready_or_running(world):
+    idle, running, ready = world.own(0, 1, 2)
+    for _ in range(2):
+        world.end(world.plan()[0])
+    world.scheduler.wake([idle])
+    first = {order.lanes[0].id: order for order in world.plan(2)}
+    before = {id: order.lanes[0].serial for id, order in first.items()}
+    world.end(first.pop(next(iter(first.keys() - {running}))))
+    assert len(world.plan(0)) == 0
+    # When the connection is lost, and a slice ends that had begun before
+    world.scheduler.doubt()
+    for order in first.values():
+        world.end(order)
+    # Then each lane looks for left-overs in its next slice, and that is not the next of any process
+    lanes = [
+        lane for _ in range(3) for order in world.plan() for lane in order.lanes if not world.end(order).gone
+    ]
+    assert {lane.id for lane in lanes} == {idle, running, ready}
+    assert all(lane.recover for lane in lanes)
+    assert all(lane.serial > before.get(lane.id, 0) + 1 for lane in lanes)
+    # And once only
+    assert world.plan() == []
+
+
+def test_a_slice_is_told_in_which_history_of_the_server_the_last_one_left_the_lane(world):
+    (id,) = world.own(0)
+    (order,) = world.plan()
+    assert order.lanes[0].history == 0
+    world.progress.report(order.slot, 0, 0, 5, 0, -1, 2**63 - 1)
+    world.scheduler.ended(order.slot)
+    world.scheduler.wake([id])
+    assert world.plan()[0].lanes[0].history == 2**63 - 1

@@ -26,7 +26,7 @@ def atomic(subscription: Subscription, handler: Handler) -> Handler:
 
     def call_batch(batch: Batch) -> None:
         def call(fresh: list[Message]) -> Collection[str]:
-            part = Batch(fresh, subscription.ordering)
+            part = Batch(fresh, batch.ordering)
             refuse_awaitable(handler(part))
             part.check()
             batch.take_in(part)

@@ -5,9 +5,17 @@
 -- ARGV[3] group   ARGV[4] lane
 -- ARGV[5] "1" when the lease is taken without having been released: what is pending then may
 --         have killed its worker, so it is suspect up to the last id that was given out
+-- ARGV[6] the ordering under which a lane is taken: refused where another is in effect; "" asks for none.
+--         The lane then has its name at once, by which others find it
 -- Reply   {1, new value} or {0, the value that is there}
 local current = redis.call('GET', KEYS[1]) or ''
 if current ~= ARGV[1] then return {0, current} end
+if ARGV[6] and ARGV[6] ~= '' then
+  local effect = redis.call('HGET', KEYS[3], 'ordering')
+  if effect and effect ~= ARGV[6] then return {0, current} end
+  if not effect then redis.call('HSET', KEYS[3], 'ordering', ARGV[6]) end
+  redis.pcall('XGROUP', 'CREATECONSUMER', KEYS[2], ARGV[3], ARGV[4])
+end
 if ARGV[2] == '' then
   redis.call('DEL', KEYS[1])
 else

@@ -5,7 +5,8 @@
 --         6 ordering ("key", "partition" or "none")
 -- Reply   {0, lease value there}, or {1, entries, where to go on ("" = that was all), trimmed}
 --
--- Pending ids whose entry is gone from the stream are acknowledged and counted as lost by trimming.
+-- In ordered groups what is pending under another name (of an earlier ordering) comes to this lane, and names
+-- with nothing pending go. Pending ids whose entry is gone from the stream are acknowledged and counted as lost by trimming.
 local stream, lease, retry, held, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, lane, count, ordering = ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[6]
 local enough = 256 * 1024 -- bytes of what was looked at; the rest is for the next page
@@ -26,12 +27,18 @@ local function hash_of(fields)
   return ''
 end
 
-local rows = redis.call('XPENDING', stream, group, ARGV[4], '+', count, lane)
+local rows
+if ordering == 'none' then
+  rows = redis.call('XPENDING', stream, group, ARGV[4], '+', count, lane)
+else
+  rows = redis.call('XPENDING', stream, group, ARGV[4], '+', count)
+end
 local entries, trimmed, bytes, last = {}, 0, 0, nil
 for _, row in ipairs(rows) do
   if bytes >= enough then break end
   local id = row[1]
   last = id
+  if row[2] ~= lane then redis.call('XCLAIM', stream, group, lane, 0, id, 'JUSTID') end
   if not redis.call('ZSCORE', retry, id) then
     local entry = redis.call('XRANGE', stream, id, id)[1]
     for _, text in ipairs(entry and entry[2] or {}) do bytes = bytes + #text end
@@ -46,4 +53,13 @@ for _, row in ipairs(rows) do
   end
 end
 local more = last and (#rows == count or last ~= rows[#rows][1])
+if not more and ordering ~= 'none' then
+  for _, raw in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+    local known = {}
+    for i = 1, #raw, 2 do known[raw[i]] = raw[i + 1] end
+    if known['name'] ~= lane and known['pending'] == 0 then
+      redis.call('XGROUP', 'DELCONSUMER', stream, group, known['name'])
+    end
+  end
+end
 return {1, entries, more and '(' .. last or '', trimmed}

@@ -119,7 +119,7 @@ def in_order(message: bus.Message) -> None:
     act(message)
 
 
-@bus.subscribe(loose, group="anyhow", ordering="none", retry=SOON)
+@bus.subscribe(loose, group="anyhow", ordering=os.environ.get("SHOP_LOOSE_ORDERING", "none"), retry=SOON)
 def anyhow(message: bus.Message) -> None:
     act(message)
 

@@ -1,0 +1,28 @@
+"""Which history of which server a connection leads to.
+
+After a failover, a restart or a switch of the roles another process answers, or the same one with other data.
+What was learnt of the one is not true of the other, also where single values (a lease, a position) are equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from bus.errors import ServerError
+from bus.streams.wire import Link
+
+
+def ask(link: Link) -> int:
+    """A number of 63 bits that is equal only for one process of a server in one of its lives as a master.
+
+    0 where the server does not say, for example to a user who may not ask. Raises BusUnavailable.
+    """
+    reply = link.call("INFO", "server", "replication")
+    if isinstance(reply, ServerError):
+        return 0
+    known = dict(line.partition(b":")[::2] for line in reply.splitlines())
+    run, life = known.get(b"run_id"), known.get(b"master_replid", b"")
+    if not run:
+        return 0
+    digest = hashlib.sha1(run + b" " + life, usedforsecurity=False).digest()
+    return int.from_bytes(digest[:8]) >> 1 or 1

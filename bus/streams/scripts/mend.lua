@@ -1,0 +1,172 @@
+#!lua flags=allow-oom
+-- Put right what is known of a group's waiting messages where it does not fit together: after a failover or an
+-- older dump, or because somebody removed a key. One page of one stage; the stages go in this order:
+--   retry   what waits for its retry is pending in this lane, has a state with its key, and is not held as well
+--   held    what is held back is pending in this lane, under its own key, and not waiting for a retry as well
+--   state   what is settled has no state
+-- KEYS    1 stream   2 lease   3 retry   4 held   5 state
+-- ARGV    1 lease value   2 group   3 lane   4 ordering ("key", "partition" or "none")
+--         5 stage   6 where to go on ("" = at the beginning)   7 how many to look at
+-- Reply   {0, lease value there}, or
+--         {1, where to go on ("" = that was all), how many were put right, key hashes that are held in this page}
+--
+-- What the group has not been given yet (its position is older) comes to it as new: here it does not wait. What
+-- waits and is not pending is made pending: rather handled once more than never.
+local stream, lease, retry, held, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local group, lane, ordering, stage, cursor, count = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
+local bytes_left = 262144
+
+local current = redis.call('GET', lease) or ''
+if current ~= ARGV[1] then return {0, current} end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local fixed = 0
+
+local function pad(id)
+  local ms, seq = id:match('^(%d+)%-(%d+)$')
+  if not ms or #ms > 20 or #seq > 20 then return nil end
+  return string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
+end
+
+local position
+for _, raw in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+  local known = {}
+  for i = 1, #raw, 2 do known[raw[i]] = raw[i + 1] end
+  if known['name'] == group then position = pad(known['last-delivered-id']) end
+end
+if not position then return redis.error_reply('NOGROUP No such consumer group') end
+
+local function is_pending(id, owner)
+  local rows = redis.call('XPENDING', stream, group, id, id, 1)
+  return #rows == 1 and (not owner or rows[1][2] == owner)
+end
+
+local function claim(id)
+  if is_pending(id, ordering ~= 'none' and lane) then return end
+  local claimed = redis.call('XCLAIM', stream, group, lane, 0, id, 'RETRYCOUNT', 0, 'FORCE', 'JUSTID')
+  fixed = fixed + #claimed
+end
+
+-- "" where the message has no key, or is gone.
+local function hash_of(id)
+  if ordering == 'partition' then return '*' end
+  local entry = redis.call('XRANGE', stream, id, id)[1]
+  local hash = ''
+  for i = 1, entry and #entry[2] or 0, 2 do
+    bytes_left = bytes_left - #entry[2][i] - #entry[2][i + 1]
+    if entry[2][i] == 'k' then hash = redis.sha1hex(entry[2][i + 1]):sub(1, 16) end
+  end
+  return hash
+end
+
+local function is_hash(text)
+  if ordering == 'partition' then return text == '*' end
+  return #text == 16 and not text:find('%X')
+end
+
+local function state_of(id)
+  local raw = redis.call('HGET', state, id)
+  if not raw then return nil end
+  local read, known = pcall(cjson.decode, raw)
+  if read and type(known) == 'table' and type(known.k) == 'string' then return known end
+  return nil
+end
+
+local function waiting_as(id, padded)
+  local known = state_of(id)
+  return (known and known.k or '') .. ':' .. padded
+end
+
+local function wait_for_retry(id)
+  redis.call('ZADD', retry, 'NX', now, id)
+end
+
+local hashes, seen, go_on = {}, {}, ''
+
+local function see(hash)
+  if not seen[hash] then
+    seen[hash] = true
+    hashes[#hashes + 1] = hash
+  end
+end
+
+if stage == 'retry' then
+  -- From the latest on: what is removed leaves the ranks of those still to come as they are.
+  local from = tonumber(cursor) or 0
+  local ids = redis.call('ZREVRANGE', retry, from, from + count - 1)
+  local looked, kept = 0, 0
+  for _, id in ipairs(ids) do
+    if bytes_left < 0 then break end
+    looked = looked + 1
+    local padded = pad(id)
+    if padded and padded > position then
+      redis.call('ZREM', retry, id)
+      fixed = fixed + 1
+    else
+      kept = kept + 1
+      if padded and ordering ~= 'none' then
+        claim(id)
+        local known = state_of(id)
+        if not known or not is_hash(known.k) then
+          local hash = hash_of(id)
+          if not known or known.k ~= hash then
+            known = known or {a = 0}
+            known.k = hash
+            redis.call('HSET', state, id, cjson.encode(known))
+            fixed = fixed + 1
+          end
+        end
+        fixed = fixed + redis.call('ZREM', held, known.k .. ':' .. padded)
+      end
+    end
+  end
+  if looked == count or looked < #ids then go_on = tostring(from + kept) end
+elseif stage == 'held' then
+  local members = redis.call('ZRANGEBYLEX', held, cursor == '' and '-' or '(' .. cursor, '+', 'LIMIT', 0, count)
+  local last
+  for _, member in ipairs(members) do
+    if bytes_left < 0 then break end
+    last = member
+    local hash, ms, seq = member:match('^(.*):0*(%d+)%-0*(%d+)$')
+    local id = hash and ms .. '-' .. seq
+    local padded = id and pad(id)
+    if padded then
+      local right = hash
+      if ordering == 'none' then right = '' elseif not is_hash(hash) then right = hash_of(id) end
+      if padded > position or redis.call('ZSCORE', retry, id) then
+        redis.call('ZREM', held, member)
+        fixed = fixed + 1
+      elseif right ~= hash or right == '' then
+        redis.call('ZREM', held, member)
+        if right == '' then wait_for_retry(id) else redis.call('ZADD', held, 0, right .. ':' .. padded) end
+        fixed = fixed + 1
+      end
+      if padded <= position then
+        claim(id)
+        if right ~= '' then see(right) end
+      end
+    end
+  end
+  if last and (#members == count or last ~= members[#members]) then go_on = last end
+else
+  local info, newest = redis.call('XINFO', 'STREAM', stream), ''
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then newest = pad(info[i + 1]) end
+  end
+  local page = redis.call('HSCAN', state, cursor == '' and '0' or cursor, 'COUNT', count)
+  for i = 1, #page[2], 2 do
+    local id = page[2][i]
+    local padded = pad(id)
+    -- What waits and is gone from the stream cannot be pending: turn.lua counts it when it is due.
+    local waits = padded and (redis.call('ZSCORE', retry, id) or redis.call('ZSCORE', held, waiting_as(id, padded)))
+    if padded and not waits and not is_pending(id) and (padded <= position or padded > newest) then
+      redis.call('HDEL', state, id)
+      fixed = fixed + 1
+    end
+  end
+  if page[1] ~= '0' then go_on = page[1] end
+end
+
+if fixed > 0 then redis.call('HINCRBY', state, 'mended', fixed) end
+return {1, go_on, fixed, hashes}

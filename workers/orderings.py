@@ -1,0 +1,134 @@
+"""Which ordering is in effect where, as one worker knows it; and the change to another that is declared."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+from bus import reordering
+from bus.client import Bus
+from bus.complaints import Complaints
+from bus.lane import ORDERED_LANE, LaneId
+from bus.registry import GroupSpec
+from bus.reordering import Change, Place
+from bus.signals import lease_lost
+from bus.values import Ordering
+from workers.leases import Leases, Swap
+from workers.scheduler import Scheduler
+
+logger = logging.getLogger("jitney.workers")
+
+
+class Orderings:
+    """What the keeper of one worker's leases knows of them. Not thread-safe. Raises BusUnavailable."""
+
+    def __init__(self, bus: Bus, leases: Leases, scheduler: Scheduler) -> None:
+        self._bus = bus
+        self._leases = leases
+        self._scheduler = scheduler
+        self._complaints = Complaints(logger)
+        self._effect: dict[Place, Ordering] = {}
+        self._declared: dict[tuple[str, str], Ordering] = {}
+        """(topic, group) → the ordering that is wanted."""
+
+    def refresh(self, groups: Iterable[GroupSpec], homes: Iterable[LaneId]) -> None:
+        """Take in what is declared, and ask what is in effect where that is not known, or where it differs.
+
+        Where nothing changes this costs no round trip.
+        """
+        self._declared = {(group.topic, group.name): group.ordering for group in groups}
+        places = [_place(home) for home in homes]
+        unsure = [
+            (place, wanted)
+            for place in places
+            if (wanted := self._wanted(place)) is not None and self._effect.get(place) != wanted
+        ]
+        self._effect.update(reordering.read(self._bus, unsure))
+        self._scheduler.order_by(self._declared)
+
+    def of(self, lane: LaneId) -> Ordering | None:
+        """The ordering in effect where this lane is; None: not known at this moment."""
+        return self._effect.get(_place(lane))
+
+    def unordered(self, served: Collection[tuple[str, str]]) -> list[LaneId]:
+        """Homes of these (topic, group) where each slot should have a lane: no ordering is in effect, none is
+        wanted."""
+        return [
+            LaneId(place.topic, place.partition, place.group)
+            for place, effect in self._effect.items()
+            if effect == "none" == self._wanted(place) and (place.topic, place.group) in served
+        ]
+
+    def take(self, swaps: Iterable[Swap], *, drain_only: bool = False) -> list[Swap]:
+        """Acquire lanes, each by the ordering in effect there; those that we got.
+
+        Where one is refused another ordering may be in effect by now: that is asked at the next look.
+        """
+        wanted = [
+            (replace(swap, ordering=effect), effect)
+            for swap in swaps
+            if (effect := self.of(swap.lane)) is not None
+        ]
+        effects = {swap.lane: effect for swap, effect in wanted}
+        taken = self._leases.swap(swap for swap, _ in wanted)
+        for swap in taken:
+            self._scheduler.add(swap.lane, swap.new, effects.pop(swap.lane), drain_only=drain_only)
+        for lane in effects:
+            self._effect.pop(_place(lane), None)
+        self._scheduler.order_by(self._declared)
+        return taken
+
+    def lost(self, lane: LaneId) -> None:
+        """The lease of this lane is not ours any more."""
+        self._effect.pop(_place(lane), None)
+        gone = self._scheduler.lost(lane)
+        # A change of the ordering frees all lanes.
+        level = logging.INFO if gone is not None and gone.closed else logging.WARNING
+        where = f"{lane.topic}/{lane.partition} for {lane.group}"
+        logger.log(level, "The lease of %s is not ours any more.", where)
+        lease_lost.send_robust(type(self), lane=lane)
+
+    def change(self) -> None:
+        """Put what is declared into effect in those of our homes where nothing waits any more."""
+        places = [_place(lane) for lane in self._scheduler.owned() if lane.lane == ORDERED_LANE]
+        unsettled = [
+            (place, effect, wanted)
+            for place in places
+            if (effect := self._effect.get(place)) is not None
+            and (wanted := self._wanted(place)) is not None
+            and wanted != effect
+        ]
+        changes = reordering.change(self._bus, unsettled)
+        by_group: defaultdict[tuple[str, str], list[Change]] = defaultdict(list)
+        for each in changes:
+            by_group[each.place.topic, each.place.group].append(each)
+        for group, those in by_group.items():
+            self._tell(group, those)
+        if any(each.waiting == 0 for each in changes):
+            self._bus.registry.hint("ordering")  # all lanes there are free now
+
+    def _tell(self, group: tuple[str, str], changes: list[Change]) -> None:
+        wanted = self._declared[group]
+        made = [each for each in changes if each.effect == wanted]
+        left = [each for each in changes if each.effect != wanted]
+        if made:
+            logger.info("Group %s of topic %s has the ordering %r now in %s of its partitions.",
+                        group[1], group[0], wanted, len(made))  # fmt: skip
+        if not left:
+            self._complaints.over(group)
+            return
+        self._complaints.say(
+            group,
+            "Group %s of topic %s waits for %s messages in %s partitions until its ordering changes from %r "
+            "to %r; nothing new is fetched there.",
+            group[1], group[0], sum(max(0, each.waiting) for each in left), len(left), left[0].effect, wanted,
+        )  # fmt: skip
+
+    def _wanted(self, place: Place) -> Ordering | None:
+        return self._declared.get((place.topic, place.group))
+
+
+def _place(lane: LaneId) -> Place:
+    return Place(lane.topic, lane.group, lane.partition)
