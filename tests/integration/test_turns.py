@@ -67,6 +67,7 @@ class World:
         self.endpoint = CountingEndpoint(server.url)
         self.ordering = ordering
         self.lanes = [self.lane(partition) for partition in range(partitions)]
+        self.opened: list[Turns] = []
         self.turns = self.open(self.lanes)
 
     def keys(self, partition=0):
@@ -81,6 +82,7 @@ class World:
 
     def open(self, lanes, held_limit=100):
         turns = Turns(self.endpoint, lanes, held_limit=held_limit, dead_limit=100)
+        self.opened.append(turns)
         turns.open()
         return turns
 
@@ -112,8 +114,9 @@ class World:
         }
 
     def close(self):
-        if link := self.turns.close():
-            link.close()
+        for turns in self.opened:
+            if link := turns.close():
+                link.close()
         self.bus.close()
 
 
