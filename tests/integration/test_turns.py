@@ -68,6 +68,7 @@ class World:
         self.endpoint = CountingEndpoint(server.url)
         self.ordering = ordering
         self.lanes = [self.lane(partition) for partition in range(partitions)]
+        self.opened: list[Turns] = []
         self.turns = self.open(self.lanes)
 
     def keys(self, partition=0):
@@ -82,6 +83,7 @@ class World:
 
     def open(self, lanes, held_limit=100):
         turns = Turns(self.endpoint, lanes, held_limit=held_limit, dead_limit=100)
+        self.opened.append(turns)
         turns.open()
         return turns
 
@@ -113,8 +115,9 @@ class World:
         }
 
     def close(self):
-        if link := self.turns.close():
-            link.close()
+        for turns in self.opened:
+            if link := turns.close():
+                link.close()
         self.bus.close()
 
 
