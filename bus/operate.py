@@ -74,13 +74,34 @@ def change_topic(
 
     Raises UnknownTopic if the database does not have it, else as save_topic.
     """
+    return save_topic(bus, _changed(name, partitions, retention, notes), actor=actor)
+
+
+def check_change_topic(
+    bus: Bus,
+    name: str,
+    *,
+    partitions: int | Keep = KEEP,
+    retention: timedelta | Keep | None = KEEP,
+    notes: str | Keep = KEEP,
+) -> None:
+    """Raise what change_topic would raise now; do nothing, leave no record."""
+    check_writable(bus, "change topic")
+    topic = _changed(name, partitions, retention, notes)
+    topic.full_clean()
+    _check_projectable(bus, topic)
+
+
+def _changed(
+    name: str, partitions: int | Keep, retention: timedelta | Keep | None, notes: str | Keep
+) -> Topic:
     topic = Topic.objects.filter(name=name).first()
     if topic is None:
         raise UnknownTopic(name)
     for field, value in (("partitions", partitions), ("retention", retention), ("notes", notes)):
         if value is not KEEP:
             setattr(topic, field, value)
-    return save_topic(bus, topic, actor=actor)
+    return topic
 
 
 def save_topic(bus: Bus, topic: Topic, *, actor: Actor) -> Topic:

@@ -130,15 +130,7 @@ class Registry:
     def project(self, specs: Iterable[TopicSpec]) -> None:
         """Write specs to Redis and make their streams, with their declared groups. Idempotent."""
         wanted = list(specs)
-        self.check_layout()
-        known = self.specs()
-        for spec in wanted:
-            before = known.get(spec.name)
-            if before is not None and before.partitions > spec.partitions:
-                raise ConfigurationError(
-                    f"Topic {spec.name!r} has {before.partitions} partitions in Redis and cannot shrink to "
-                    f"{spec.partitions}: messages of the last ones would be cut off. Make a new topic."
-                )
+        self.check_projectable(wanted)
         groups = self.groups()
         for spec in wanted:
             # The streams first: a publisher that sees the spec must find them.
@@ -147,6 +139,18 @@ class Registry:
             self._cache.pop(spec.name, None)
         if wanted:
             self.hint("spec changed")
+
+    def check_projectable(self, specs: Iterable[TopicSpec]) -> None:
+        """Raise what `project` would refuse: a newer layout, or a topic that has more partitions in Redis."""
+        self.check_layout()
+        known = self.specs()
+        for spec in specs:
+            before = known.get(spec.name)
+            if before is not None and before.partitions > spec.partitions:
+                raise ConfigurationError(
+                    f"Topic {spec.name!r} has {before.partitions} partitions in Redis and cannot shrink to "
+                    f"{spec.partitions}: messages of the last ones would be cut off. Make a new topic."
+                )
 
     def restore_partition(self, name: str, partition: int) -> None:
         """Make a stream that has vanished again, with its declared groups."""

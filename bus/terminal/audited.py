@@ -44,6 +44,10 @@ class Audited:
         with _plain_errors():
             operate.change_topic(self._bus, name, **changes, actor=self._actor)
 
+    def check_change(self, name: str, changes: dict[str, Any]) -> None:
+        with _plain_errors():
+            operate.check_change_topic(self._bus, name, **changes)
+
     def delete_topic(self, name: str, confirm: str) -> None:
         operate.delete_topic(self._bus, name, confirm=confirm, actor=self._actor)
 

@@ -109,6 +109,7 @@ def _deal(session: Session, topic: str, group: str, selection: Selection, apply:
     planned = deadletters.count_matching(session.bus, topic, group, selection)
     plan = f"{name} {many(planned, 'dead letter')} of group {group} of topic {topic}."
     if not apply:
+        session.check_writable(f"{name.lower()} dead letters")
         words = "Nothing is done yet: add --apply to do it."
         answer(session.json, {"planned": planned, "applied": False}, plan, words)
         return 0

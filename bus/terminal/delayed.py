@@ -59,6 +59,7 @@ def cancel_delayed(
     planned = delays.present(bus, topic, refs) if refs else delays.count(bus, topic, partition)
     plan = f"Cancel {many(planned, 'delayed message')} of topic {topic}."
     if not apply:
+        session.check_writable("cancel delayed")
         data = {"planned": planned, "applied": False}
         answer(session.json, data, plan, "Nothing is done yet: add --apply to do it.")
         return

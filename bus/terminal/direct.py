@@ -41,13 +41,19 @@ class Direct:
         self._bus.registry.project([TopicSpec(name=name, partitions=partitions, retention=retention)])
 
     def change_topic(self, name: str, changes: dict[str, Any]) -> None:
+        self._bus.registry.project([self._changed(name, changes)])
+
+    def check_change(self, name: str, changes: dict[str, Any]) -> None:
+        self._bus.registry.check_projectable([self._changed(name, changes)])
+
+    def _changed(self, name: str, changes: dict[str, Any]) -> TopicSpec:
         check_writable(self._bus, "change topic")
         if "notes" in changes:
             _needs_database("--notes")
         known = self._bus.registry.specs().get(name)
         if known is None:
             raise UnknownTopic(name)
-        self._bus.registry.project([replace(known, **changes)])
+        return replace(known, **changes)
 
     def delete_topic(self, name: str, confirm: str) -> None:
         check_writable(self._bus, "delete topic")

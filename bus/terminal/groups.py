@@ -82,7 +82,9 @@ def resume_group(session: Session, topic: str, group: str) -> None:
 def delete_group(session: Session, topic: str, group: str, apply: bool) -> None:
     """Delete a group with its position and dead letters. The messages of the topic stay."""
     found, _ = observe.group(session.bus, topic, group)
-    if apply:
+    if not apply:
+        session.check_writable("delete group")
+    else:
         session.operator.delete_group(topic, group)
     answer(
         session.json,

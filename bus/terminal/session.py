@@ -29,6 +29,9 @@ class Operator(Protocol):
     def change_topic(self, name: str, changes: dict[str, Any]) -> None:
         """`changes`: some of partitions, retention (None: for ever) and notes."""
 
+    def check_change(self, name: str, changes: dict[str, Any]) -> None:
+        """Raise what change_topic would raise now."""
+
     def delete_topic(self, name: str, confirm: str) -> None: ...
     def check_deletable(self, name: str, confirm: str) -> None:
         """Raise ConfigurationError if this topic cannot be deleted, or is not confirmed."""

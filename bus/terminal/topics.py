@@ -98,6 +98,8 @@ def change_topic(context: click.Context, /, name: str, apply: bool, **options: A
     before = observe.topic(session.bus, name)
     if apply:
         session.operator.change_topic(name, changes)
+    else:
+        session.operator.check_change(name, changes)
     data = {"topic": name, "changes": changes, "applied": apply}
     answer(session.json, data, *_change_plan(before, changes), _outcome(apply, f"Topic {name} is changed."))
     if apply:
@@ -128,6 +130,7 @@ def sync_topics(session: Session) -> int:
 def delete_topic(session: Session, name: str, apply: bool, confirm: str | None) -> None:
     """Delete a topic with all its messages and groups."""
     found = observe.topic(session.bus, name)
+    session.check_writable("delete topic")
     session.operator.check_deletable(name, name)
     plan = (
         f"Delete topic {name}: {many(found.partitions, 'partition')}, {count(found.messages)} messages, "
