@@ -76,13 +76,12 @@ def raw_connection(entry: dict[str, Any]) -> Any:
     if entry["ENGINE"].endswith("sqlite3"):
         return sqlite3.connect(entry["NAME"], isolation_level=None, timeout=30)
     if entry["ENGINE"].endswith("mysql"):
+        # Names in double quotes, as the others take them.
+        quotes = "SET SESSION sql_mode = CONCAT(@@sql_mode, ',ANSI_QUOTES')"
         return pymysql.connect(
-            unix_socket=entry["HOST"],
-            user=entry["USER"],
-            database=entry["NAME"],
-            autocommit=True,
-            charset="utf8mb4",
-        )
+            unix_socket=entry["HOST"], user=entry["USER"], database=entry["NAME"], autocommit=True,
+            charset="utf8mb4", init_command=quotes,
+        )  # fmt: skip
     import psycopg
 
     return psycopg.connect(host=entry["HOST"], user=entry["USER"], dbname=entry["NAME"], autocommit=True)

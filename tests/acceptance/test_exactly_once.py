@@ -47,12 +47,14 @@ class Bank:
         self.bus = Bus(url, prefix=prefix)
         self.deaths = directory / "deaths"
         self.deaths.touch()
+        self.freeze = directory / "freeze"
         self._entry = database_of(database, directory / "data")
         self.environment = {
             **os.environ,
             "BUS_URL": url,
             "BUS_PREFIX": prefix,
             "BANK_DEATHS": str(self.deaths),
+            "BANK_FREEZE": str(self.freeze),
             "JITNEY_DATA": str(directory / "data"),
             "JITNEY_DATABASE": database,
             "DJANGO_SETTINGS_MODULE": "tests.acceptance.bank.settings",
@@ -77,8 +79,8 @@ class Bank:
         values = ({"n": n, **({"die": True} if n in deadly(count) else {})} for n in range(count))
         assert self.bus.publish_many(topic, values, key=lambda value: f"k{value['n'] % 50}") == count
 
-    def worker(self, groups: Sequence[str]) -> Worker:
-        options = ("-c", "2", "--groups", ",".join(groups))
+    def worker(self, groups: Sequence[str], processes: int = 2) -> Worker:
+        options = ("-c", str(processes), "--groups", ",".join(groups))
         worker = Worker(self, f"w{len(self._workers)}", options)  # type: ignore[arg-type]  # what it needs of a shop
         self._workers.append(worker)
         return worker
@@ -186,6 +188,48 @@ def test_what_an_atomic_handler_publishes_in_its_transaction_is_exact_too(bank: 
     assert stored == FORWARDED
     assert killed >= FORWARDED / STEP
     assert len(bank.deaths.read_text()) >= len(deadly(FORWARDED))
+
+
+@pytest.mark.timeout(180)
+def test_an_owner_that_is_frozen_before_its_first_statement_until_its_row_is_forgotten_repeats_nothing(
+    bank: Bank,
+) -> None:
+    # Given a worker with a pool process that was stopped when its transaction began, and then as a whole
+    count = 8
+    bank.bus.topic("amounts", partitions=4)
+    bank.bus.registry.project(bank.bus.declared.specs().values())
+    bank.open_accounts("single")
+    frozen = bank.worker(["single"], processes=1).wait_ready()
+    # All of one key, so that its process has them in hand, after one with which it has opened the place.
+    bank.bus.publish("amounts", {"n": 0}, key="k")
+    wait_until(lambda: bank.handled() == 1, 30, "the first message")
+    bank.freeze.touch()
+    rest = [{"n": n} for n in range(1, count)]
+    assert bank.bus.publish_many("amounts", rest, key=lambda _: "k") == len(rest)
+    (stopped,) = wait_until(
+        lambda: list(bank.directory.glob("freeze.*")), 30, "a pool process to stop itself"
+    )
+    frozen.freeze()
+
+    # When another has handled and settled all, and forgotten what it knew of each message
+    bank.worker(["single"])
+    wait_until(lambda: bank.settled("amounts", "single"), 60, "all to be settled", 0.1)
+    assert bank.handled() == count
+    wait_until(
+        lambda: bank.query("SELECT COUNT(*) FROM jitney_inboxrow") == [(0,)], 60, "the rows to go", 0.1
+    )
+
+    # Then the frozen one goes on, and does nothing
+    assert int(stopped.suffix[1:]) in frozen.children()
+    frozen.thaw()
+    wait_until(
+        lambda: frozen.says("is not ours any more") or frozen.says("goes on there"),
+        30,
+        "its leases to be lost",
+    )
+    wait_until(lambda: frozen.says("says that group single settled it"), 30, "the message to be passed over")
+    assert frozen.stop() == 0
+    bank.assert_exact("single", count)
 
 
 def _partitions(bank: Bank, topic: str) -> list[Any]:

@@ -24,11 +24,18 @@ from bus.terminal.session import Session
 from bus.values import TopicSpec
 from tests.integration.places import GROUP, TOPIC
 
+_TOPIC = f"topic/named/{TOPIC}/"
+_GROUP = f"{_TOPIC}groups/{GROUP}/"
 PAGES = [
-    "overview/", "topic/", "worker/", "auditrecord/",
-    f"topic/named/{TOPIC}/", f"topic/named/{TOPIC}/messages/",
-    f"topic/named/{TOPIC}/groups/{GROUP}/", f"topic/named/{TOPIC}/groups/{GROUP}/dead/",
-]  # fmt: skip
+    "overview/",
+    "topic/",
+    "worker/",
+    "auditrecord/",
+    _TOPIC,
+    f"{_TOPIC}messages/",
+    _GROUP,
+    f"{_GROUP}dead/",
+]
 
 
 @pytest.fixture

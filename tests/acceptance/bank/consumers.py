@@ -1,4 +1,8 @@
-"""Atomic handlers that add up. A message with "die" kills its process between the commit and the settle."""
+"""Atomic handlers that add up. A message with "die" kills its process between the commit and the settle.
+
+Where the file BANK_FREEZE is there, the first pool process whose transaction begins stops itself (SIGSTOP)
+before that statement.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import os
 import signal
 from typing import Any
 
+from celery.signals import worker_process_init
 from django.db import transaction
+from django.db.backends.signals import connection_created
 from django.db.models import F
 
 import bus
@@ -29,6 +35,22 @@ def _die() -> None:
     with open(os.environ["BANK_DEATHS"], "a") as file:
         file.write("x")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@worker_process_init.connect
+def _in_pool(**_: Any) -> None:
+    connection_created.connect(
+        lambda connection, **_: connection.execute_wrappers.append(_freeze), weak=False
+    )
+
+
+def _freeze(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+    """On SQLite BEGIN takes the lock, which would keep everybody out."""
+    path = os.environ["BANK_FREEZE"]
+    if sql.startswith(("BEGIN", "INSERT INTO")) and os.path.exists(path):
+        os.rename(path, f"{path}.{os.getpid()}")
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return execute(sql, params, many, context)
 
 
 @bus.subscribe(amounts, group="single", atomic=True, retry=PATIENT)
