@@ -20,8 +20,10 @@ from bus.complaints import COMPLAIN_SECONDS, Complaints
 from bus.observe import lag as lags
 from bus.observe.snapshots import Lag
 from bus.registry import GroupSpec, start_id
+from bus.strangers import stands_at
 from bus.streams.commands import fields_of
 from bus.streams.connect import check
+from bus.unreadable import tell
 
 logger = logging.getLogger("bus.groups")
 
@@ -39,6 +41,15 @@ class Refusal:
     """How many it would have begun with, at least."""
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The groups in Redis, as (topic, group)."""
+
+    places: set[tuple[str, str]]
+    """Those that are declared, also by a newer version: their records are left as they are."""
+    paused: list[tuple[str, str]]
+
+
 class Newcomers:
     """Declares the groups of one worker. Not thread-safe. Raises as Registry.declare_groups."""
 
@@ -49,6 +60,23 @@ class Newcomers:
         self._again_at = 0.0
         self.refused: frozenset[tuple[str, str]] = frozenset()
         """(topic, group) of those that were refused when they were declared last."""
+
+    def look(self) -> Seen | None:
+        """What is declared; None where the key of the groups is something else altogether.
+
+        A record that cannot be read, and that no newer version can have written, is not there: whoever serves
+        the group writes it anew.
+        """
+        look, key = self._bus.registry.look(), self._bus.keys.groups
+        places = {(group.topic, group.name) for group in look.groups}
+        for found in look.unreadable:
+            if found.key == key:
+                tell(found)
+                if not found.field:
+                    return None
+                topic, _, group = found.field.partition("/")
+                places |= {(topic, group)} if found.newer else set()
+        return Seen(places, [(group.topic, group.name) for group in look.groups if group.paused])
 
     def must_declare(self, wanted: Iterable[tuple[str, str]], known: Collection[tuple[str, str]]) -> bool:
         """Whether a group is missing that was not refused, or it is time to look at the refused ones again.
@@ -63,7 +91,7 @@ class Newcomers:
     def declare(self, specs: Iterable[GroupSpec]) -> None:
         """Declare groups, but for new ones beyond the limit; whoever makes a group tells of it first."""
         wanted = list(specs)
-        known = {(group.topic, group.name) for group in self._bus.registry.groups()}
+        known = self._bus.registry.group_names()
         ahead = {
             (spec.topic, spec.name): backlog(self._bus, spec)
             for spec in wanted
@@ -90,12 +118,15 @@ class Newcomers:
         )  # fmt: skip
         seconds, micros = self._bus.client.call("TIME")
         record = {"messages": lag.count, "at": int(seconds) * 1000 + int(micros) // 1000}
-        self._bus.client.call("HSET", self._bus.keys.refused, f"{topic}/{group}", orjson.dumps(record))
+        key = self._bus.keys.refused
+        reply = self._bus.client.pipe([("HSET", key, f"{topic}/{group}", orjson.dumps(record))])[0]
+        stands_at(key, reply) or check(reply)
 
     def _admit(self, places: list[tuple[str, str]]) -> None:
         for topic, group in places:
             self._complaints.over((topic, group))
-            self._bus.client.call("HDEL", self._bus.keys.refused, f"{topic}/{group}")
+            reply = self._bus.client.pipe([("HDEL", self._bus.keys.refused, f"{topic}/{group}")])[0]
+            stands_at(self._bus.keys.refused, reply) or check(reply)
 
 
 def backlog(bus: Bus, spec: GroupSpec) -> Lag:
@@ -106,7 +137,8 @@ def backlog(bus: Bus, spec: GroupSpec) -> Lag:
     if start == "latest":
         return Lag(0)
     if start == "earliest":
-        return Lag(sum(check(reply) for reply in bus.client.pipe([("XLEN", stream) for stream in streams])))
+        replies = zip(streams, bus.client.pipe([("XLEN", stream) for stream in streams]), strict=True)
+        return Lag(sum(0 if stands_at(stream, reply) else check(reply) for stream, reply in replies))
     tallies = [lags.Tally(stream, start, "+") for stream in streams]
     lags.count(bus.client, tallies)
     return lags.total(tally.lag() for tally in tallies) or Lag(0)
@@ -114,11 +146,12 @@ def backlog(bus: Bus, spec: GroupSpec) -> Lag:
 
 def refusals(bus: Bus) -> Iterator[Refusal]:
     """The groups that workers were refused within FRESH."""
-    table, (seconds, _) = (
-        check(reply) for reply in bus.client.pipe([("HGETALL", bus.keys.refused), ("TIME",)])
-    )
+    table, clock = bus.client.pipe([("HGETALL", bus.keys.refused), ("TIME",)])
+    if stands_at(bus.keys.refused, table):
+        return
+    seconds, _ = check(clock)
     now = datetime.fromtimestamp(int(seconds), UTC)
-    for place, raw in sorted(fields_of(table).items()):
+    for place, raw in sorted(fields_of(check(table)).items()):
         topic, _, group = place.partition("/")
         try:
             known = orjson.loads(raw)

@@ -20,7 +20,8 @@ from django.db import Error, connections
 
 from bus import marks
 from bus.client import Bus
-from bus.errors import BusError, BusUnavailable, UnknownTopic
+from bus.complaints import Complaints
+from bus.errors import BusError, BusUnavailable, ForeignData, UnknownTopic
 from bus.lane import ORDERED_LANE, LaneId
 from bus.newcomers import Newcomers
 from bus.registry import GroupSpec
@@ -77,6 +78,7 @@ class Membership(threading.Thread):
         self._declared = False
         self._leaving = False
         self._complained = -COMPLAIN_SECONDS
+        self._complaints = Complaints(logger)
         self._adopt_at = 0.0
         self.heard_at = clock()
         """When this thread last went round its loop, by the monotonic clock."""
@@ -202,10 +204,11 @@ class Membership(threading.Thread):
         known = self._known()
         if not self._declared:
             self._declare(known)
-        groups = {(group.topic, group.name): group for group in self._bus.registry.groups()}
-        if self._newcomers.must_declare(((each.topic, each.group) for each in known), groups):
-            self._declare(known)  # FLUSHALL, or somebody deleted a group that is still subscribed
-        self._scheduler.pause(place for place, group in groups.items() if group.paused)
+        seen = self._newcomers.look()
+        if seen is not None:  # else the table is something else altogether, and says nothing
+            if self._newcomers.must_declare(((each.topic, each.group) for each in known), seen.places):
+                self._declare(known)  # FLUSHALL, or somebody deleted a group that is still subscribed
+            self._scheduler.pause(seen.paused)
         return [
             LaneId(each.topic, partition, each.group)
             for each in known
@@ -219,7 +222,7 @@ class Membership(threading.Thread):
         for each in self._subscriptions:
             try:
                 self._bus.registry.spec(each.topic)
-            except UnknownTopic as error:
+            except (UnknownTopic, ForeignData) as error:
                 if not self._declared:
                     logger.warning("%s waits for its topic: %s", each.handler_name, error)
             else:
@@ -227,10 +230,13 @@ class Membership(threading.Thread):
         return known
 
     def _declare(self, known: list[Subscription]) -> None:
-        self._newcomers.declare(
-            GroupSpec(topic=each.topic, name=each.group, ordering=each.ordering, start=each.start)
-            for each in known
-        )
+        try:
+            self._newcomers.declare(
+                GroupSpec(topic=each.topic, name=each.group, ordering=each.ordering, start=each.start)
+                for each in known
+            )
+        except ForeignData as error:  # the others are declared; slices find what is in the way of one
+            self._complaints.say("declare", "%s", error)
         self._declared = True
         self._advance()
 
