@@ -17,6 +17,7 @@ import orjson
 
 from bus.client import Bus
 from bus.complaints import COMPLAIN_SECONDS, Complaints
+from bus.errors import ForeignData
 from bus.observe import lag as lags
 from bus.observe.snapshots import Lag
 from bus.registry import GroupSpec, start_id
@@ -51,7 +52,7 @@ class Seen:
 
 
 class Newcomers:
-    """Declares the groups of one worker. Not thread-safe. Raises as Registry.declare_groups."""
+    """Declares the groups of one worker. Not thread-safe. Raises BusUnavailable."""
 
     def __init__(self, bus: Bus, clock: Callable[[], float] = time.monotonic) -> None:
         self._bus = bus
@@ -103,10 +104,13 @@ class Newcomers:
             self._refuse(topic, group, ahead[topic, group])
         self._admit([place for place in self.refused if place not in refused])
         self.refused, self._again_at = frozenset(refused), self._clock() + COMPLAIN_SECONDS
-        self._bus.registry.declare_groups(
-            (spec for spec in wanted if (spec.topic, spec.name) not in refused),
-            on_new=lambda spec: _announce(spec, ahead.get((spec.topic, spec.name))),
-        )
+        try:
+            self._bus.registry.declare_groups(
+                (spec for spec in wanted if (spec.topic, spec.name) not in refused),
+                on_new=lambda spec: _announce(spec, ahead.get((spec.topic, spec.name))),
+            )
+        except ForeignData as error:  # the others are declared; slices find what is in the way of one
+            self._complaints.say("declare", "%s", error)
 
     def _refuse(self, topic: str, group: str, lag: Lag) -> None:
         self._complaints.say(

@@ -20,7 +20,6 @@ from django.db import Error, connections
 
 from bus import marks
 from bus.client import Bus
-from bus.complaints import Complaints
 from bus.errors import BusError, BusUnavailable, ForeignData, UnknownTopic
 from bus.lane import ORDERED_LANE, LaneId
 from bus.newcomers import Newcomers
@@ -78,7 +77,6 @@ class Membership(threading.Thread):
         self._declared = False
         self._leaving = False
         self._complained = -COMPLAIN_SECONDS
-        self._complaints = Complaints(logger)
         self._adopt_at = 0.0
         self.heard_at = clock()
         """When this thread last went round its loop, by the monotonic clock."""
@@ -230,13 +228,10 @@ class Membership(threading.Thread):
         return known
 
     def _declare(self, known: list[Subscription]) -> None:
-        try:
-            self._newcomers.declare(
-                GroupSpec(topic=each.topic, name=each.group, ordering=each.ordering, start=each.start)
-                for each in known
-            )
-        except ForeignData as error:  # the others are declared; slices find what is in the way of one
-            self._complaints.say("declare", "%s", error)
+        self._newcomers.declare(
+            GroupSpec(topic=each.topic, name=each.group, ordering=each.ordering, start=each.start)
+            for each in known
+        )
         self._declared = True
         self._advance()
 
