@@ -202,8 +202,7 @@ class Membership(threading.Thread):
         known = self._known()
         if not self._declared:
             self._declare(known)
-        seen = self._newcomers.look()
-        if seen is not None:  # else the table is something else altogether, and says nothing
+        if seen := self._newcomers.look():  # else the table is something else altogether, and says nothing
             if self._newcomers.must_declare(((each.topic, each.group) for each in known), seen.places):
                 self._declare(known)  # FLUSHALL, or somebody deleted a group that is still subscribed
             self._scheduler.pause(seen.paused)
