@@ -39,8 +39,8 @@ class LetterRows:
     rows: list[LetterRow]
     kept: int
     """All of the group, whatever was searched for."""
-    dropped: int
-    """Older ones that DEAD_LIMIT has pushed out."""
+    dropped: int | None
+    """Older ones that DEAD_LIMIT has pushed out; None: unknown."""
     older: str
     """The id after which the next page begins; empty if this is the last."""
 

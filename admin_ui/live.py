@@ -19,7 +19,7 @@ from django.utils.translation import gettext as _
 from admin_ui.pulse import pulse
 from bus import default
 from bus.client import Bus
-from bus.errors import BusError, ConfigurationError, UnknownGroup, UnknownTopic
+from bus.errors import BusError, ConfigurationError, ForeignData, UnknownGroup, UnknownTopic
 from bus.unreadable import visible
 
 
@@ -88,6 +88,15 @@ def trouble_of(error: BusError) -> Trouble:
             title=_("It is not there"),
             text=str(error),
             advice=_("It may have been deleted. The list of topics shows what there is."),
+        )
+    if isinstance(error, ForeignData):
+        return Trouble(
+            status=200,  # nothing is down: this is what there is to see
+            title=_("It cannot be read"),
+            text=str(error),
+            advice=_(
+                "Redis holds what Jitney does not write there. `bus doctor` names it, and says what to do."
+            ),
         )
     if isinstance(error, ConfigurationError):
         return Trouble(

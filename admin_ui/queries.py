@@ -45,6 +45,7 @@ OVERVIEW_GROUPS = 15
 MESSAGES = 25
 WORKERS = 100
 DRIFTS = 20
+UNREADABLE = 20
 
 #: A message that waits longer in the outbox is late: workers look there every 0.5 s.
 LATE = timedelta(minutes=1)
@@ -85,6 +86,8 @@ def overview(bus: Bus) -> OverviewRows:
         groups=rows[:OVERVIEW_GROUPS],
         more_groups=max(0, len(rows) - OVERVIEW_GROUPS),
         problems=sum(row.verdict.problem for row in rows),
+        unreadable=seen.unreadable[:UNREADABLE],
+        more_unreadable=max(0, len(seen.unreadable) - UNREADABLE),
     )
 
 

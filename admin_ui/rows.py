@@ -17,6 +17,7 @@ from bus.observe import (
     TopicSnapshot,
     WorkerSnapshot,
 )
+from bus.unreadable import Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,9 @@ class OverviewRows:
     more_groups: int
     problems: int
     """Groups whose verdict is a problem."""
+    unreadable: Sequence[Unreadable]
+    """Records of topics and groups that cannot be read, some of them."""
+    more_unreadable: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,5 +138,5 @@ class GroupRows:
     more_workers: int
     losses: Sequence[GroupPartitionSnapshot]
     """Partitions in which messages were removed before they were given."""
-    dead_dropped: int
-    """Dead letters that DEAD_LIMIT has pushed out."""
+    dead_dropped: int | None
+    """Dead letters that DEAD_LIMIT has pushed out; None: unknown."""

@@ -22,7 +22,7 @@ import orjson
 
 from bus.errors import InvalidMessage, Undecodable
 from bus.unreadable import SHOWN, shown
-from bus.values import Decoded, Message
+from bus.values import Decoded, Message, is_name
 
 #: Name of the field of a copy that is for one group alone; always the last.
 FOR_GROUP = b"g"
@@ -95,12 +95,19 @@ def raw_key(message: Message) -> bytes | None:
     return message.raw.get(b"k")
 
 
+def is_group(name: bytes) -> bool:
+    """Whether this can be the name of a group that a copy is for."""
+    return is_name(name.decode("ascii", "replace"))
+
+
 def decode(fields: list[bytes]) -> Decoded:
     """(value, key, headers) of a stream entry, or Undecodable."""
     named = dict(zip(fields[::2], fields[1::2], strict=False))
     if b"v" not in named:
         names = ", ".join(shown(name, 50) for name in sorted(named)[:10]) or "none"
         raise Undecodable(f"The entry has no field 'v' (fields: {names}).")
+    if len(fields) > 4 and fields[-2] == FOR_GROUP and not is_group(fields[-1]):
+        raise Undecodable(f"The entry is for the group {shown(fields[-1])}, which no group can be named.")
     value = named[b"v"] if named.get(b"e") == _RAW else _load("The value is", named[b"v"])
     try:
         key = named[b"k"].decode() if b"k" in named else None

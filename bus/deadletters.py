@@ -8,30 +8,37 @@ that the letter (not its message) has. `bus.operate` adds the audit to the verbs
 from __future__ import annotations
 
 import heapq
-import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from bus import codec
-from bus.errors import ConfigurationError, UnknownGroup, UnknownTopic
+from bus import strangers
+from bus.errors import ConfigurationError, UnknownGroup
 from bus.lane import ORDERED_LANE
+from bus.letter import DeadLetter, Place, read
+from bus.moments import moment
 from bus.reordering import Place as GroupPlace
 from bus.reordering import in_effect
+from bus.state import read_counter
 from bus.streams.commands import fields_of, is_nogroup, run, text
 from bus.streams.connect import check
-from bus.values import Message, id_pair
+from bus.unreadable import Unreadable
 from bus.verbs import verb
 
 if TYPE_CHECKING:
     from bus.client import Bus
     from bus.keys import PartitionKeys
     from bus.values import Ordering
+
+__all__ = [
+    "BATCH", "Count", "DeadLetter", "Fate", "LetterRef", "Place", "Selection", "Tally",
+    "batches", "bounded", "count", "count_matching", "discard", "find", "get", "retry",
+]  # fmt: skip
 
 #: Letters in one read: each may be as large as MAX_MESSAGE_BYTES.
 PAGE = 50
@@ -42,38 +49,10 @@ BATCH = 1000
 
 #: The code of redrive.lua for a letter that it did not come to: large ones are dealt with a few at a time.
 _LATER = -2
+#: Slots of one worker at most that are believed.
+_MAX_SLOTS = 1000
 
 _T = TypeVar("_T")
-
-#: The fields of a letter that are about it. They stand first; those of the message follow.
-_ABOUT = frozenset((b"id", b"reason", b"error", b"attempts", b"first", b"last"))
-_PLACE = re.compile(r"(\d{1,4})/(\d{1,20}-\d{1,20})", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a dead letter is kept."""
-
-    partition: int
-    id: str
-
-    @classmethod
-    def parse(cls, written: str) -> Place:
-        """`"3/1700-0"`. Raises ConfigurationError."""
-        found = _PLACE.fullmatch(written)
-        if found is None or max(id_pair(found[2])) >= 2**64:
-            raise ConfigurationError(
-                f"{written!r} is no dead letter's id: write its partition and its own id, such as '3/1700-0'."
-            )
-        return cls(int(found[1]), found[2])
-
-    def __str__(self) -> str:
-        return f"{self.partition}/{self.id}"
-
-    @property
-    def order(self) -> tuple[tuple[int, int], int]:
-        """Sorts by the time of death, over all partitions."""
-        return id_pair(self.id), self.partition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,23 +81,6 @@ class Selection:
     def reads_letters(self) -> bool:
         """Whether letters must be read to know if they are meant."""
         return self.key is not None or self.reason is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
-    """One dead letter."""
-
-    place: Place
-    message: Message
-    """The message as it was; its id and partition say where it came from."""
-    reason: str
-    error: str
-    """The end of the last traceback, or the reason."""
-    attempts: int
-    first: datetime | None
-    """When it failed first; None if that was not recorded."""
-    last: datetime | None
-    """When it was given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +141,8 @@ class Count:
     """How many dead letters a group has here."""
 
     kept: int
-    dropped: int
-    """Older ones that DEAD_LIMIT has pushed out, ever."""
+    dropped: int | None
+    """Older ones that DEAD_LIMIT has pushed out, ever; None if that cannot be read."""
 
 
 # ---------------------------------------------------------------------- looking
@@ -189,9 +151,20 @@ class Count:
 def count(bus: Bus, topic: str, group: str) -> Count:
     """How many there are, from two round trips. Raises UnknownTopic, UnknownGroup, BusUnavailable."""
     every = _partitions(bus, topic, group)
-    kept = [check(reply) for reply in bus.client.pipe([("XLEN", keys.dead(group)) for keys in every])]
-    dropped = bus.client.pipe([("HGET", keys.state(group), "dead_dropped") for keys in every])
-    return Count(sum(kept), sum(int(check(reply) or 0) for reply in dropped))
+    kept = bus.client.pipe([("XLEN", keys.dead(group)) for keys in every])
+    sizes = [0 if strangers.stands_at(keys.dead(group), reply) else check(reply)
+             for keys, reply in zip(every, kept, strict=True)]  # fmt: skip
+    replies = bus.client.pipe([("HGET", keys.state(group), "dead_dropped") for keys in every])
+    dropped = [_counter(keys.state(group), reply) for keys, reply in zip(every, replies, strict=True)]
+    known = [number for number in dropped if number is not None]
+    return Count(sum(sizes), sum(known) if len(known) == len(dropped) else None)
+
+
+def _counter(key: str, reply: Any) -> int | None:
+    if strangers.stands_at(key, reply):
+        return None
+    found = read_counter(key, "dead_dropped", check(reply))
+    return None if isinstance(found, Unreadable) else found
 
 
 def count_matching(bus: Bus, topic: str, group: str, selection: Selection) -> int:
@@ -232,7 +205,9 @@ def _at(
     for some in _chunks(places, PAGE):
         asked = [("XRANGE", every[place.partition].dead(group), place.id, place.id) for place in some]
         for place, reply in zip(some, bus.client.pipe(asked), strict=True):
-            found = [_letter(topic, place.partition, entry) for entry in check(reply)]
+            if strangers.stands_at(every[place.partition].dead(group), reply):
+                continue
+            found = [read(topic, place.partition, entry) for entry in check(reply)]
             yield from filter(chosen.matches, found)
 
 
@@ -243,8 +218,11 @@ def _walk(
     low, high = _bounds(partition, chosen)
     while True:
         ends = ("XREVRANGE", key, high, low) if newest_first else ("XRANGE", key, low, high)
-        entries = bus.client.call(*ends, "COUNT", PAGE)
-        yield from filter(chosen.matches, (_letter(topic, partition, entry) for entry in entries))
+        reply = bus.client.pipe([(*ends, "COUNT", PAGE)])[0]
+        if strangers.stands_at(key, reply):
+            return
+        entries = check(reply)
+        yield from filter(chosen.matches, (read(topic, partition, entry) for entry in entries))
         if len(entries) < PAGE:
             return
         last = f"({text(entries[-1][0])}"
@@ -264,36 +242,6 @@ def _milliseconds(moment: datetime) -> int:
     return max(0, int(moment.timestamp() * 1000))
 
 
-def _letter(topic: str, partition: int, entry: Any) -> DeadLetter:
-    about, fields = _split(entry[1])
-    place = Place(partition, text(entry[0]))
-    attempts = int(about.get(b"attempts", b"0") or 0)
-    return DeadLetter(
-        place=place,
-        message=Message(topic, partition, text(about.get(b"id", b"0-0")), fields, codec.decode, attempts),
-        reason=about.get(b"reason", b"").decode("utf-8", "replace"),
-        error=about.get(b"error", b"").decode("utf-8", "replace"),
-        attempts=attempts,
-        first=_moment(about.get(b"first")),
-        last=_moment(about.get(b"last")) or _moment(place.id.partition("-")[0].encode()),
-    )
-
-
-def _split(fields: list[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
-    """What is about the letter, and the fields of its message, whatever those are called."""
-    about: dict[bytes, bytes] = {}
-    for at in range(0, len(fields), 2):
-        if fields[at] not in _ABOUT or fields[at] in about:
-            return about, fields[at:]
-        about[fields[at]] = fields[at + 1]
-    return about, []
-
-
-def _moment(milliseconds: bytes | None) -> datetime | None:
-    known = int(float(milliseconds)) if milliseconds else 0
-    return datetime.fromtimestamp(known / 1000, UTC) if known else None
-
-
 # ---------------------------------------------------------------------- verbs
 
 
@@ -302,7 +250,7 @@ def bounded(bus: Bus, selection: Selection) -> Selection:
     if selection.until is not None:
         return selection
     seconds, micros = bus.client.call("TIME")
-    return replace(selection, until=datetime.fromtimestamp(int(seconds) + int(micros) / 1e6, UTC))
+    return replace(selection, until=moment(int(seconds) * 1000 + int(micros) / 1000))
 
 
 def batches(letters: Iterable[DeadLetter]) -> Iterator[list[LetterRef]]:
@@ -367,24 +315,36 @@ def _lanes(bus: Bus, stream: str, group: str) -> list[str]:
     table, consumers = bus.client.pipe([("HGETALL", bus.keys.workers), ("XINFO", "CONSUMERS", stream, group)])
     lanes = {
         f"{incarnation}.{slot}"
-        for incarnation, raw in fields_of(check(table)).items()
-        for slot in range(orjson.loads(raw)["processes"])
+        for incarnation, raw in fields_of(
+            [] if strangers.stands_at(bus.keys.workers, table) else check(table)
+        ).items()
+        for slot in range(_processes(raw))
     }
     if not is_nogroup(consumers):
         lanes.update(text(fields_of(raw)["name"]) for raw in check(consumers))
     return sorted(lanes)
 
 
+def _processes(raw: bytes) -> int:
+    """How many slots a worker says that it has; 0 of a record that cannot be read."""
+    try:
+        known = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return 0
+    found = known.get("processes") if isinstance(known, dict) else None
+    return max(0, min(found, _MAX_SLOTS)) if type(found) is int else 0
+
+
 def _ordering(bus: Bus, topic: str, group: str) -> Ordering | None:
-    declared = (spec.ordering for spec in bus.registry.groups(topic) if spec.name == group)
-    return next(declared, None)
+    try:
+        return bus.registry.group(topic, group).ordering
+    except UnknownGroup:
+        return None
 
 
 def _partitions(bus: Bus, topic: str, group: str) -> list[PartitionKeys]:
-    """The keys of all partitions. Raises UnknownTopic, UnknownGroup (nor are any letters left of it)."""
-    spec = bus.registry.specs().get(topic)
-    if spec is None:
-        raise UnknownTopic(topic)
+    """The keys of all partitions. Raises UnknownTopic, ForeignData, UnknownGroup (and no letters)."""
+    spec = bus.registry.stored(topic)
     every = [bus.keys.partition(topic, number) for number in range(spec.partitions)]
     if _ordering(bus, topic, group) is None and not any(
         map(check, bus.client.pipe([("EXISTS", keys.dead(group)) for keys in every]))

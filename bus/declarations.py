@@ -16,7 +16,7 @@ from django.core.exceptions import AppRegistryNotReady, ImproperlyConfigured, Sy
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, connections, router, transaction
 
 from bus import default, testrun
-from bus.errors import BusError, ReadOnly
+from bus.errors import BusError, ConfigurationError, ForeignData, ReadOnly
 from bus.values import TopicSpec
 from bus.verbs import check_writable
 
@@ -89,10 +89,15 @@ def drift(bus: Bus | None = None) -> list[Drift]:
     bus = bus or default.get()
     declared = bus.declared.specs()
     rows = {row.name: row for row in _rows()}
-    projected = bus.registry.specs()
+    look = bus.registry.look()
+    strange = {each.field: each for each in look.unreadable if each.key == bus.keys.topics}
     found: list[Drift] = []
-    for name in sorted(declared.keys() | rows.keys() | projected.keys()):
-        found += _drift_of(name, declared.get(name), rows.get(name), projected.get(name))
+    for name in sorted(declared.keys() | rows.keys() | look.specs.keys() | strange.keys()):
+        if name in strange:
+            mendable = name in declared.keys() | rows.keys() and not strange[name].newer
+            found.append(Drift(name, f"its record in Redis {strange[name].why}", mendable))
+        elif "" not in strange:  # else nothing is known of what Redis has
+            found += _drift_of(name, declared.get(name), rows.get(name), look.specs.get(name))
     return found
 
 
@@ -185,7 +190,20 @@ def _project(bus: Bus, report: SyncReport) -> None:
         if before != row.spec:
             report.projected.append(row.name)
     # All of them, not only those that differ: this also makes streams again that Redis has lost.
-    bus.registry.project(wanted)
+    try:
+        bus.registry.project(wanted)
+    except ForeignData as error:
+        report.problems.append(str(error))  # all else is done
+    except ConfigurationError:
+        for spec in wanted:  # one of them is at fault, and nothing is done: the others are, alone
+            _project_one(bus, spec, report)
+
+
+def _project_one(bus: Bus, spec: TopicSpec, report: SyncReport) -> None:
+    try:
+        bus.registry.project([spec])
+    except (ConfigurationError, ForeignData) as error:
+        report.problems.append(f"Topic {spec.name!r}: {error}")
 
 
 def _drift_of(

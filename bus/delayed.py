@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from bus import codec, netstrings
-from bus.errors import ConfigurationError, UnknownTopic
+from bus.errors import ConfigurationError
 from bus.streams.commands import run
 from bus.streams.connect import check
 from bus.values import Message
@@ -261,10 +261,8 @@ def own_keys(keys: PartitionKeys) -> list[str]:
 
 
 def _partitions(bus: Bus, topic: str, partition: int | None) -> list[tuple[int, PartitionKeys]]:
-    """The partitions that are meant. Raises UnknownTopic or ConfigurationError."""
-    spec = bus.registry.specs().get(topic)
-    if spec is None:
-        raise UnknownTopic(topic)
+    """The partitions that are meant. Raises UnknownTopic, ForeignData or ConfigurationError."""
+    spec = bus.registry.stored(topic)
     if partition is not None and not 0 <= partition < spec.partitions:
         raise ConfigurationError(f"Topic {topic!r} has the partitions 0 to {spec.partitions - 1}.")
     numbers = range(spec.partitions) if partition is None else [partition]

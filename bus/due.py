@@ -16,6 +16,7 @@ from bus import delayed
 from bus.errors import BusError, BusFull, BusUnavailable, ServerError, UnknownTopic
 from bus.streams.commands import run_many
 from bus.streams.connect import check, error_of
+from bus.values import MAX_PARTITIONS
 
 if TYPE_CHECKING:
     from bus.client import Bus
@@ -206,7 +207,8 @@ def _pairs(reply: Sequence[Any]) -> Iterable[tuple[bytes, float]]:
 def _place(name: bytes, specs: dict[str, TopicSpec]) -> _Place | None:
     topic, _, number = name.decode("utf-8", "replace").rpartition(":")
     spec = specs.get(topic)
-    if spec is None or not (number.isascii() and number.isdigit()) or int(number) >= spec.partitions:
+    is_number = number.isascii() and number.isdigit() and len(number) <= len(str(MAX_PARTITIONS))
+    if spec is None or not is_number or int(number) >= spec.partitions:
         return None
     return topic, int(number)
 

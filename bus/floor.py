@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, connections
 
+from bus.columns import signed, unsigned
 from bus.errors import ConfigurationError, InboxUnavailable
 
 if TYPE_CHECKING:
@@ -141,19 +142,20 @@ class Floors:
                 row = cursor.fetchone()
             if row is None:
                 raise FloorGone
-            below = {pair for pair in ids if pair <= (row[0], row[1])}
+            floor_pair = unsigned(row[0]), unsigned(row[1])
+            below = {pair for pair in ids if pair <= floor_pair}
             if below:
                 below -= self._open_ones(cursor, sql.open_locked if locking else sql.open, floor, below)
             return below
 
     def _open_ones(self, cursor: Any, sql: str, floor: int, ids: set[Pair]) -> set[Pair]:
         found: set[Pair] = set()
-        every = sorted(ids)
+        every = sorted(signed(ms) for ms, _ in ids)
         for start in range(0, len(every), _PAGE):
             some = every[start : start + _PAGE]
             # Those of a range, which the index finds; other open ones in it do no harm.
-            cursor.execute(sql, (floor, some[0][0], some[-1][0]))
-            found.update((ms, seq) for ms, seq in cursor.fetchall())
+            cursor.execute(sql, (floor, some[0], some[-1]))
+            found.update((unsigned(ms), unsigned(seq)) for ms, seq in cursor.fetchall())
         return found
 
 

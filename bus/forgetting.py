@@ -33,9 +33,11 @@ from django.db.models import F, Q
 
 from bus.databases import distinct
 from bus.marks import Place
+from bus.state import read_era
+from bus.strangers import stands_at
 from bus.streams.commands import run, text
 from bus.streams.connect import check
-from bus.values import id_pair
+from bus.values import id_pair, known_id
 
 if TYPE_CHECKING:
     from bus.client import Bus
@@ -81,17 +83,22 @@ def forget(bus: Bus, alias: str) -> int:
     eras = bus.client.pipe(
         [("HGET", bus.keys.partition(topic, number).state(group), "era") for group, topic, number in places]
     )
-    current = {place: text(check(era)) if era else "" for place, era in zip(places, eras, strict=True)}
-    born = {(group.name, group.topic): group.born for group in bus.registry.groups()}
+    current = {place: _era(bus, place, era) for place, era in zip(places, eras, strict=True)}
+    look = bus.registry.look()
+    born = {(group.name, group.topic): group.born for group in look.groups}
+    unknown = {each.field for each in look.unreadable if each.key == bus.keys.groups}
     copies = {
         Place(row.topic, row.partition, row.group, row.born): id_pair(row.position)
         for row in MarkCopy.objects.filter(prefix=bus.settings.prefix)
+        if known_id(row.position)
     }
     deleted, ends = 0, time.monotonic() + FORGET_SECONDS
     for spot in random.sample(sorted(spots), len(spots)):
         if time.monotonic() > ends:
             break  # the rest has its turn next time; in any order, so that nothing is always last
         group, topic, number, era = spot
+        if current[group, topic, number] is None or unknown & {"", f"{topic}/{group}"}:
+            continue  # what cannot be read does not say that anything is over
         declared = (group, topic) in born
         if declared and era == current[group, topic, number]:
             mark = copies.get(Place(topic, number, group, born[group, topic]))
@@ -100,6 +107,14 @@ def forget(bus: Bus, alias: str) -> int:
         elif era.startswith(f"{bus.settings.prefix}:") or (declared and not era):
             deleted += _forget_era(alias, spot)
     return deleted
+
+
+def _era(bus: Bus, place: tuple[str, str, int], reply: Any) -> str | None:
+    """The era of a place now; None if that cannot be read."""
+    group, topic, number = place
+    key = bus.keys.partition(topic, number).state(group)
+    era = None if stands_at(key, reply) else read_era(key, check(reply))
+    return era if isinstance(era, str) else None
 
 
 def _forget_era(alias: str, spot: _Spot) -> int:
@@ -290,6 +305,8 @@ class _Forgetting:
 
         ms, seq = floor
         rows = _of(InboxRow, self._alias, self._spot)
+        # Ids from 2**63 on are stored negative (see IdPartField): they stay for as long as their era.
+        rows = rows.filter(ms__gte=0, seq__gte=0)
         below = rows.filter(Q(ms__lt=ms) | Q(seq__lte=seq), ms__lte=ms).order_by("ms", "seq")
         deleted, after = 0, below
         while time.monotonic() <= self._ends and (page := list(after.values_list("pk", "ms", "seq")[:PAGE])):
@@ -309,7 +326,4 @@ def _id(pair: _Pair) -> str:
 
 def _message_of(raw: bytes) -> _Pair:
     """Of a letter that names none, or nonsense: no message that there is."""
-    try:
-        return id_pair(raw)
-    except ValueError:
-        return _NEVER
+    return _NEVER if known_id(raw) is None else id_pair(raw)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bus.errors import ConfigurationError, ServerError, UnknownGroup
-from bus.registry import GroupSpec
-from bus.streams.commands import is_nogroup
+from bus.errors import ConfigurationError, ForeignData, ServerError, UnknownGroup
+from bus.records import GroupSpec
+from bus.streams.commands import is_nogroup, is_wrongtype
 from bus.streams.connect import check
 from bus.values import ORDERINGS, Ordering, Position, check_name
 from bus.verbs import verb
@@ -33,7 +33,7 @@ def create(bus: Bus, topic: str, group: str, *, start: str = "earliest", orderin
     Position.parse(start)
     if ordering not in ORDERINGS:
         raise ConfigurationError(f"ordering must be one of {', '.join(ORDERINGS)}, not {ordering!r}.")
-    if _declared(bus, topic, group) is not None:
+    if _is_declared(bus, topic, group):
         raise ConfigurationError(f"Topic {topic!r} has a group {group!r} already.")
     bus.registry.declare_groups([GroupSpec(topic=topic, name=group, ordering=ordering, start=start)])
     bus.registry.hint("spec changed")
@@ -59,7 +59,7 @@ def delete(bus: Bus, topic: str, group: str) -> None:
     Raises UnknownTopic, UnknownGroup, BusUnavailable.
     """
     spec = bus.registry.spec(topic)
-    known = _declared(bus, topic, group) is not None
+    known = _is_declared(bus, topic, group)
     # First the declaration, or a worker that misses the group would make it again from there.
     bus.registry.forget_group(topic, group)
     leases = list(_scan(bus, bus.keys.leases(topic, group)))
@@ -88,7 +88,7 @@ def _empty(bus: Bus, keys: PartitionKeys, group: str) -> None:
     As much as there is now: what a stranger is given meanwhile is destroyed with the group.
     """
     known = bus.client.pipe([("XPENDING", keys.stream, group)])[0]
-    left = 0 if is_nogroup(known) else check(known)[0]
+    left = 0 if is_nogroup(known) or is_wrongtype(known) else check(known)[0]
     while left > 0:
         rows = bus.client.call("XPENDING", keys.stream, group, "-", "+", PAGE)
         if not rows:
@@ -98,22 +98,28 @@ def _empty(bus: Bus, keys: PartitionKeys, group: str) -> None:
 
 
 def _destroyed(reply: Any) -> int:
-    if isinstance(reply, ServerError) and "requires the key to exist" in str(reply):
+    if is_wrongtype(reply) or (isinstance(reply, ServerError) and "requires the key to exist" in str(reply)):
         return 0  # the whole stream is gone, and the group with it
     return int(check(reply))
 
 
 def _set_paused(bus: Bus, topic: str, group: str, paused: bool) -> None:
-    spec = _declared(bus, topic, group)
-    if spec is None:
-        raise UnknownGroup(topic, group)
+    bus.registry.spec(topic)  # raises UnknownTopic
+    spec = bus.registry.group(topic, group)
     bus.registry.set_group(replace(spec, paused=paused))
     bus.registry.hint("pause" if paused else "resume")
 
 
-def _declared(bus: Bus, topic: str, group: str) -> GroupSpec | None:
-    bus.registry.spec(topic)  # raises UnknownTopic
-    return next((spec for spec in bus.registry.groups(topic) if spec.name == group), None)
+def _is_declared(bus: Bus, topic: str, group: str) -> bool:
+    """Whether there is a record of it, also one that cannot be read. Raises UnknownTopic."""
+    bus.registry.spec(topic)
+    try:
+        bus.registry.group(topic, group)
+    except UnknownGroup:
+        return False
+    except ForeignData:
+        return True
+    return True
 
 
 def _scan(bus: Bus, pattern: str) -> Iterator[bytes]:

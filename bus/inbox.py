@@ -24,6 +24,7 @@ from django.db import DatabaseError, IntegrityError, connections, router, transa
 from django.db.models import Q
 from django.db.transaction import TransactionManagementError
 
+from bus.columns import signed
 from bus.complaints import Complaints
 from bus.conflicts import ConflictWatch, is_conflict
 from bus.errors import ConfigurationError, StaleLease
@@ -184,7 +185,7 @@ class Inbox:
         """By hand: Django's models take twice the time."""
         if not self._insert:
             self._insert = _insertion(connections[self._alias], self._rows().model)
-        return self._insert, (self._group, *where, *pair)
+        return self._insert, (self._group, *where, signed(pair[0]), signed(pair[1]))
 
     def _known(self, messages: Sequence[Message]) -> _Rows:
         """One query for each partition, which is one for what a slice delivers."""

@@ -6,8 +6,31 @@ them together on a cluster too. Names cannot hold braces or colons (see values.c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+
+#: What the server calls the type of each key, by the name that it has in Keys and PartitionKeys.
+TYPES: Mapping[str, str] = {
+    "meta": "hash",
+    "topics": "hash",
+    "groups": "hash",
+    "refused": "hash",
+    "workers": "hash",
+    "control": "stream",
+    "due": "zset",
+    "stream": "stream",
+    "lease": "string",
+    "retry": "zset",
+    "held": "zset",
+    "state": "hash",
+    "mark": "string",
+    "dead": "stream",
+    "once": "string",
+    "ahead": "hash",
+    "delayed": "zset",
+    "delayed_body": "hash",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +134,23 @@ class PartitionKeys:
     def delayed_body(self) -> str:
         """hash: number → the message, as netstrings; `last` is the last number given."""
         return f"{self.stream}:delayed:body"
+
+    @property
+    def ahead(self) -> str:
+        """hash: server time → last id then, while ids are ahead of the clock (see bus.retention)."""
+        return f"{self.stream}:ahead"
+
+    def types(self, group: str, lane: str) -> dict[str, str]:
+        """What a lane works with: key → its type."""
+        return {
+            self.stream: TYPES["stream"],
+            self.lease(group, lane): TYPES["lease"],
+            self.retry(group): TYPES["retry"],
+            self.held(group): TYPES["held"],
+            self.state(group): TYPES["state"],
+            self.mark(group): TYPES["mark"],
+            self.dead(group): TYPES["dead"],
+        }
 
     def of_lost_group(self, group: str) -> list[str]:
         """Mark, retry, held, state: what a group has not settled; and the lease of its lane "0"."""

@@ -20,19 +20,24 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from bus import codec
+from bus import state as states
+from bus.errors import BusError
 from bus.keys import PartitionKeys, pad_id
+from bus.moments import whole
 from bus.outcomes import Outcomes
 from bus.partition import key_hash
-from bus.values import Message, Ordering, id_pair
+from bus.state import MAX_ERROR, Failure
+from bus.unreadable import Unreadable, tell
+from bus.values import ORDERINGS, Message, Ordering, id_pair, known_id
+
+__all__ = ["MAX_ERROR", "ORDERED_LANE", "Failure", "Lane", "LaneId", "key_hash"]
 
 if TYPE_CHECKING:
     from bus.streams.wire import Link
 
 #: The consumer name of the one lane of a partition in ordered groups, whoever owns it.
 ORDERED_LANE = "0"
-
-#: Longest error text kept with a message; Redis holds one for each failing message.
-MAX_ERROR = 4000
+_ORDERINGS = frozenset(ordering.encode() for ordering in ORDERINGS)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,35 +50,13 @@ class LaneId:
     lane: str = ORDERED_LANE
 
 
-@dataclass(slots=True)
-class Failure:
-    """What is recorded of a message that has failed, or waits behind one that has."""
-
-    hash: str
-    attempts: int = 0
-    error: str = ""
-    first: int = 0
-    """When it failed first, ms by the server's clock."""
-    noted: bool = False
-    """The last attempt was counted before it ran."""
-
-    @classmethod
-    def load(cls, raw: bytes) -> Failure:
-        known = orjson.loads(raw)
-        return cls(known["k"], known["a"], known.get("e", ""), known.get("t", 0), known.get("n", False))
-
-    def dump(self) -> str:
-        known = {"k": self.hash, "a": self.attempts, "e": self.error, "t": self.first, "n": self.noted}
-        return orjson.dumps(known).decode()
-
-
 class Lane:
     """The state of one lane within a slice."""
 
     __slots__ = (
         "acks", "closed", "era", "failing", "failures", "held", "history", "id", "keys", "last_id", "lease",
         "link", "lost", "marked", "mended", "next_due", "ordering", "outcomes", "position", "prove",
-        "recovering", "retrying", "seen", "suspect", "trimmed",
+        "recovering", "retrying", "seen", "suspect", "trimmed", "trouble",
     )  # fmt: skip
 
     def __init__(
@@ -111,6 +94,8 @@ class Lane:
         self.lost = False
         self.closed = False
         """Nothing new is fetched: another ordering is declared, and waits until nothing is pending."""
+        self.trouble: BusError | None = None
+        """A key of this lane holds something foreign: it was dropped from the slice, as if it were lost."""
         self.era = ""
         """Which messages the ids here stand for (see bus.inbox); "": of a group that is older than eras."""
         self.prove: Callable[[], bool] | None = None
@@ -163,28 +148,29 @@ class Lane:
 
     def load(self, state: Sequence[bytes], retries: Sequence[bytes], held: int) -> None:
         """Take in the state hash, the retry zset with its scores, and the size of the held zset."""
-        self.failures, self.failing, self.suspect, self.era = {}, {}, None, ""
-        for name, raw in zip(state[::2], state[1::2], strict=True):
-            if name[:1].isdigit():
-                self.failures[name.decode()] = Failure.load(raw)
-            elif name == b"suspect:" + self.id.lane.encode():
-                self.suspect = id_pair(raw)
-            elif name == b"era":
-                self.in_era(raw)
-            elif name == b"ordering":
-                self.in_force(raw)
-        for message_id in retries[::2]:
-            failure = self.failures.get(message_id.decode())
+        known = states.read(self.keys.state(self.id.group), self.id.lane, state)
+        for found in known.unreadable:
+            tell(found)
+        self.failures, self.failing, self.suspect = known.failures, {}, known.suspect
+        self.in_era(known.era)
+        self.in_force(known.ordering)
+        for raw in retries[::2]:
+            message_id = known_id(raw)
+            failure = None if message_id is None else self.failures.get(message_id)
             if failure is not None and failure.hash:
-                self.failing.setdefault(failure.hash, set()).add(id_pair(message_id))
+                self.failing.setdefault(failure.hash, set()).add(id_pair(raw))
         self.look_at(retries)
         self.retrying, self.held = len(retries) // 2, held
         # Also at other times: something is held, and nothing it could be held behind fails.
         self.mended = not self.recovering and bool(self.failing or not held)
 
     def in_era(self, raw: bytes | None) -> None:
-        """Take in the field `era` of the state hash."""
-        self.era = raw.decode() if raw else ""
+        """Take in the field `era` of the state hash; one that cannot be read changes nothing."""
+        era = states.read_era(self.keys.state(self.id.group), raw)
+        if isinstance(era, Unreadable):
+            tell(era)
+        else:
+            self.era = era
 
     def take_in(self, raw: Sequence[bytes | None]) -> None:
         """Take in the fields `era` and `ordering` of the state hash."""
@@ -192,13 +178,16 @@ class Lane:
         self.in_force(raw[1])
 
     def in_force(self, raw: bytes | None) -> None:
-        """Take in the field `ordering` of the state hash: under another one no lease of ours counts."""
-        if raw and raw != self.ordering.encode():
+        """Take in the field `ordering` of the state hash: under another one no lease of ours counts.
+
+        One that cannot be read counts as not there (see bus.reordering.answer).
+        """
+        if raw in _ORDERINGS and raw != self.ordering.encode():
             self.lease = ""
 
     def look_at(self, retries: Sequence[bytes]) -> None:
         """Take in the retry that is due first, from the beginning of the zset with its scores."""
-        self.next_due = int(float(retries[1])) if retries else None
+        self.next_due = max(0, whole(retries[1])) if retries else None
 
     def settled(self, released: Sequence[Sequence[bytes]], retrying: int, held: int, next_due: int) -> None:
         """Take in the reply of `turn.lua`: the outcomes are settled."""
@@ -226,8 +215,10 @@ class Lane:
     def _is_for_us(self, entry: Sequence[Any]) -> bool:
         """False for a copy that redrive.lua made for another group: here it is settled, unhandled."""
         message_id, fields = entry
-        if len(fields) <= 4 or fields[-2] != codec.FOR_GROUP or fields[-1].decode() == self.id.group:
+        if len(fields) <= 4 or fields[-2] != codec.FOR_GROUP or fields[-1] == self.id.group.encode():
             return True
+        if not codec.is_group(fields[-1]):
+            return True  # nobody's copy: it becomes a dead letter
         self.finish(message_id.decode())
         return False
 
@@ -320,7 +311,8 @@ class Lane:
     def refused(self, record: bytes) -> None:
         """What became of a message that is not done, in a child that died before it could settle it."""
         kind, message_id, detail, failure = orjson.loads(record)
-        (self._retry if kind == "retry" else self._dead)(message_id, detail, Failure.load(failure))
+        known = Failure.load(failure.encode(), self.keys.state(self.id.group), message_id)
+        (self._retry if kind == "retry" else self._dead)(message_id, detail, known)
 
     def finish(self, message_id: str) -> None:
         """The handler has returned, here or in a child that died before it could settle it."""

@@ -15,7 +15,7 @@ from bus.client import Bus
 from bus.errors import ServerError
 from bus.observe.info import Info
 from bus.streams import commands
-from bus.streams.connect import error_of
+from bus.streams.connect import check
 from bus.values import TopicSpec
 
 #: Scripts in one write.
@@ -54,10 +54,9 @@ def look(bus: Bus) -> list[Loss]:
         page = places[start : start + PIPELINE]
         calls = [call(bus, spec, partition, groups[spec.name], run) for spec, partition in page]
         for (spec, partition), reply in zip(page, commands.run_many(bus.client, "lost", calls), strict=True):
-            if isinstance(reply, ServerError):
-                if reply.code == "WRONGTYPE":
-                    continue  # something foreign; doctor names it
-                raise error_of(reply)
+            if commands.is_of_one_partition(reply):
+                continue  # something foreign; doctor names it
+            check(reply)
             found += _losses(spec.name, partition, reply)
     return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bus.errors import BusError
+from bus.errors import BusError, ForeignData, ServerError
 from bus.streams import commands, counting
 from bus.streams.connect import check
 
@@ -29,9 +29,11 @@ _ATTEMPTS = 5
 def make(client: Client, era: str, partitions: Iterable[PartitionKeys], groups: Sequence[GroupSpec]) -> int:
     """Make sure that these partitions of one topic exist, with these groups; how many groups were created.
 
-    `era`: a token never used before. Idempotent. Raises BusUnavailable, BusError.
+    `era`: a token never used before. Idempotent. Raises BusUnavailable, BusError; ForeignData at the end,
+    where something is in the way in single partitions, and all others are made.
     """
     created = 0
+    troubles: list[ForeignData] = []
     left: dict[PartitionKeys, dict[str, str]] = {keys: {} for keys in partitions}
     for _ in range(_ATTEMPTS):
         replies = commands.run_many(
@@ -39,13 +41,21 @@ def make(client: Client, era: str, partitions: Iterable[PartitionKeys], groups: 
         )
         again = {}
         for keys, reply in zip(left, replies, strict=True):
+            if commands.is_of_one_partition(reply):
+                troubles.append(ForeignData(f"{keys.stream} cannot be made: {reply}. See `bus doctor`."))
+                continue
             some, uncounted, giving = check(reply)
             created += some
             for group in giving:
-                give_back(client, keys, commands.text(group))
+                try:
+                    give_back(client, keys, commands.text(group))
+                except (ForeignData, ServerError) as error:
+                    troubles.append(ForeignData(f"What waits in {keys.stream} cannot be given back: {error}"))
             if uncounted:
                 again[keys] = dict(_counted(client, keys.stream, each) for each in uncounted)
         if not again:
+            if troubles:
+                raise troubles[0]
             return created
         left = again
     names = ", ".join(keys.stream for keys in left)

@@ -7,18 +7,23 @@ workers handle again what was settled since: at most what was settled after the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from django.db import connections, router
 
 from bus.client import Bus
-from bus.errors import BusError
+from bus.complaints import Complaints
+from bus.errors import BusError, ForeignData, ServerError
 from bus.keys import PartitionKeys
 from bus.registry import GroupSpec
 from bus.streams import commands, counting
 from bus.streams.connect import check
-from bus.values import Ordering, id_pair
+from bus.unreadable import Unreadable, shown, tell
+from bus.values import Ordering, id_pair, known_id
+
+_complaints = Complaints(logging.getLogger("bus.marks"))
 
 #: How often marks are copied. Seconds; at most so much of what was settled comes again (see above).
 COPY_SECONDS = 10.0
@@ -52,11 +57,7 @@ def copy(bus: Bus, known: dict[Place, str] | None = None) -> int:
     groups = bus.registry.groups()
     note_unordered(bus, [group for group in groups if group.ordering == "none"])
     places = list(_places(bus, groups))
-    marks = {
-        place: commands.text(mark)
-        for place, mark in zip(places, _marks(bus, places), strict=True)
-        if mark is not None
-    }
+    marks = {place: mark for place, mark in zip(places, _marks(bus, places), strict=True) if mark is not None}
     before = {} if known is None else known
     rows = [
         MarkCopy(prefix=bus.settings.prefix, topic=place.topic, partition=place.partition, group=place.group,
@@ -78,11 +79,19 @@ def copy(bus: Bus, known: dict[Place, str] | None = None) -> int:
     return len(marks)
 
 
-def _marks(bus: Bus, places: list[Place]) -> list[bytes | None]:
-    """The marks, in few commands: they are asked for all the time. None also where the key is no string."""
+def _marks(bus: Bus, places: list[Place]) -> list[str | None]:
+    """The marks, in few commands: they are asked for all the time. None also where what is there is no id."""
     names = [_keys(bus, place).mark(place.group) for place in places]
     asked = [("MGET", *names[at : at + _AT_ONCE]) for at in range(0, len(names), _AT_ONCE)]
-    return [mark for reply in bus.client.pipe(asked) for mark in check(reply)]
+    marks = [mark for reply in bus.client.pipe(asked) for mark in check(reply)]
+    return [_position(*each) for each in zip(names, marks, strict=True)]
+
+
+def _position(key: str, raw: bytes | None) -> str | None:
+    position = None if raw is None else known_id(raw)
+    if raw is not None and position is None:
+        tell(Unreadable(key, "", shown(raw), "is no id"))
+    return position
 
 
 def advance(bus: Bus) -> int:
@@ -95,6 +104,7 @@ def advance(bus: Bus) -> int:
     copies = {
         Place(row.topic, row.partition, row.group, row.born): row.position
         for row in MarkCopy.objects.filter(prefix=bus.settings.prefix)
+        if known_id(row.position)
     }
     places = [place for place in _places(bus, bus.registry.groups()) if place in copies]
     behind = [
@@ -111,7 +121,10 @@ def advance(bus: Bus) -> int:
             leases[named] = commands.scan(bus.client, bus.keys.leases(*named))
         own = _keys(bus, place).lease(place.group, "")
         held = [lease for lease in leases[named] if lease.startswith(own)]
-        settled += advance_place(bus, place, copies[place], orderings.get(named, "key"), held)
+        try:
+            settled += advance_place(bus, place, copies[place], orderings.get(named, "key"), held)
+        except (ForeignData, ServerError) as error:
+            _complain(place, error)
     return settled
 
 
@@ -177,12 +190,21 @@ def note_unordered(bus: Bus, groups: list[GroupSpec]) -> None:
             keys = _keys(bus, place)
             own = [keys.stream, keys.mark(place.group), keys.retry(place.group)]
             calls.append((own, [place.group, at, str(PAGE)]))
-        replies = [check(reply) for reply in commands.run_many(bus.client, "mark", calls)]
+        replies = dict(zip(left, commands.run_many(bus.client, "mark", calls), strict=True))
+        for place, reply in list(replies.items()):
+            if commands.is_of_one_partition(reply):
+                _complain(place, reply)
+                del replies[place]
         left = {
             place: commands.text(reply[1])
-            for place, reply in zip(left, replies, strict=True)
-            if reply is not None and reply[1]
+            for place, reply in replies.items()
+            if check(reply) is not None and reply[1]
         }
+
+
+def _complain(place: Place, error: object) -> None:
+    where = f"{place.topic}/{place.partition} for {place.group}"
+    _complaints.say(place, "The mark of %s is passed over: %s. See `bus doctor`.", where, error)
 
 
 def _places(bus: Bus, groups: list[GroupSpec]) -> Iterator[Place]:

@@ -8,7 +8,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 
 from bus import default
-from bus.columns import ExactCharField
+from bus.columns import ExactCharField, IdPartField
 from bus.errors import ConfigurationError
 from bus.values import MAX_PARTITIONS, TopicSpec, check_name
 
@@ -174,8 +174,8 @@ class InboxRow(models.Model):
     topic = ExactCharField(max_length=100)
     partition = models.PositiveIntegerField()
     era = ExactCharField(max_length=120, blank=True)
-    ms = models.BigIntegerField()
-    seq = models.BigIntegerField()
+    ms = IdPartField()
+    seq = IdPartField()
 
     class Meta:
         default_permissions = ()
@@ -197,10 +197,10 @@ class InboxFloor(models.Model):
     topic = ExactCharField(max_length=100)
     partition = models.PositiveIntegerField()
     era = ExactCharField(max_length=120, blank=True)
-    ms = models.BigIntegerField(default=0)
-    seq = models.BigIntegerField(default=0)
-    letter_ms = models.BigIntegerField(default=0)
-    letter_seq = models.BigIntegerField(default=0)
+    ms = IdPartField(default=0)
+    seq = IdPartField(default=0)
+    letter_ms = IdPartField(default=0)
+    letter_seq = IdPartField(default=0)
     letters = models.PositiveIntegerField(default=0)
     version = models.BigIntegerField(default=0)
 
@@ -218,10 +218,10 @@ class InboxOpen(models.Model):
     """A message that is not settled for good, though it may lie below the floor (see bus.forgetting)."""
 
     floor = models.ForeignKey(InboxFloor, on_delete=models.CASCADE, db_constraint=False, db_index=False)
-    ms = models.BigIntegerField()
-    seq = models.BigIntegerField()
-    letter_ms = models.BigIntegerField(default=0)
-    letter_seq = models.BigIntegerField(default=0)
+    ms = IdPartField()
+    seq = IdPartField()
+    letter_ms = IdPartField(default=0)
+    letter_seq = IdPartField(default=0)
 
     class Meta:
         default_permissions = ()

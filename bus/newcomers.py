@@ -17,11 +17,14 @@ import orjson
 
 from bus.client import Bus
 from bus.complaints import COMPLAIN_SECONDS, Complaints
+from bus.errors import ForeignData
 from bus.observe import lag as lags
 from bus.observe.snapshots import Lag
 from bus.registry import GroupSpec, start_id
+from bus.strangers import stands_at
 from bus.streams.commands import fields_of
 from bus.streams.connect import check
+from bus.unreadable import tell
 
 logger = logging.getLogger("bus.groups")
 
@@ -39,8 +42,18 @@ class Refusal:
     """How many it would have begun with, at least."""
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The groups in Redis, as (topic, group)."""
+
+    places: set[tuple[str, str]]
+    """Those that are declared, also by a newer version: their records are left as they are."""
+    groups: list[GroupSpec]
+    """Those of which we can read the record."""
+
+
 class Newcomers:
-    """Declares the groups of one worker. Not thread-safe. Raises as Registry.declare_groups."""
+    """Declares the groups of one worker. Not thread-safe. Raises BusUnavailable."""
 
     def __init__(self, bus: Bus, clock: Callable[[], float] = time.monotonic) -> None:
         self._bus = bus
@@ -49,6 +62,23 @@ class Newcomers:
         self._again_at = 0.0
         self.refused: frozenset[tuple[str, str]] = frozenset()
         """(topic, group) of those that were refused when they were declared last."""
+
+    def look(self) -> Seen | None:
+        """What is declared; None where the key of the groups is something else altogether.
+
+        A record that cannot be read, and that no newer version can have written, is not there: whoever serves
+        the group writes it anew.
+        """
+        look, key = self._bus.registry.look(), self._bus.keys.groups
+        places = {(group.topic, group.name) for group in look.groups}
+        for found in look.unreadable:
+            if found.key == key:
+                tell(found)
+                if not found.field:
+                    return None
+                topic, _, group = found.field.partition("/")
+                places |= {(topic, group)} if found.newer else set()
+        return Seen(places, look.groups)
 
     def must_declare(self, wanted: Iterable[tuple[str, str]], known: Collection[tuple[str, str]]) -> bool:
         """Whether a group is missing that was not refused, or it is time to look at the refused ones again.
@@ -66,7 +96,7 @@ class Newcomers:
         `keep_ordering`: as of Registry.declare_groups.
         """
         wanted = list(specs)
-        known = {(group.topic, group.name) for group in self._bus.registry.groups()}
+        known = self._bus.registry.group_names()
         ahead = {
             (spec.topic, spec.name): backlog(self._bus, spec)
             for spec in wanted
@@ -78,11 +108,14 @@ class Newcomers:
             self._refuse(topic, group, ahead[topic, group])
         self._admit([place for place in self.refused if place not in refused])
         self.refused, self._again_at = frozenset(refused), self._clock() + COMPLAIN_SECONDS
-        self._bus.registry.declare_groups(
-            (spec for spec in wanted if (spec.topic, spec.name) not in refused),
-            on_new=lambda spec: _announce(spec, ahead.get((spec.topic, spec.name))),
-            keep_ordering=keep_ordering,
-        )
+        try:
+            self._bus.registry.declare_groups(
+                (spec for spec in wanted if (spec.topic, spec.name) not in refused),
+                on_new=lambda spec: _announce(spec, ahead.get((spec.topic, spec.name))),
+                keep_ordering=keep_ordering,
+            )
+        except ForeignData as error:  # the others are declared; slices find what is in the way of one
+            self._complaints.say("declare", "%s", error)
 
     def _refuse(self, topic: str, group: str, lag: Lag) -> None:
         self._complaints.say(
@@ -94,12 +127,15 @@ class Newcomers:
         )  # fmt: skip
         seconds, micros = self._bus.client.call("TIME")
         record = {"messages": lag.count, "at": int(seconds) * 1000 + int(micros) // 1000}
-        self._bus.client.call("HSET", self._bus.keys.refused, f"{topic}/{group}", orjson.dumps(record))
+        key = self._bus.keys.refused
+        reply = self._bus.client.pipe([("HSET", key, f"{topic}/{group}", orjson.dumps(record))])[0]
+        stands_at(key, reply) or check(reply)
 
     def _admit(self, places: list[tuple[str, str]]) -> None:
         for topic, group in places:
             self._complaints.over((topic, group))
-            self._bus.client.call("HDEL", self._bus.keys.refused, f"{topic}/{group}")
+            reply = self._bus.client.pipe([("HDEL", self._bus.keys.refused, f"{topic}/{group}")])[0]
+            stands_at(self._bus.keys.refused, reply) or check(reply)
 
 
 def backlog(bus: Bus, spec: GroupSpec) -> Lag:
@@ -110,7 +146,8 @@ def backlog(bus: Bus, spec: GroupSpec) -> Lag:
     if start == "latest":
         return Lag(0)
     if start == "earliest":
-        return Lag(sum(check(reply) for reply in bus.client.pipe([("XLEN", stream) for stream in streams])))
+        replies = zip(streams, bus.client.pipe([("XLEN", stream) for stream in streams]), strict=True)
+        return Lag(sum(0 if stands_at(stream, reply) else check(reply) for stream, reply in replies))
     tallies = [lags.Tally(stream, start, "+") for stream in streams]
     lags.count(bus.client, tallies)
     return lags.total(tally.lag() for tally in tallies) or Lag(0)
@@ -118,11 +155,12 @@ def backlog(bus: Bus, spec: GroupSpec) -> Lag:
 
 def refusals(bus: Bus) -> Iterator[Refusal]:
     """The groups that workers were refused within FRESH."""
-    table, (seconds, _) = (
-        check(reply) for reply in bus.client.pipe([("HGETALL", bus.keys.refused), ("TIME",)])
-    )
+    table, clock = bus.client.pipe([("HGETALL", bus.keys.refused), ("TIME",)])
+    if stands_at(bus.keys.refused, table):
+        return
+    seconds, _ = check(clock)
     now = datetime.fromtimestamp(int(seconds), UTC)
-    for place, raw in sorted(fields_of(table).items()):
+    for place, raw in sorted(fields_of(check(table)).items()):
         topic, _, group = place.partition("/")
         try:
             known = orjson.loads(raw)

@@ -132,7 +132,10 @@ def delete_topic(bus: Bus, name: str, *, confirm: str | None, actor: Actor) -> N
     """
     with _audited(bus, actor, "delete topic", name) as record:
         check_deletable(bus, name, confirm)
-        projected = bus.registry.specs().get(name)
+        try:
+            projected = bus.registry.stored(name)
+        except UnknownTopic:
+            projected = None
         rows = Topic.objects.filter(name=name)
         if projected is None and not rows.exists():
             raise UnknownTopic(name)

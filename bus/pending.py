@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from bus import codec
-from bus.errors import ConfigurationError, UnknownGroup, UnknownTopic
+from bus import codec, strangers
+from bus.errors import ConfigurationError
 from bus.keys import pad_id
-from bus.lane import Failure
+from bus.moments import moment
 from bus.partition import key_hash
 from bus.reordering import Place, read
+from bus.state import Failure
 from bus.streams.commands import is_nogroup, text
 from bus.streams.connect import check
 from bus.values import Message, Ordering
@@ -50,14 +51,11 @@ class PendingMessage:
 def find(bus: Bus, topic: str, group: str, *, partition: int | None = None) -> Iterator[PendingMessage]:
     """The pending messages of a group, partition by partition and in their order, read in pages.
 
-    Raises UnknownTopic, UnknownGroup, ConfigurationError (no such partition), at once, and BusUnavailable.
+    Raises UnknownTopic, UnknownGroup, ForeignData, ConfigurationError (no such partition), at once, and
+    BusUnavailable. A partition with a key of another type is passed over, and told of in the log.
     """
-    spec = bus.registry.specs().get(topic)
-    if spec is None:
-        raise UnknownTopic(topic)
-    ordering = next((one.ordering for one in bus.registry.groups(topic) if one.name == group), None)
-    if ordering is None:
-        raise UnknownGroup(topic, group)
+    spec = bus.registry.stored(topic)
+    ordering = bus.registry.group(topic, group).ordering
     if partition is not None and not 0 <= partition < spec.partitions:
         raise ConfigurationError(f"Topic {topic!r} has the partitions 0 to {spec.partitions - 1}.")
     numbers = range(spec.partitions) if partition is None else [partition]
@@ -79,7 +77,7 @@ class _Walk:
         while True:
             asked = ("XPENDING", self._keys.stream, self._group, start, "+", PAGE)
             reply = self._client.pipe([asked])[0]
-            if is_nogroup(reply):
+            if is_nogroup(reply) or strangers.stands_at(self._keys.stream, reply):
                 return  # Redis has lost the group here, and its pending list with it
             rows = check(reply)
             if rows:
@@ -98,13 +96,19 @@ class _Walk:
                 *(("XRANGE", keys.stream, id, id) for id in ids),
             ]
         )
+        unknown = [None] * len(ids)
+        for at, key in ((1, keys.state(group)), (2, keys.retry(group))):
+            if strangers.stands_at(key, replies[at]):
+                replies[at] = unknown
         now, states, dues, *entries = map(check, replies)
         messages = [self._message(id, found) for id, found in zip(ids, entries, strict=True)]
         members = [f"{key_hash(self._ordering, one.raw.get(b'k'))}:{pad_id(one.id)}" for one in messages]
-        held = self._client.call("ZMSCORE", keys.held(group), *members)
+        held = self._client.pipe([("ZMSCORE", keys.held(group), *members)])[0]
+        held = unknown if strangers.stands_at(keys.held(group), held) else check(held)
         clock = int(now[0]) + int(now[1]) / 1e6
         for (_, lane), message, raw, due, waits in zip(rows, messages, states, dues, held, strict=True):
-            yield _pending(message, lane, raw, due, waits is not None, clock)
+            failure = Failure.load(raw, keys.state(group), message.id)
+            yield _pending(message, lane, failure, due, waits is not None, clock)
 
     def _message(self, id: str, entries: Any) -> Message:
         fields = entries[0][1] if entries else []
@@ -112,9 +116,8 @@ class _Walk:
 
 
 def _pending(
-    message: Message, lane: str, raw: bytes | None, due: bytes | None, held: bool, now: float
+    message: Message, lane: str, failure: Failure, due: bytes | None, held: bool, now: float
 ) -> PendingMessage:
-    failure = Failure.load(raw) if raw else Failure("")
     state: State = "retrying" if due is not None else "held back" if held else "in hand"
     return PendingMessage(
         message=message,
@@ -122,11 +125,7 @@ def _pending(
         lane=lane,
         attempts=failure.attempts,
         error=failure.error,
-        first=_moment(failure.first / 1000) if failure.first else None,
-        due=_moment(float(due) / 1000) if due is not None else None,
+        first=moment(failure.first) if failure.first else None,
+        due=moment(float(due)) if due is not None else None,
         age=max(timedelta(0), timedelta(seconds=now) - timedelta(seconds=message.timestamp.timestamp())),
     )
-
-
-def _moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from bus import strangers
 from bus.errors import BusError, ServerError
-from bus.lane import Failure, Lane
+from bus.lane import Lane
 from bus.outcomes import Outcomes
 from bus.portions import portions
-from bus.streams.commands import Script, is_nogroup, is_noscript, script, text
+from bus.state import Failure
+from bus.streams.commands import Script, is_nogroup, is_noscript, is_of_one_partition, script, text
 from bus.streams.connect import error_of
 from bus.streams.wire import Command, pack_all
 from bus.values import Message, id_pair
@@ -136,10 +138,11 @@ class Plan:
             self._recovered(lane, self._after_settling("recover", lane, next(rest)), batch)
         for lane in self._due:
             self._came_due(lane, self._after_settling("due", lane, next(rest)), batch)
+        shed = any(lane.trouble for lane in self._lanes)
         if self._multi:
             self._turns.prove_by(values)
         self._turns.drop([lane for lane in self._turns.lanes if lane.lost])
-        if refused and not batch:
+        if (refused or shed) and not batch:
             return None
         return [(lane, messages) for lane, messages in batch if not lane.lost]
 
@@ -153,17 +156,25 @@ class Plan:
         return self._once_more(name, lane, reply)
 
     def _once_more(self, name: str, lane: Lane, reply: Any, part: Outcomes | None = None) -> Any:
+        """The reply; None, and the lane is lost, if there is foreign data in one of its keys."""
         if is_noscript(reply):
             self._late.add(lane)
             reply = self._turns.need_link().call(*self._script(name, lane, part, by_text=True))
-        raise_first_error([reply])
-        while reply[0] == _UNFINISHED:
+        while not self._sheds([lane], reply):
+            raise_first_error([reply])
+            if reply[0] != _UNFINISHED:
+                lane.lost = lane.lost or reply[0] == 0
+                return reply
             self._late.add(lane)
             reply = self._turns.need_link().call(*self._script(name, lane, part, by_text=True))
-            raise_first_error([reply])
-        if reply[0] == 0:
-            lane.lost = True
-        return reply
+        return None
+
+    def _sheds(self, lanes: list[Lane], reply: Any) -> bool:
+        """True if this is the error of a lane with foreign data in a key: the slice goes on without it."""
+        if not is_of_one_partition(reply):
+            return False
+        strangers.name(self._turns.need_link(), lanes, reply)
+        return True
 
     def _settled(self, lane: Lane, reply: Any) -> None:
         if not lane.lost:
@@ -184,9 +195,14 @@ class Plan:
                 lane.next_due = 0  # a lease still ours was touched by redrive.lua: look what is due
             self._turns.read_eras()  # … or by ensure.lua
             return False
-        raise_first_error(executed)
-        for lane in self._acking:
-            lane.acks = []
+        acked = executed[: len(self._acking)]
+        for lane, reply in zip(self._acking, acked, strict=True):
+            if not self._sheds([lane], reply):
+                raise_first_error([reply])
+                lane.acks = []
+        if self._reading and self._sheds(self._reading, executed[-1]):
+            executed[-1] = None
+        raise_first_error(executed[len(acked) :])
         for lane, mark in self._marks.items():
             lane.marked = mark
         if self._reading and executed[-1] is not None:
@@ -208,6 +224,8 @@ class Plan:
                 continue
             command = self._script("turn", lane, by_text=True, fetch=fetch, acks=True)
             reply = self._turns.need_link().call(*command)
+            if self._sheds([lane], reply):
+                continue
             raise_first_error([reply])
             if reply[0] == 0:
                 lane.lost = True
@@ -230,10 +248,11 @@ class Plan:
         if lane.lost:
             return
         _, entries, states, trimmed, next_due, _now = reply
+        key = lane.keys.state(lane.id.group)
         for entry, known in zip(entries, states, strict=True):
-            lane.failures[text(entry[0])] = Failure.load(known) if known else Failure("")
+            lane.failures[text(entry[0])] = Failure.load(known, key, text(entry[0]))
         for message_id, known in trimmed:
-            lane.failures.setdefault(text(message_id), Failure.load(known) if known else Failure(""))
+            lane.failures.setdefault(text(message_id), Failure.load(known, key, text(message_id)))
             lane.drop_trimmed(text(message_id))
         lane.next_due = next_due if next_due >= 0 else None
         messages = lane.messages(entries)

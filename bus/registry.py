@@ -7,23 +7,38 @@ within that time.
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from datetime import timedelta
-
-import orjson
+from dataclasses import replace
+from typing import Any
 
 from bus import making, reordering
-from bus.errors import BusUnavailable, ConfigurationError, UnknownTopic
+from bus.declared import Declared
+from bus.errors import BusError, ConfigurationError, ForeignData, UnknownGroup, UnknownTopic
 from bus.keys import Keys
+from bus.records import (
+    GroupSpec,
+    Look,
+    Spec,
+    dump_group,
+    dump_topic,
+    layout_of,
+    load_group,
+    load_topic,
+    sorted_out,
+)  # fmt: skip
 from bus.reordering import Place
 from bus.streams import commands
-from bus.streams.connect import Client
-from bus.values import Ordering, Position, TopicSpec, check_name
+from bus.streams.connect import Client, check
+from bus.unreadable import Unreadable, tell
+from bus.values import MAX_PARTITIONS, Position, TopicSpec, check_name
+
+__all__ = ["LAYOUT", "RESTORED", "SPEC_SECONDS", "Declared", "GroupSpec", "Registry"]
+
+logger = logging.getLogger("bus.registry")
 
 #: How long a publisher may go on with a spec that has changed meanwhile. Seconds.
 SPEC_SECONDS = 5.0
@@ -31,57 +46,8 @@ SPEC_SECONDS = 5.0
 #: The layout of keys that this code reads and writes; a newer one in Redis is refused.
 LAYOUT = 1
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupSpec:
-    """What is declared of a consumer group on one topic."""
-
-    topic: str
-    name: str
-    ordering: Ordering = "key"
-    start: str = "earliest"
-    """Where the group began: earliest, latest or an id."""
-    paused: bool = False
-    born: str = ""
-    """Set when the group is declared first; one that is deleted and declared again is another group."""
-
-
-def _dump_topic(spec: TopicSpec) -> bytes:
-    retention = spec.retention.total_seconds() if spec.retention else None
-    return orjson.dumps({"partitions": spec.partitions, "retention": retention})
-
-
-def _load_topic(name: str, raw: bytes) -> TopicSpec:
-    known = orjson.loads(raw)
-    retention = known.get("retention")
-    return TopicSpec(
-        name=name,
-        partitions=known["partitions"],
-        retention=timedelta(seconds=retention) if retention else None,
-    )
-
-
-class Declared:
-    """The topics that code declares. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._specs: dict[str, TopicSpec] = {}
-
-    def add(self, spec: TopicSpec) -> None:
-        """Remember a topic. Declaring it again differently is a ConfigurationError."""
-        with self._lock:
-            known = self._specs.setdefault(spec.name, spec)
-        if known != spec:
-            raise ConfigurationError(
-                f"Topic {spec.name!r} is declared twice and differently: {known} and {spec}. Keep one."
-            )
-
-    def get(self, name: str) -> TopicSpec | None:
-        return self._specs.get(name)
-
-    def specs(self) -> dict[str, TopicSpec]:
-        return dict(self._specs)
+#: The hint that a stream had vanished and was made again.
+RESTORED = "restored"
 
 
 class Registry:
@@ -106,12 +72,15 @@ class Registry:
         if cached is not None and cached[1] > self._clock():
             return cached[0]
         check_name("Topic", name)
-        raw = self._client.call("HGET", self._keys.topics, name)
         try:
-            spec = _load_topic(name, raw) if raw is not None else self._restore(name)
+            spec = self._stored(name) or self._restore(name)
         except UnknownTopic:
             self._cache.pop(name, None)
             raise
+        except ForeignData:
+            if cached is None:
+                raise
+            spec = cached[0]  # it was told of; as it was known last, the topic is still there
         if cached is not None and cached[0] == spec:
             spec = cached[0]  # the same object, so that what was made from it stays
         self._cache[name] = (spec, self._clock() + SPEC_SECONDS)
@@ -122,52 +91,104 @@ class Registry:
         cached = self._cache.get(name)
         return None if cached is None else cached[0]
 
+    def stored(self, name: str) -> TopicSpec:
+        """The spec as Redis has it, asked for now; unlike `spec` this restores nothing.
+
+        Raises UnknownTopic, ForeignData (its record cannot be read) or BusUnavailable.
+        """
+        raw = self._field(self._keys.topics, name)
+        if raw is None:
+            raise UnknownTopic(name)
+        return _readable(load_topic(self._keys.topics, name.encode(), raw))
+
+    def look(self) -> Look:
+        """All topics and groups, and what cannot be read of them, from one round trip. For who shows them."""
+        topics, groups = self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
+        specs, strange = sorted_out(self._keys.topics, topics, load_topic)
+        found, strange_groups = sorted_out(self._keys.groups, groups, load_group)
+        return Look({spec.name: spec for spec in specs}, found, strange + strange_groups)
+
     def specs(self) -> dict[str, TopicSpec]:
-        """All topics in Redis, by name."""
-        table = commands.fields_of(self._client.call("HGETALL", self._keys.topics))
-        return {name: _load_topic(name, raw) for name, raw in sorted(table.items())}
+        """All topics in Redis, by name. Those that cannot be read are told of in the log, and passed over.
+
+        Raises ForeignData where the key holds something else altogether.
+        """
+        return {spec.name: spec for spec in self._read(self._keys.topics, load_topic)}
 
     def project(self, specs: Iterable[TopicSpec]) -> None:
-        """Write specs to Redis and make their streams, with their declared groups. Idempotent."""
+        """Write specs to Redis and make their streams, with their declared groups. Idempotent.
+
+        Records that cannot be read are written anew. Raises, with nothing done, ConfigurationError (a topic
+        would shrink) or ForeignData (a newer Jitney may have written its record); ForeignData also at the
+        end, for partitions that cannot be made, where all else is done.
+        """
         wanted = list(specs)
-        self.check_projectable(wanted)
-        groups = self.groups()
+        look, unreadable = self._check_projectable(wanted)
+        for strange in unreadable:
+            logger.warning(
+                "The record of topic %r is written anew, since it cannot be read: %s.", strange.field, strange
+            )
+        troubles: list[BusError] = []
         for spec in wanted:
             # The streams first: a publisher that sees the spec must find them.
-            self._make_streams(spec, range(spec.partitions), groups)
-            self._declare(self._keys.topics, spec.name, _dump_topic(spec))
+            troubles += self._make_streams(spec, range(spec.partitions), look.groups)
+            self._declare(self._keys.topics, spec.name, dump_topic(spec, look.specs.get(spec.name)))
             self._cache.pop(spec.name, None)
         if wanted:
             self.hint("spec changed")
+        _raise_first(troubles)
 
     def check_projectable(self, specs: Iterable[TopicSpec]) -> None:
-        """Raise what `project` would refuse: a newer layout, or a topic that has more partitions in Redis."""
+        """Raise what `project` would refuse, which changes nothing then."""
+        self._check_projectable(specs)
+
+    def _check_projectable(self, specs: Iterable[TopicSpec]) -> tuple[Look, list[Unreadable]]:
+        """What Redis has, and which records of these topics cannot be read and may be written anew."""
         self.check_layout()
-        known = self.specs()
+        look = self.look()
+        unreadable = {found.field: found for found in look.unreadable if found.key == self._keys.topics}
+        mendable = []
         for spec in specs:
-            before = known.get(spec.name)
+            before = look.specs.get(spec.name)
             if before is not None and before.partitions > spec.partitions:
                 raise ConfigurationError(
                     f"Topic {spec.name!r} has {before.partitions} partitions in Redis and cannot shrink to "
                     f"{spec.partitions}: messages of the last ones would be cut off. Make a new topic."
                 )
+            if (strange := unreadable.get(spec.name)) is not None:
+                self._check_growth(spec, strange)
+                mendable.append(strange)
+        return look, mendable
+
+    def _check_growth(self, spec: TopicSpec, strange: Unreadable) -> None:
+        _check_mendable(strange)
+        beyond = [self._keys.partition(spec.name, n).stream for n in range(spec.partitions, MAX_PARTITIONS)]
+        if beyond and self._client.call("EXISTS", *beyond):
+            raise ConfigurationError(
+                f"The record of topic {spec.name!r} in Redis cannot be read ({strange}), and there are "
+                f"streams beyond {spec.partitions} partitions, which would be cut off. Declare them too."
+            )
 
     def restore_partition(self, name: str, partition: int) -> None:
-        """Make a stream that has vanished again, with its declared groups."""
-        self._make_streams(self.spec(name), [partition], self.groups())
+        """Make a stream that has vanished again, with its declared groups. Raises ForeignData."""
+        troubles = self._make_streams(self.spec(name), [partition], self.groups())
+        # The ids of the new stream may lie before those that idle lanes wait to see exceeded.
+        self.hint(RESTORED)
+        _raise_first(troubles)
 
     def delete(self, name: str) -> int:
         """Remove a topic with all its keys from Redis; return how many messages went with it."""
         spec = self.spec(name)
-        groups = [group.name for group in self.groups() if group.topic == name]
+        groups = [field for field in self._fields(self._keys.groups) if field.startswith(f"{name}/")]
         self._client.call("HDEL", self._keys.topics, name)
         if groups:
-            self._client.call("HDEL", self._keys.groups, *(f"{name}/{group}" for group in groups))
+            self._client.call("HDEL", self._keys.groups, *groups)
         self._cache.pop(name, None)
         lengths = 0
         for partition in range(spec.partitions):
             keys = self._keys.partition(name, partition)
-            lengths += self._client.call("XLEN", keys.stream)
+            length = self._client.pipe([("XLEN", keys.stream)])[0]
+            lengths += 0 if commands.is_wrongtype(length) else check(length)
             self._client.call("UNLINK", keys.stream, *commands.scan(self._client, f"{keys.stream}:*"))
         self.hint("spec changed")
         return lengths
@@ -179,15 +200,22 @@ class Registry:
     # ------------------------------------------------------------------ groups
 
     def groups(self, topic: str | None = None) -> list[GroupSpec]:
-        """The declared groups, of one topic or of all."""
-        table = commands.fields_of(self._client.call("HGETALL", self._keys.groups))
-        found = []
-        for field, raw in sorted(table.items()):
-            name, _, group = field.partition("/")
-            known = orjson.loads(raw)
-            if topic is None or topic == name:
-                found.append(GroupSpec(topic=name, name=group, **known))
-        return found
+        """The declared groups, of one topic or of all. Raises as `specs`."""
+        found = self._read(self._keys.groups, load_group)
+        return [group for group in found if topic in (None, group.topic)]
+
+    def group_names(self) -> set[tuple[str, str]]:
+        """(topic, group) of all that have a record, also those that cannot be read. Raises as `specs`."""
+        pairs = (name.partition("/") for name in self._fields(self._keys.groups))
+        return {(topic, group) for topic, _, group in pairs}
+
+    def group(self, topic: str, group: str) -> GroupSpec:
+        """One declared group. Raises UnknownGroup, ForeignData (it cannot be read) or BusUnavailable."""
+        name = f"{topic}/{group}"
+        raw = self._field(self._keys.groups, name)
+        if raw is None:
+            raise UnknownGroup(topic, group)
+        return _readable(load_group(self._keys.groups, name.encode(), raw))
 
     def declare_groups(
         self,
@@ -201,34 +229,59 @@ class Registry:
         A group that is declared already keeps its start. Another ordering takes effect where nothing is
         pending any more (see bus.reordering); `keep_ordering`: it is left as it was declared last.
         `on_new` is called with each group that was not declared yet, before it is created: by one caller
-        only, however many declare it at once.
+        only, however many declare it at once. Records that cannot be read are written anew, unless a newer
+        Jitney has written them. Raises ForeignData at the end for those, and for partitions in which they
+        cannot be made; all else is done.
         """
         wanted = list(specs)
-        known = {(group.topic, group.name): group for group in self.groups()}
+        table = commands.fields_of(self._call_hash(self._keys.groups))
+        troubles: list[BusError] = []
         for spec in wanted:
             check_name("Group", spec.name)
-            before = known.get((spec.topic, spec.name))
-            if before is not None and before.ordering != spec.ordering:
-                if keep_ordering:
-                    continue
+            try:
+                self._declare_group(
+                    spec, table.get(f"{spec.topic}/{spec.name}"), on_new, keep_ordering=keep_ordering
+                )
+            except ForeignData as error:
+                troubles.append(error)
+        everything = self.groups()
+        for topic in sorted({spec.topic for spec in wanted}):
+            try:
+                found = self.spec(topic)
+            except ForeignData as error:
+                troubles.append(error)
+            else:
+                troubles += self._make_streams(found, range(found.partitions), everything)
+        _raise_first(troubles)
+
+    def _declare_group(
+        self,
+        spec: GroupSpec,
+        raw: bytes | None,
+        on_new: Callable[[GroupSpec], None] | None,
+        *,
+        keep_ordering: bool,
+    ) -> None:
+        name = f"{spec.topic}/{spec.name}"
+        before = None if raw is None else load_group(self._keys.groups, name.encode(), raw)
+        if isinstance(before, GroupSpec):
+            if before.ordering != spec.ordering and not keep_ordering:
                 everywhere = range(self.spec(spec.topic).partitions)
                 places = [Place(spec.topic, spec.name, number) for number in everywhere]
                 reordering.pin(self._client, self._keys, places, before.ordering)
-            if before is None or before.ordering != spec.ordering:
-                start = start_id(spec.start if before is None else before.start)
-                paused = before.paused if before else spec.paused
-                born = before.born if before else secrets.token_hex(8)
-                record = {"ordering": spec.ordering, "start": start, "paused": paused, "born": born}
-                # Of two at once that declare a new one the first counts: one birth, one start.
-                field, dumped = f"{spec.topic}/{spec.name}", orjson.dumps(record)
-                made = self._declare(self._keys.groups, field, dumped, keep=before is None)
-                if before is None and made and on_new is not None:
-                    on_new(spec)
-                if before is not None:
-                    self.hint("ordering")
-        everything = self.groups()
-        for topic in {spec.topic for spec in wanted}:
-            self._make_streams(self.spec(topic), range(self.spec(topic).partitions), everything)
+                self.set_group(replace(before, ordering=spec.ordering))
+                self.hint("ordering")
+            return
+        if before is not None:
+            _check_mendable(before)
+            logger.warning(
+                "The record of group %s is written anew, since it cannot be read: %s.", name, before
+            )
+        record = replace(spec, start=start_id(spec.start), born=secrets.token_hex(8))
+        # Of two at once that declare a new one the first counts: one birth, one start.
+        made = self._declare(self._keys.groups, name, dump_group(record), keep=raw is None)
+        if raw is None and made and on_new is not None:
+            on_new(spec)
 
     def forget_group(self, topic: str, group: str) -> None:
         """Drop the declaration of a group (its streams' groups are dropped by bus.groups)."""
@@ -236,21 +289,21 @@ class Registry:
 
     def set_group(self, spec: GroupSpec) -> None:
         """Replace the declaration of a group, for example to pause it."""
-        record = {
-            "ordering": spec.ordering, "start": spec.start, "paused": spec.paused, "born": spec.born
-        }  # fmt: skip
-        self._declare(self._keys.groups, f"{spec.topic}/{spec.name}", orjson.dumps(record))
+        self._declare(self._keys.groups, f"{spec.topic}/{spec.name}", dump_group(spec))
 
     # ------------------------------------------------------------------ shared
 
     def check_layout(self) -> None:
         """Refuse a Redis whose keys a newer Jitney has written; mark an empty one as ours."""
-        raw = self._client.call("HGET", self._keys.meta, "layout")
-        if raw is None:
+        reply = self._client.pipe([("HGET", self._keys.meta, "layout")])[0]
+        layout = layout_of(self._keys.meta, reply)
+        if isinstance(layout, Unreadable):
+            tell(layout)  # it says nothing of a newer version
+        elif layout is None:
             self._declare(self._keys.meta, "layout", LAYOUT, keep=True)
-        elif int(raw) > LAYOUT:
+        elif layout > LAYOUT:
             raise ConfigurationError(
-                f"The keys under {self._keys.prefix!r} have layout {int(raw)}; this Jitney knows up to "
+                f"The keys under {self._keys.prefix!r} have layout {layout}; this Jitney knows up to "
                 f"{LAYOUT}. Upgrade Jitney here, or use another BUS['PREFIX']."
             )
 
@@ -258,7 +311,7 @@ class Registry:
         """Wake every watcher. A hint only makes things sooner, so one that cannot be written is no error."""
         try:
             commands.run(self._client, "hint", [self._keys.control], [what])
-        except BusUnavailable:
+        except BusError:
             return
 
     def _declare(self, key: str, field: str, value: bytes | int, *, keep: bool = False) -> bool:
@@ -275,11 +328,50 @@ class Registry:
         self.project([spec])
         return spec
 
-    def _make_streams(self, spec: TopicSpec, partitions: Iterable[int], groups: list[GroupSpec]) -> None:
+    def _stored(self, name: str) -> TopicSpec | None:
+        """As Redis has it; None where it has none, or one that this process may write anew."""
+        try:
+            return self.stored(name)
+        except UnknownTopic:
+            return None
+        except ForeignData:
+            if self.declared.get(name) is None or self._cache.get(name) is not None:
+                raise
+            return None
+
+    def _read(self, key: str, load: Callable[[str, bytes, bytes], Spec | Unreadable]) -> list[Spec]:
+        found, strange = sorted_out(key, self._call_hash(key), load)
+        for each in strange:
+            tell(each)
+        return found
+
+    def _fields(self, key: str) -> list[str]:
+        return [commands.text(name) for name in self._call_hash(key)[::2]]
+
+    def _call_hash(self, key: str) -> Any:
+        return self._of_hash(key, "HGETALL", key)
+
+    def _field(self, key: str, name: str) -> Any:
+        return self._of_hash(key, "HGET", key, name)
+
+    def _of_hash(self, key: str, *command: str) -> Any:
+        reply = self._client.pipe([command])[0]
+        if commands.is_wrongtype(reply):
+            _readable(Unreadable(key, "", "", "is no hash"))
+        return check(reply)
+
+    def _make_streams(
+        self, spec: TopicSpec, partitions: Iterable[int], groups: list[GroupSpec]
+    ) -> list[BusError]:
+        """Make what is missing; what stands in the way of that in single partitions."""
         mine = [group for group in groups if group.topic == spec.name]
         every = [self._keys.partition(spec.name, number) for number in partitions]
         # With the prefix: databases may hold the inboxes of more than one bus.
-        making.make(self._client, f"{self._keys.prefix}:{secrets.token_hex(8)}", every, mine)
+        try:
+            making.make(self._client, f"{self._keys.prefix}:{secrets.token_hex(8)}", every, mine)
+        except ForeignData as error:
+            return [error]
+        return []
 
 
 def start_id(start: str | Position) -> str:
@@ -289,3 +381,23 @@ def start_id(start: str | Position) -> str:
         # Groups begin *after* an id: the last possible one before that millisecond.
         return f"{int(position.value) - 1}-18446744073709551615"
     return position.value or position.kind
+
+
+def _check_mendable(strange: Unreadable) -> None:
+    if strange.newer:
+        raise ForeignData(
+            f"{strange}. It may be of a newer Jitney, so it is left as it is: upgrade Jitney here, or remove "
+            "the record (HDEL) and declare it again."
+        )
+
+
+def _readable(found: Spec | Unreadable) -> Spec:
+    if isinstance(found, Unreadable):
+        tell(found)
+        raise ForeignData(f"Redis holds what cannot be read: {found}. `bus doctor` says what to do.")
+    return found
+
+
+def _raise_first(troubles: list[BusError]) -> None:
+    if troubles:
+        raise troubles[0]

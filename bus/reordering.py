@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bus.keys import Keys, PartitionKeys
 from bus.lane import ORDERED_LANE
 from bus.streams import commands
-from bus.streams.commands import fields_of, is_nogroup, text
+from bus.streams.commands import fields_of, is_nogroup, is_of_one_partition, text
 from bus.streams.connect import Client, check
 from bus.streams.wire import Command
 from bus.values import ORDERINGS, Ordering
@@ -68,8 +68,9 @@ def read(bus: Bus, places: Iterable[tuple[Place, Ordering]]) -> dict[Place, Orde
     wanted = list(places)
     asked = [question(_keys(bus, place), place.group) for place, _ in wanted]
     replies = bus.client.pipe(asked) if asked else []
+    # A key of another type says nothing; whoever works there finds it, and tells of it.
     return {
-        place: answer(check(reply), declared)
+        place: declared if is_of_one_partition(reply) else answer(check(reply), declared)
         for (place, declared), reply in zip(wanted, replies, strict=True)
     }
 
@@ -83,7 +84,8 @@ def pin(client: Client, keys: Keys, places: Iterable[Place], ordering: Ordering)
     for reply in commands.run_many(
         client, "declare", [([state], [FIELD, ordering, "1"]) for state in states]
     ):
-        check(reply)
+        if not is_of_one_partition(reply):
+            check(reply)
 
 
 def change(bus: Bus, places: Sequence[tuple[Place, Ordering, Ordering]]) -> list[Change]:
@@ -95,7 +97,7 @@ def change(bus: Bus, places: Sequence[tuple[Place, Ordering, Ordering]]) -> list
     calls = []
     for (place, effect, wanted), reply in zip(places, bus.client.pipe(asked) if asked else [], strict=True):
         keys, group = _keys(bus, place), place.group
-        known = [] if is_nogroup(reply) else check(reply)
+        known = [] if is_nogroup(reply) or is_of_one_partition(reply) else check(reply)
         lanes = sorted({ORDERED_LANE, *(text(fields_of(raw)["name"]) for raw in known)})
         own = [keys.stream, keys.retry(group), keys.held(group), keys.state(group)]
         leases = [keys.lease(group, lane) for lane in lanes]
@@ -105,6 +107,7 @@ def change(bus: Bus, places: Sequence[tuple[Place, Ordering, Ordering]]) -> list
     return [
         Change(place, answer(check(reply)[0], effect), reply[1])
         for (place, effect, _), reply in zip(places, replies, strict=True)
+        if not is_of_one_partition(reply)
     ]
 
 

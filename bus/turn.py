@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from bus import mending
+from bus import mending, strangers
 from bus.errors import BusUnavailable, ServerError, StaleLease
 from bus.lane import Lane
 from bus.plan import PAGE, Batch, GroupLost, Plan, last_delivered, raise_first_error
 from bus.streams import history
-from bus.streams.commands import script
+from bus.streams.commands import is_of_one_partition, script
 from bus.streams.connect import Endpoint, error_of
 from bus.streams.wire import Command, Link
 
@@ -85,14 +85,18 @@ class Turns:
         # The link may still watch the leases of the slice before.
         opening: list[Command] = [*late, ("UNWATCH",), self.watch(), self.mget(), ("TIME",)]
         self._asked = self._clock()
+        voided = [lane for lane in self.lanes if lane.recovering for _ in range(2)]
         replies = link.pipe([*opening, *(self._reads() if learn else ())])
-        raise_first_error(replies)
+        for lane, reply in zip(voided, replies, strict=False):
+            self._check(lane, [reply])
         replies = replies[len(late) :]
+        raise_first_error(replies[:4])
         seconds, micros = replies[3]
         self._server_ahead = int(seconds) + int(micros) / 1e6 - self._clock()
         if learn:
             self._take_in(replies[4:])
         self.prove_by(replies[2])
+        self.drop([lane for lane in self.lanes if lane.lost])
 
     def _void_late_turns(self) -> list[Command]:
         """Where left-overs are looked for, a turn of a broken connection may still be on its way, under
@@ -118,9 +122,17 @@ class Turns:
         lane.mended = True
 
     def _learn(self) -> None:
-        replies = self.need_link().pipe(self._reads())
+        self._take_in(self.need_link().pipe(self._reads()))
+        self.drop([lane for lane in self.lanes if lane.lost])
+
+    def _check(self, lane: Lane, replies: list[Any]) -> bool:
+        """False, and the lane is marked, if a key of it holds something foreign. Raises other errors."""
+        for reply in replies:
+            if is_of_one_partition(reply):
+                strangers.name(self.need_link(), [lane], reply)
+                return False
         raise_first_error(replies)
-        self._take_in(replies)
+        return True
 
     def _mend(self) -> None:
         """Where left-overs are looked for, what is known of waiting messages may not fit together either."""
@@ -149,13 +161,18 @@ class Turns:
     def _take_in(self, replies: list[Any]) -> None:
         rest = iter(replies)
         for lane in self.lanes:
-            if lane.link is None:
-                lane.load(next(rest), next(rest), next(rest))
+            is_new = lane.link is None
+            known = [next(rest) for _ in range(3 if is_new else 2)]
+            groups = [next(rest)] if lane.last_id is None else []
+            if not self._check(lane, [*known, *groups]):
+                continue
+            if is_new:
+                lane.load(*known)
             else:
-                lane.look_at(next(rest))
-                lane.take_in(next(rest))
+                lane.look_at(known[0])
+                lane.take_in(known[1])
             lane.link = self._link
-            if lane.last_id is None and not lane.at(last_delivered(next(rest), lane.id.group)):
+            if groups and not lane.at(last_delivered(groups[0], lane.id.group)):
                 raise GroupLost(
                     f"The server knows group {lane.id.group!r} of {lane.keys.stream} at {lane.last_id}, "
                     f"but it was at {lane.seen}: its data are older than what was settled."
@@ -164,9 +181,9 @@ class Turns:
     def read_eras(self) -> None:
         """Read anew which messages the ids stand for: a lease was touched, perhaps by ensure.lua."""
         replies = self.need_link().pipe([_era(lane) for lane in self.lanes])
-        raise_first_error(replies)
         for lane, raw in zip(self.lanes, replies, strict=True):
-            lane.take_in(raw)
+            if self._check(lane, [raw]):
+                lane.take_in(raw)
 
     def reopen(self) -> None:
         """After a lost connection: prove the leases anew, settle what is kept, and look for left-overs.
@@ -215,7 +232,7 @@ class Turns:
 
     def mark_unordered(self) -> None:
         """Note how far an unordered group is; in ordered ones every turn does."""
-        for lane in self.lanes:
+        for lane in list(self.lanes):
             if lane.ordering == "none":
                 own = [lane.keys.stream, lane.keys.mark(lane.id.group), lane.keys.retry(lane.id.group)]
                 self.need_link().call(*script("mark").by_text(own, [lane.id.group, "-", PAGE]))
@@ -260,6 +277,10 @@ class Turns:
         ids = [lane.last_id or "0-0" for lane in lanes]
         reply = link.call("XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS",
                           *(lane.keys.stream for lane in lanes), *ids)  # fmt: skip
+        if is_of_one_partition(reply):
+            strangers.name(link, lanes, reply)
+            self.drop([lane for lane in self.lanes if lane.lost])
+            return False
         raise_first_error([reply])
         return reply is not None
 
@@ -291,7 +312,7 @@ class Turns:
         if isinstance(values, ServerError):
             raise error_of(values)
         for lane, value in zip(self.lanes, values, strict=True):
-            lane.lost = value is None or value.decode() != lane.lease
+            lane.lost = lane.trouble is not None or value is None or value != lane.lease.encode()
         self.drop(lane for lane in self.lanes if lane.lost)
         self.proved = self._asked
 
@@ -301,7 +322,8 @@ class Turns:
         self.lanes = [lane for lane in self.lanes if lane not in gone]
         if gone and not self.lanes:
             names = ", ".join(f"{lane.id.topic}/{lane.id.partition}" for lane in gone)
-            raise StaleLease(f"The lease of {names} belongs to another worker now.")
+            troubles = [str(lane.trouble) for lane in gone if lane.trouble]
+            raise StaleLease(f"Nothing can be done in {names} now: {'; '.join(troubles) or 'not our lease'}.")
 
 
 def _era(lane: Lane) -> Command:

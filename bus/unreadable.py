@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+
+from bus.complaints import Complaints
 
 #: Characters of foreign data that are shown at most.
 SHOWN = 200
@@ -66,6 +69,21 @@ class Unreadable:
     why: str
     """What is wrong with it, as the end of a sentence: "is not JSON"."""
 
+    newer: bool = False
+    """It may be of a newer version, so it is not overwritten."""
+
     def __str__(self) -> str:
-        where = f"{shown(self.key)}, field {shown(self.field)}" if self.field else shown(self.key)
-        return f"{where}: {self.raw} {self.why}"
+        return f"{self.where}: {self.raw} {self.why}"
+
+    @property
+    def where(self) -> str:
+        """The key, and the field if there is one, without what stands there."""
+        return f"{shown(self.key)}, field {shown(self.field)}" if self.field else shown(self.key)
+
+
+def tell(found: Unreadable) -> None:
+    """Log it, once a minute for each key."""
+    _complaints.say(found.key, "Redis holds what cannot be read, and it is passed over: %s.", found)
+
+
+_complaints = Complaints(logging.getLogger("bus.unreadable"))

@@ -6,11 +6,12 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from bus.errors import ConfigurationError
+from bus.moments import moment
 
 Ordering = Literal["key", "partition", "none"]
 ORDERINGS: tuple[Ordering, ...] = ("key", "partition", "none")
@@ -20,13 +21,19 @@ ORDERINGS: tuple[Ordering, ...] = ("key", "partition", "none")
 MAX_PARTITIONS = 1024
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_ID = re.compile(r"(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
+def is_name(name: object) -> bool:
+    """Whether this can name a topic, group or prefix."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
 def check_name(kind: str, name: object) -> str:
     """Return `name` if it can name a topic, group or prefix, else raise ConfigurationError."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not is_name(name):
         raise ConfigurationError(
             f"{kind} {name!r} is not a valid name: use 1 to 100 letters, digits, '.', '_' or '-'."
         )
@@ -66,6 +73,8 @@ class TopicSpec:
     partitions: int = 1
     retention: timedelta | None = None
     """Messages older than this are trimmed once every group has settled them; None keeps them."""
+    rest: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What a newer version has added to its record in Redis: kept, and passed over."""
 
     def __post_init__(self) -> None:
         check_name("Topic", self.name)
@@ -239,8 +248,11 @@ class Message:
 
     @property
     def timestamp(self) -> datetime:
-        """When Redis stored the message, by the server's clock (from the id, to the millisecond)."""
-        return datetime.fromtimestamp(int(self.id.partition("-")[0]) / 1000, UTC)
+        """When Redis stored the message, by the server's clock (from the id, to the millisecond).
+
+        An id beyond the calendar, which only somebody else can have given, has the time `moments.BEYOND`.
+        """
+        return moment(int(self.id.partition("-")[0]))
 
     def lease_valid(self) -> bool:
         """Whether this worker still owns the lane of the message, asked of Redis now (one round trip).
@@ -266,3 +278,9 @@ def id_pair(message_id: str | bytes) -> tuple[int, int]:
     """`"1700-3"` → (1700, 3): ids compare as pairs of integers, never as text."""
     ms, _, seq = (message_id.decode() if isinstance(message_id, bytes) else message_id).partition("-")
     return int(ms), int(seq or 0)
+
+
+def known_id(raw: bytes | str) -> str | None:
+    """The text of an id as Redis writes it; None for anything else."""
+    text = raw.decode("ascii", "replace") if isinstance(raw, bytes) else raw
+    return text if _ID.fullmatch(text) and max(id_pair(text)) < 2**64 else None

@@ -20,7 +20,7 @@ from django.db import Error, connections
 
 from bus import marks
 from bus.client import Bus
-from bus.errors import BusError, BusUnavailable, UnknownTopic
+from bus.errors import BusError, BusUnavailable, ForeignData, UnknownTopic
 from bus.lane import ORDERED_LANE, LaneId
 from bus.newcomers import Newcomers
 from bus.registry import GroupSpec
@@ -204,17 +204,18 @@ class Membership(threading.Thread):
         known = self._known()
         if not self._declared:
             self._declare(known)
-        groups = {(group.topic, group.name): group for group in self._bus.registry.groups()}
-        if self._newcomers.must_declare(((each.topic, each.group) for each in known), groups):
-            self._declare(known)  # FLUSHALL, or somebody deleted a group that is still subscribed
-        self._scheduler.pause(place for place, group in groups.items() if group.paused)
+        if seen := self._newcomers.look():  # else the table is something else altogether, and says nothing
+            if self._newcomers.must_declare(((each.topic, each.group) for each in known), seen.places):
+                self._declare(known)  # FLUSHALL, or somebody deleted a group that is still subscribed
+            self._scheduler.pause((group.topic, group.name) for group in seen.groups if group.paused)
         homes = [
             LaneId(each.topic, partition, each.group)
             for each in known
             if (each.topic, each.group) not in self._newcomers.refused
             for partition in range(self._bus.registry.spec(each.topic).partitions)
         ]
-        self._orderings.refresh(groups.values(), homes)
+        if seen:
+            self._orderings.refresh(seen.groups, homes)
         return homes
 
     def _known(self) -> list[Subscription]:
@@ -223,7 +224,7 @@ class Membership(threading.Thread):
         for each in self._subscriptions:
             try:
                 self._bus.registry.spec(each.topic)
-            except UnknownTopic as error:
+            except (UnknownTopic, ForeignData) as error:
                 if not self._declared:
                     logger.warning("%s waits for its topic: %s", each.handler_name, error)
             else:

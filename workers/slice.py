@@ -167,9 +167,13 @@ class Slice:
         due = {id(lane): self._due_at(lane) for lane in self._lanes}
         for number, (lane, order) in enumerate(zip(self._lanes, self._order.lanes, strict=True)):
             flags = self._trouble
-            if lane.lost:
+            if lane.trouble is not None:
+                flags |= Report.TROUBLE | Report.RECOVER
+                complaints.say(lane.id, "%s/%s for %s cannot be worked on, and is tried again: %s",
+                                lane.id.topic, lane.id.partition, lane.id.group, lane.trouble)  # fmt: skip
+            elif lane.lost:
                 flags |= Report.LOST
-            if lane.lost and not self._progress.revoked(self._slot):
+            if flags & Report.LOST and not self._progress.revoked(self._slot):
                 lease_lost.send_robust(type(self), lane=lane.id)
                 logger.warning("The lease of %s/%s for %s was lost; another worker goes on there.",
                                lane.id.topic, lane.id.partition, lane.id.group)  # fmt: skip

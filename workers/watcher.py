@@ -15,11 +15,15 @@ import threading
 import time
 from collections.abc import Callable
 
+from bus import strangers
 from bus.client import Bus
 from bus.errors import BusError, BusUnavailable, ServerError
 from bus.lane import LaneId
+from bus.registry import RESTORED
+from bus.streams.commands import is_wrongtype
 from bus.streams.connect import check
 from bus.streams.wire import Link, pack
+from bus.unreadable import tell
 from bus.values import id_pair
 from workers.scheduler import Scheduler
 
@@ -27,6 +31,8 @@ logger = logging.getLogger("jitney.workers")
 
 #: Longest block: well below any sensible socket timeout, so that a server that hangs is noticed. Seconds.
 BLOCK_SECONDS = 4.0
+#: How long a key that is no stream, since somebody has put something in its place, is left out. Seconds.
+STRANGER_SECONDS = 5.0
 
 
 class Watcher(threading.Thread):
@@ -48,6 +54,8 @@ class Watcher(threading.Thread):
         self._link: Link | None = None
         self._control_id = "$"
         self._doubting = False
+        self._strangers: dict[str, float] = {}
+        """Keys that are no streams, and until when they are left out, by the monotonic clock."""
         self.heard_at = time.monotonic()
         """When this thread last went round its loop, by the monotonic clock."""
 
@@ -86,20 +94,48 @@ class Watcher(threading.Thread):
             self._scheduler.doubt()
             self._on_work()
         self._drain_pokes()
-        if self._control_id == "$":
+        if self._control_id == "$" and self._without_strangers({self._bus.keys.control: ""}):
             # Everything before this moment is covered by the look that follows a new connection.
             self._control_id = self._last_control_id(link)
         if self._scheduler.wake_due():
             self._on_work()
         timeout = self._timeout()
         watched = self._scheduler.watched()
-        positions = {self._bus.keys.control: self._control_id, **self._positions(watched)}
+        positions = self._without_strangers(
+            {self._bus.keys.control: self._control_id, **self._positions(watched)}
+        )
+        if not positions:
+            select.select([self._hear], [], [], timeout)
+            return
         milliseconds = max(1, int(timeout * 1000))
         link.send(
             pack(("XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS", *positions, *positions.values())), 1
         )
         self._wait_for_reply(link)
-        self._take_in(check(link.receive()), watched)
+        reply = link.receive()
+        if is_wrongtype(reply):
+            self._find_strangers(link, positions, watched)
+        else:
+            self._take_in(check(reply), watched)
+
+    def _find_strangers(self, link: Link, positions: dict[str, str], watched: dict[LaneId, str]) -> None:
+        """One of the keys is no stream, and it would end the wait for all: it is left out for a while."""
+        types = dict.fromkeys(positions, "stream")
+        found = {each.key: each for each in strangers.among(types, link.pipe(strangers.commands(types)))}
+        until = time.monotonic() + STRANGER_SECONDS
+        self._strangers.update(dict.fromkeys(found, until))
+        for each in found.values():
+            tell(each)
+        # Their slices find out, and try again until the keys are gone.
+        if self._scheduler.wake([lane for lane in watched if self._stream(lane) in found]):
+            self._on_work()
+
+    def _without_strangers(self, positions: dict[str, str]) -> dict[str, str]:
+        if not self._strangers:
+            return positions
+        now = time.monotonic()
+        self._strangers = {key: until for key, until in self._strangers.items() if until > now}
+        return {key: last_id for key, last_id in positions.items() if key not in self._strangers}
 
     def _positions(self, watched: dict[LaneId, str]) -> dict[str, str]:
         """Stream → the id after which a message is news to one of its groups.
@@ -120,6 +156,7 @@ class Watcher(threading.Thread):
         control = news.pop(self._bus.keys.control, None)
         if control:
             self._control_id = control[-1][0].decode()
+            self._doubting = self._doubting or RESTORED.encode() in control[-1][1]
             self._on_hint()
         newest = {stream: id_pair(entries[-1][0]) for stream, entries in news.items()}
         behind = [
@@ -148,8 +185,12 @@ class Watcher(threading.Thread):
         return self._bus.keys.partition(lane.topic, lane.partition).stream
 
     def _last_control_id(self, link: Link) -> str:
-        newest = check(link.call("XREVRANGE", self._bus.keys.control, "+", "-", "COUNT", 1))
+        reply = link.call("XREVRANGE", self._bus.keys.control, "+", "-", "COUNT", 1)
         self._on_hint()
+        if strangers.stands_at(self._bus.keys.control, reply):
+            self._strangers[self._bus.keys.control] = time.monotonic() + STRANGER_SECONDS
+            return "$"
+        newest = check(reply)
         return newest[0][0].decode() if newest else "0-0"
 
     def _connected(self) -> Link:

@@ -13,6 +13,7 @@ from django.utils.translation import gettext as _
 
 from admin_ui import durations
 from bus import unreadable
+from bus.moments import BEYOND
 from bus.observe import Lag
 
 register = template.Library()
@@ -78,6 +79,8 @@ def when(value: datetime | None) -> str:
     """A point in time in the zone of the request, to the second; milliseconds and zone in the title."""
     if value is None:
         return unknown()
+    if value >= BEYOND:
+        return format_html('<span class="jt-quiet">{}</span>', _("time out of range"))
     local = timezone.localtime(value)
     title = f"{local:%Y-%m-%d %H:%M:%S}.{local.microsecond // 1000:03d} {local:%Z}"
     return format_html(

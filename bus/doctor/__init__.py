@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bus.client import Bus
-from bus.doctor import delayed, groups, orderings, partitions, server
+from bus.doctor import delayed, foreign, groups, orderings, partitions, server
 from bus.doctor.finding import Finding, Level
 from bus.errors import BusError
 
@@ -22,6 +22,7 @@ def examine(bus: Bus) -> list[Finding]:
             findings += delayed.examine(bus)
             findings += groups.examine(bus)
             findings += orderings.examine(bus)
+            findings += foreign.examine(bus)
     except BusError as error:
         hint = "Check the URL (BUS['URL'] or BUS_URL), that the server runs, and its user and password."
         findings.append(Finding("error", "reachable", str(error), hint))

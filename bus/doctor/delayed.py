@@ -40,7 +40,7 @@ class _Trouble:
 
 def examine(bus: Bus) -> Iterator[Finding]:
     """One finding for each kind of trouble, or one that says that all is well."""
-    places = [(spec.name, n) for spec in bus.registry.specs().values() for n in range(spec.partitions)]
+    places = [(spec.name, n) for spec in bus.registry.look().specs.values() for n in range(spec.partitions)]
     commands: list[Command] = []
     for place in places:
         keys = bus.keys.partition(*place)

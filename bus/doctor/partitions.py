@@ -37,9 +37,10 @@ _KINDS: dict[str, tuple[Level, str, str]] = {
 
 def examine(bus: Bus) -> Iterator[Finding]:
     """One finding for each kind of trouble, or one that says that all is there."""
-    specs = bus.registry.specs()
+    look = bus.registry.look()
+    specs = look.specs
     declared: defaultdict[str, set[str]] = defaultdict(set)
-    for group in bus.registry.groups():
+    for group in look.groups:
         declared[group.topic].add(group.name)
     places = [(name, number) for name, spec in specs.items() for number in range(spec.partitions)]
     commands: list[Command] = []

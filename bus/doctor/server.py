@@ -9,10 +9,12 @@ from bus.client import Bus
 from bus.doctor.finding import Finding
 from bus.errors import ServerError
 from bus.observe.info import Info
+from bus.records import layout_of
 from bus.registry import LAYOUT
 from bus.streams.commands import fields_of, text
 from bus.streams.connect import check
 from bus.streams.wire import Command
+from bus.unreadable import Unreadable
 
 #: The oldest supported version of each kind.
 _OLDEST = {"Redis": (7, 0), "Valkey": (8, 0)}
@@ -28,12 +30,13 @@ class Server:
     info: Info
     config: dict[str, str] | None
     """None: CONFIG is forbidden, as managed servers do."""
-    layout: int | None
+    layout: int | Unreadable | None
 
     @property
     def readable(self) -> bool:
         """True if the keys can be read and understood."""
-        return self.field("cluster_enabled") != "1" and (self.layout or LAYOUT) <= LAYOUT
+        newer = isinstance(self.layout, int) and self.layout > LAYOUT
+        return self.field("cluster_enabled") != "1" and not newer
 
     def field(self, name: str) -> str | None:
         return self.info.fields.get(name)
@@ -59,8 +62,9 @@ def ask(bus: Bus) -> Server:
             known |= {name: text(value) for name, value in fields_of(reply).items()}
     facts = Info.parse(check(info))
     # A cluster answers MOVED; it is refused by a check of its own.
-    raw = None if facts.fields.get("cluster_enabled") == "1" else check(layout)
-    return Server(facts, known, None if raw is None else int(raw))
+    if facts.fields.get("cluster_enabled") == "1":
+        return Server(facts, known, None)
+    return Server(facts, known, layout_of(bus.keys.meta, layout))
 
 
 def _version(server: Server) -> Iterator[Finding]:
@@ -182,6 +186,9 @@ def _cluster(server: Server) -> Iterator[Finding]:
 def _layout(server: Server) -> Iterator[Finding]:
     if server.layout is None:
         yield Finding("ok", "layout", "Nothing has been stored under this prefix yet.")
+    elif isinstance(server.layout, Unreadable):
+        hint = f"Set it to {LAYOUT} (HSET … layout {LAYOUT}), unless a newer Jitney runs on these keys."
+        yield Finding("warning", "layout", f"The layout of the keys cannot be read: {server.layout}.", hint)
     elif server.layout > LAYOUT:
         told = f"The keys have layout {server.layout}; this Jitney knows up to {LAYOUT}."
         yield Finding("error", "layout", told, "Upgrade Jitney here, or use another BUS['PREFIX'].")

@@ -58,6 +58,7 @@ def overview(bus: Bus) -> Overview:
         topics=tuple(summary.topics(survey)),
         workers=survey.workers,
         taken=survey.now,
+        unreadable=survey.unreadable,
     )
 
 

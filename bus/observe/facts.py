@@ -85,11 +85,16 @@ def is_absent(reply: Any) -> bool:
 
 
 def number(reply: Any) -> int | None:
-    """A count; 0 for a hash field that is not there; None if the key holds something foreign."""
+    """A count; 0 for a hash field that is not there; None if the key or the field holds something foreign."""
     if reply.__class__ is int:  # nearly all: a look at a large bus reads hundreds of thousands
         count: int = reply
         return count
-    return None if is_absent(reply) else int(check(reply) or 0)
+    if is_absent(reply):
+        return None
+    known = check(reply) or 0
+    if isinstance(known, bytes):
+        return int(known) if known.isdigit() and len(known) < 20 else None
+    return int(known)
 
 
 def ask(client: Client, commands: Sequence[Command]) -> Iterator[Any]:

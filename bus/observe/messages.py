@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bus import codec
+from bus import codec, strangers
 from bus.client import Bus
 from bus.observe.facts import ask, stream_command, stream_facts
 from bus.observe.survey import spec_of
@@ -67,7 +67,8 @@ class _Newest:
         return ("XREVRANGE", self._stream, end, "-", "COUNT", size)
 
     def take(self, size: int, reply: Any) -> None:
-        entries = check(reply)
+        # Of another type: there is no message in it, and the other partitions have some.
+        entries = [] if strangers.stands_at(self._stream, reply) else check(reply)
         self._complete = len(entries) < size
         self.messages += [_message(self._topic, self._partition, entry) for entry in entries]
 
@@ -77,7 +78,9 @@ def message(bus: Bus, topic: str, partition: int, id: str) -> Message | None:
     spec = spec_of(bus, topic)
     if not 0 <= partition < spec.partitions or not _is_id(id):
         return None
-    entries = bus.client.call("XRANGE", bus.keys.partition(topic, partition).stream, id, id)
+    stream = bus.keys.partition(topic, partition).stream
+    reply = bus.client.pipe([("XRANGE", stream, id, id)])[0]
+    entries = [] if strangers.stands_at(stream, reply) else check(reply)
     return _message(topic, partition, entries[0]) if entries else None
 
 

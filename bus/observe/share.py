@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
+from bus.moments import moment
 from bus.observe import lag as lags
 from bus.observe.facts import GroupFacts, StreamFacts
 from bus.observe.loss import LastLoss
@@ -93,5 +94,5 @@ class Share:
             return None
         if self.oldest is None:
             return timedelta(0)
-        stored = datetime.fromtimestamp(id_pair(self.oldest)[0] / 1000, UTC)
+        stored = moment(id_pair(self.oldest)[0])
         return max(timedelta(0), now - stored)

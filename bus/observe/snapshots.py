@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from bus.observe.loss import LastLoss
+from bus.unreadable import Unreadable
 from bus.values import Ordering
 
 
@@ -185,3 +186,5 @@ class Overview:
     workers: tuple[WorkerSnapshot, ...]
     taken: datetime
     """When, by the server's clock."""
+    unreadable: tuple[Unreadable, ...] = ()
+    """Records of topics and groups that cannot be read; what they are of is missing above."""

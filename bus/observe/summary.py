@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
+from bus.moments import moment
 from bus.observe import lag as lags
 from bus.observe import members
 from bus.observe.facts import StreamFacts
@@ -89,4 +90,4 @@ def _time_lag(parts: Iterable[GroupPartitionSnapshot]) -> timedelta | None:
 
 def _last_published(streams: Iterable[StreamFacts]) -> datetime | None:
     ids = [id_pair(stream.last_id) for stream in streams if stream.last_id]
-    return datetime.fromtimestamp(max(ids)[0] / 1000, UTC) if ids else None
+    return moment(max(ids)[0]) if ids else None

@@ -18,7 +18,6 @@ from typing import Any
 
 from bus import delayed, reordering
 from bus.client import Bus
-from bus.errors import UnknownTopic
 from bus.observe import lag as lags
 from bus.observe import members
 from bus.observe.facts import StreamFacts, ask, is_absent, number, stream_command, stream_facts
@@ -29,6 +28,7 @@ from bus.observe.snapshots import GroupPartitionSnapshot, WorkerSnapshot
 from bus.registry import GroupSpec
 from bus.streams.connect import check
 from bus.streams.wire import Command
+from bus.unreadable import Unreadable
 from bus.values import TopicSpec
 
 #: The lane of an ordered group, whoever owns it.
@@ -64,6 +64,8 @@ class Survey:
     groups: list[GroupSpec]
     streams: Mapping[str, list[StreamFacts | None]]
     """Topic → its partitions."""
+    unreadable: tuple[Unreadable, ...]
+    """Records of topics and groups that cannot be read; they are not among specs and groups."""
     waiting: Mapping[str, list[Waiting]]
     """Topic → its partitions."""
     shares: Mapping[tuple[str, str], list[GroupPartitionSnapshot]]
@@ -72,28 +74,38 @@ class Survey:
 
 
 def spec_of(bus: Bus, name: str) -> TopicSpec:
-    """The spec as Redis has it. Raises UnknownTopic; unlike registry.spec it restores nothing."""
-    spec = bus.registry.specs().get(name)
-    if spec is None:
-        raise UnknownTopic(name)
-    return spec
+    """The spec as Redis has it; unlike registry.spec this restores nothing. Raises as registry.stored."""
+    return bus.registry.stored(name)
 
 
 def take(bus: Bus, topic: str | None = None, group: str | None = None) -> Survey:
-    """Look at one topic (and only one group of it) or at all. Raises UnknownTopic."""
-    specs = list(bus.registry.specs().values()) if topic is None else [spec_of(bus, topic)]
-    names = {spec.name for spec in specs}
+    """Look at one topic (and only one group of it) or at all.
+
+    Raises UnknownTopic, or ForeignData where the record of that topic or group cannot be read.
+    """
+    look = bus.registry.look()
+    if topic is not None and topic not in look.specs:
+        spec_of(bus, topic)  # raises, and says why
+        look = bus.registry.look()  # it came meanwhile
+    specs = [spec for spec in look.specs.values() if topic in (None, spec.name)]
     groups = [
-        spec for spec in bus.registry.groups(topic) if spec.topic in names and group in (None, spec.name)
+        spec
+        for spec in look.groups
+        if spec.topic in look.specs and topic in (None, spec.topic) and group in (None, spec.name)
     ]
-    return _Reading(bus, specs, groups).survey()
+    if topic is not None and group is not None and not groups:
+        bus.registry.group(topic, group)
+    return _Reading(bus, specs, groups, look.unreadable).survey()
 
 
 class _Reading:
     """The steps from 3 on."""
 
-    def __init__(self, bus: Bus, specs: list[TopicSpec], groups: list[GroupSpec]) -> None:
+    def __init__(
+        self, bus: Bus, specs: list[TopicSpec], groups: list[GroupSpec], unreadable: list[Unreadable]
+    ) -> None:
         self._bus = bus
+        self._unreadable = tuple(unreadable)
         self._specs = specs
         self._groups = groups
         self._streams: dict[str, list[StreamFacts | None]] = {}
@@ -110,7 +122,8 @@ class _Reading:
         for share in self._shares:
             shares[share.group.topic, share.group.name].append(share.snapshot(now))
         workers = members.workers(table, held)
-        return Survey(now, info, self._specs, self._groups, self._streams, self._waiting, shares, workers)
+        seen = self._streams, self._unreadable, self._waiting
+        return Survey(now, info, self._specs, self._groups, *seen, shares, workers)
 
     # ------------------------------------------------------------------ step 3
 

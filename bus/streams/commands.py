@@ -14,8 +14,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from bus.errors import ServerError
-from bus.streams.connect import Client, check
+from bus.errors import ForeignData, PartitionFull, ServerError
+from bus.streams.connect import Client, check, error_of
 from bus.streams.wire import Argument, Command
 
 #: A stream entry as Redis replies it: its id and its flat list of fields.
@@ -52,6 +52,18 @@ def is_nogroup(error: object) -> bool:
     return isinstance(error, ServerError) and (
         error.code in ("NOGROUP", "UNBLOCKED") or "NOGROUP" in str(error) or "no such key" in str(error)
     )
+
+
+def is_wrongtype(reply: object) -> bool:
+    """True where the key holds another type than the command is for: somebody else has written it."""
+    return isinstance(reply, ServerError) and reply.code == "WRONGTYPE"
+
+
+def is_of_one_partition(reply: object) -> bool:
+    """Whether an error says that something is wrong with the keys of one partition, and nothing of others."""
+    if not isinstance(reply, ServerError) or is_nogroup(reply):
+        return False
+    return isinstance(error_of(reply), ServerError | ForeignData | PartitionFull)
 
 
 def run(client: Client, name: str, keys: Sequence[str], args: Sequence[Argument] = ()) -> Any:
@@ -92,9 +104,9 @@ def add_command(stream: str, fields: Sequence[bytes]) -> Command:
 
 def fields_of(reply: Sequence[Any]) -> dict[str, Any]:
     """A flat reply of names and values (XINFO, HGETALL) as a dictionary with text names."""
-    return {name.decode(): value for name, value in zip(reply[::2], reply[1::2], strict=True)}
+    return {text(name): value for name, value in zip(reply[::2], reply[1::2], strict=True)}
 
 
 def text(value: Any) -> str:
-    """A reply that is text."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+    """A reply that is text; what is not UTF-8, and so none of ours, with escapes."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)

@@ -16,7 +16,15 @@ from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.retry import Retry
 
-from bus.errors import BusError, BusFull, BusUnavailable, ConfigurationError, ServerError
+from bus.errors import (
+    BusError,
+    BusFull,
+    BusUnavailable,
+    ConfigurationError,
+    ForeignData,
+    PartitionFull,
+    ServerError,
+)
 from bus.secret import Secret, SecretBytes
 from bus.streams import embedded
 from bus.streams.sentinel import master_of
@@ -46,6 +54,13 @@ def error_of(reply: ServerError) -> BusError:
     """The bus's own error for an error reply of the server."""
     if reply.code == "OOM":
         return BusFull(f"Redis has reached maxmemory and refuses writes: {reply}")
+    if "exhausted the last possible ID" in str(reply):
+        return PartitionFull(
+            "The last message there has the greatest id that there can be, which somebody has given by hand: "
+            f"no message can follow it. `bus doctor` names the partition, and says what to do. ({reply})"
+        )
+    if reply.code == "WRONGTYPE":
+        return ForeignData(f"A key of the bus holds something else; `bus doctor` names it: {reply}")
     if reply.code in _NOT_NOW:
         return BusUnavailable(f"Redis refuses this for now: {reply}")
     if reply.code in ("MOVED", "ASK", "CROSSSLOT"):

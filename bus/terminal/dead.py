@@ -197,7 +197,9 @@ def _record(found: DeadLetter) -> dict[str, Any]:
     }
 
 
-def _dropped_words(dropped: int) -> str:
+def _dropped_words(dropped: int | None) -> str:
+    if dropped is None:
+        return "How many older ones beyond DEAD_LIMIT had to go cannot be read: see `bus doctor`."
     if not dropped:
         return ""
     return f"{many(dropped, 'older dead letter')} beyond DEAD_LIMIT had to go."

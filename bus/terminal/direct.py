@@ -12,7 +12,7 @@ import click
 from bus import deadletters, delayed, groups
 from bus.deadletters import Fate, LetterRef, Selection, Tally
 from bus.delayed import Cancelled, DelayedRef
-from bus.errors import ConfigurationError, UnknownTopic
+from bus.errors import ConfigurationError
 from bus.values import Ordering, TopicSpec
 from bus.verbs import check_writable
 
@@ -50,10 +50,7 @@ class Direct:
         check_writable(self._bus, "change topic")
         if "notes" in changes:
             _needs_database("--notes")
-        known = self._bus.registry.specs().get(name)
-        if known is None:
-            raise UnknownTopic(name)
-        return replace(known, **changes)
+        return replace(self._bus.registry.stored(name), **changes)
 
     def delete_topic(self, name: str, confirm: str) -> None:
         check_writable(self._bus, "delete topic")

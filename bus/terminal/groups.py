@@ -9,7 +9,7 @@ import click
 from bus import observe
 from bus.observe import GroupPartitionSnapshot, GroupSnapshot
 from bus.terminal.kinds import GROUP, START, TOPIC, Branch
-from bus.terminal.output import Table, answer, count, duration_words, lag_words, time_words
+from bus.terminal.output import Table, answer, count, duration_words, lag_words, remark, time_words
 from bus.terminal.session import Session, pass_session
 from bus.values import ORDERINGS, Ordering
 
@@ -23,6 +23,7 @@ def list_groups(session: Session, topic: str | None) -> None:
     """The groups of one topic or of all, with their lag."""
     found = observe.groups(session.bus, topic)
     answer(session.json, found, group_table(found))
+    tell_unreadable(session)
 
 
 @group.command("describe")
@@ -94,6 +95,12 @@ def delete_group(session: Session, topic: str, group: str, apply: bool) -> None:
         f"{count(found.workers)} workers serve it.",
         f"Group {group} is deleted." if apply else "Nothing is done yet: add --apply to do it.",
     )
+
+
+def tell_unreadable(session: Session) -> None:
+    """What is missing in a list, since its record cannot be read."""
+    for found in session.bus.registry.look().unreadable:
+        remark(f"Not shown, since it cannot be read: {found}. See `bus doctor`.")
 
 
 def group_table(found: Sequence[GroupSnapshot]) -> Table:

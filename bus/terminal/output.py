@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
+from bus.moments import BEYOND, BEYOND_WORDS
 from bus.unreadable import visible, visible_json
 
 if TYPE_CHECKING:
@@ -110,11 +111,15 @@ def ago_words(moment: datetime | None, none: str = UNKNOWN) -> str:
     """`12m 5s ago`, by the clock of this machine."""
     if moment is None:
         return none
+    if moment >= BEYOND:
+        return BEYOND_WORDS
     return f"{duration_words(max(timedelta(0), datetime.now(UTC) - moment))} ago"
 
 
 def time_words(moment: datetime | None, none: str = UNKNOWN) -> str:
-    return none if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    if moment is None:
+        return none
+    return BEYOND_WORDS if moment >= BEYOND else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 # ---------------------------------------------------------------------- tables

@@ -10,7 +10,7 @@ import click
 
 from bus import observe
 from bus.observe import GroupSnapshot, Lag, PartitionSnapshot, TopicSnapshot
-from bus.terminal.groups import group_table
+from bus.terminal.groups import group_table, tell_unreadable
 from bus.terminal.kinds import PARTITIONS, RETENTION, TOPIC, Branch
 from bus.terminal.output import (
     Table,
@@ -53,6 +53,7 @@ def list_topics(session: Session) -> None:
     found = observe.topics(session.bus)
     answer(session.json, found, topic_table(found))
     _tell_drift(session)
+    tell_unreadable(session)
 
 
 @topic.command("describe")

@@ -256,8 +256,8 @@ def test_giving_back_can_be_ended_before_any_page_and_is_gone_on_with(scene: Sce
         # Then nothing is trimmed until all of it is given back, which trimming itself sees to
         if scene.state("giving") is not None:
             assert ended
-            own = [scene.keys.stream, scene.keys.state(GROUP)]
-            assert commands.run(scene.client, "trim", own, [10**15, GROUP]) == -2
+            own = [scene.keys.stream, scene.keys.ahead, scene.keys.state(GROUP)]
+            assert commands.run(scene.client, "trim", own, [10**15, 10**15, 1000, GROUP])[0] == -2
             assert retention.trim(scene.bus, TopicSpec(name=TOPIC, retention=timedelta(seconds=1))) == 0
         else:
             scene.bus.registry.restore_partition(TOPIC, 0)

@@ -21,7 +21,7 @@ from bus.inbox import Inbox
 from bus.models import AuditRecord, InboxRow, Topic
 from bus.registry import GroupSpec
 from bus.subscriptions import Subscription
-from bus.values import Message, RetryPolicy, TopicSpec
+from bus.values import Message, RetryPolicy, TopicSpec, id_pair
 from tests.integration.inline import InlineWorker
 from tests.waiting import wait_until
 from workers.consumer import Consumer
@@ -61,6 +61,28 @@ def test_a_message_that_comes_twice_has_one_effect(box: Inbox) -> None:
     box.handle(message(), effect)
     assert effects() == ["1700-1"]
     assert rows() == [(1700, 1)]
+
+
+def test_ids_beyond_what_databases_call_numbers_are_told_apart_as_all_others(box: Inbox) -> None:
+    ids = [
+        "18446744073709551615-5",
+        "18446744073709551615-6",
+        f"{2**63}-0",
+        f"{2**63 - 1}-0",
+        f"1700-{2**64 - 1}",
+    ]
+    for each in [*ids, *ids]:
+        box.handle(message(each), effect)
+    assert effects() == ids
+    assert set(rows()) == {id_pair(each) for each in ids}
+    box.handle_batch([message(each) for each in [*ids, "1700-1"]], handle_all)
+    assert effects() == [*ids, "1700-1"]
+
+
+def handle_all(messages: list[Message]) -> list[str]:
+    for each in messages:
+        effect(each)
+    return []
 
 
 @pytest.mark.parametrize(

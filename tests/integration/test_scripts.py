@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from hashlib import sha1
@@ -139,7 +140,10 @@ class Partition:
         return commands.run(self.client, "due", names, [lease, GROUP, lane, count, claim])
 
     def trim(self, cutoff: int, *groups: str) -> int:
-        return int(commands.run(self.client, "trim", [self.keys.stream], [cutoff, *groups]))
+        now = int(time.time() * 1000)
+        own = [self.keys.stream, self.keys.ahead]
+        trimmed, _ahead = commands.run(self.client, "trim", own, [now, cutoff, 1000, *groups])
+        return int(trimmed)
 
     def retire(self, lane: str, lease: str) -> int:
         keys = [self.keys.stream, self.keys.lease(GROUP, lane)]

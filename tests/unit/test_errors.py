@@ -74,7 +74,9 @@ def test_a_handler_may_ask_for_a_retry_with_or_without_a_delay():
         ("MISCONF Errors writing to the AOF file", "BusUnavailable"),
         ("NOAUTH Authentication required.", "BusUnavailable"),
         ("MOVED 3999 127.0.0.1:6381", "ConfigurationError"),
-        ("WRONGTYPE Operation against a key holding the wrong kind of value", "ServerError"),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", "ForeignData"),
+        ("ERR The stream has exhausted the last possible ID, unable to add more items", "PartitionFull"),
+        ("ERR something else", "ServerError"),
     ],
 )
 def test_an_error_reply_becomes_the_error_of_the_bus_that_says_what_happened(text, name):

@@ -17,14 +17,26 @@ if current ~= ARGV[1] then return {0, current} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local entries, states, trimmed = {}, {}, {}
+redis.call('XLEN', stream) -- a key of another type is no fault of the ids
 local bytes, enough = 0, 256 * 1024 -- what comes after so many bytes stays due, for the next turn
 local most = math.min(200, tonumber(ARGV[4]))
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', retry, '-inf', now + 1, 'LIMIT', 0, most)) do
-  if bytes >= enough then break end
-  local entry = redis.call('XRANGE', stream, id, id)[1]
-  local known = redis.call('HGET', state, id) or ''
+
+-- The entry; nil if it is gone; false for a member that is no id, which only somebody else can have put here.
+local function entry_of(id)
+  if not id:match('^%d+%-%d+$') then return false end
+  local found = redis.pcall('XRANGE', stream, id, id) -- an error for what is beyond 64 bits
+  if found.err or (found[1] and found[1][1] ~= id) then return false end
+  return found[1]
+end
+
+local function take(id)
+  local entry = entry_of(id)
+  local known = entry ~= false and redis.call('HGET', state, id) or ''
   for _, text in ipairs(entry and entry[2] or {}) do bytes = bytes + #text end
-  if entry then
+  if entry == false then
+    -- It is never due: else it would be in the way of those behind it, again and again.
+    redis.call('ZADD', retry, 'XX', '+inf', id)
+  elseif entry then
     entries[#entries + 1] = entry
     states[#states + 1] = known
     -- FORCE: a group that was lost and made again does not know it as pending, so nothing could be settled.
@@ -37,5 +49,10 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', retry, '-inf', now + 1, 'LIMIT',
     trimmed[#trimmed + 1] = {id, known}
   end
 end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', retry, '-inf', now + 1, 'LIMIT', 0, most)) do
+  if bytes >= enough then break end
+  take(id)
+end
 local next_due = redis.call('ZRANGE', retry, 0, 0, 'WITHSCORES')[2]
-return {1, entries, states, trimmed, next_due and math.floor(tonumber(next_due)) or -1, now}
+return {1, entries, states, trimmed, next_due and math.floor(math.max(0, math.min(tonumber(next_due), 2 ^ 53))) or -1, now}

@@ -53,6 +53,12 @@ local function less(a, b)
   return a_seq < b_seq
 end
 
+-- nil for what is no id, which only somebody else can have put there.
+local function known_id(id)
+  local ms, seq = id:match('^0*(%d+)%-0*(%d+)$')
+  return ms and #ms <= 20 and #seq <= 20 and ms .. '-' .. seq
+end
+
 -- How many messages were added up to this id; nil where that must be counted.
 local function offset_of(id, counted)
   if not less(id, info['last-generated-id']) then return info['entries-added'] end
@@ -79,7 +85,11 @@ for i = 2, #ARGV, 3 do
   local first = 2 + ((i + 1) / 3 - 1) * 5
   local retry, held, state, lease = KEYS[first + 1], KEYS[first + 2], KEYS[first + 3], KEYS[first + 4]
   if not present[group] then
+    -- Checked before the group is made: keys of other types, and a mark that is no id.
+    redis.call('ZCARD', retry)
+    redis.call('ZCARD', held)
     local mark = redis.call('GET', KEYS[first])
+    mark = mark and known_id(mark)
     local younger = mark and less(info['last-generated-id'], mark)
     if fresh or younger or redis.call('HEXISTS', state, 'era') == 0 then begin_era(state, lease) end
     if younger then

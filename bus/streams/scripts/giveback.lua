@@ -51,6 +51,7 @@ end
 
 -- The last of the page before, if it is still there; else all of its due time again.
 local score, last = place:match('^(%S+) (.*)$')
+if not tonumber(score) then score, last = nil, nil end
 local rank = last and redis.call('ZRANK', retry, last)
 if rank and tonumber(redis.call('ZSCORE', retry, last)) == tonumber(score) then
   rank = rank + 1

@@ -64,7 +64,11 @@ end
 -- The last look, if it was of this stream and this group.
 local function looked(raw, era)
   local good, look = pcall(cjson.decode, raw or '')
-  if good and type(look) == 'table' and look.era == era and look.added <= added then return look end
+  if not (good and type(look) == 'table' and look.era == era) then return nil end
+  for _, name in ipairs({'read', 'added', 'gone', 'cut'}) do
+    if type(look[name]) ~= 'number' then return nil end -- none of ours
+  end
+  if look.added <= added and tostring(look.position):match('^%d+%-%d+$') then return look end
 end
 
 -- Only an upper limit is known of what a group, now at offset `read`, has jumped over since the last look.
@@ -77,6 +81,7 @@ end
 local function count(name, group, state)
   local raw, era, cut = unpack(redis.call('HMGET', state, 'look', 'era', 'cut'))
   era, cut = era or '', tonumber(cut or '') or 0
+  if not (cut >= 0 and cut < 2 ^ 53) then cut = 0 end -- somebody has overwritten it
   local look = looked(raw, era)
   local by = run
   if run == '?' then
@@ -107,8 +112,8 @@ local function count(name, group, state)
     local at = time[1] * 1000 + math.floor(time[2] / 1000)
     redis.call('HSET', state, 'lost_last',
       cjson.encode({n = lost + maybe, after = after, before = before, at = at}))
-    redis.call('HINCRBY', state, 'lost', lost)
-    redis.call('HINCRBY', state, 'lost_maybe', maybe)
+    redis.pcall('HINCRBY', state, 'lost', lost) -- unless somebody has overwritten it
+    redis.pcall('HINCRBY', state, 'lost_maybe', maybe)
   end
   local now = string.format(
     '{"era":%s,"run":%s,"position":"%s","deleted":"%s","read":%d,"added":%d,"gone":%d,"cut":%d}',

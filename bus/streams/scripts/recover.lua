@@ -27,6 +27,7 @@ local function hash_of(fields)
   return ''
 end
 
+redis.call('HLEN', state) -- a key of another type is found before anything is written
 local rows
 if ordering == 'none' then
   rows = redis.call('XPENDING', stream, group, ARGV[4], '+', count, lane)
@@ -45,7 +46,7 @@ for _, row in ipairs(rows) do
     if not entry then
       redis.call('XACK', stream, group, id)
       redis.call('HDEL', state, id)
-      redis.call('HINCRBY', state, 'trimmed', 1)
+      redis.pcall('HINCRBY', state, 'trimmed', 1) -- unless somebody has overwritten it
       trimmed = trimmed + 1
     elseif ordering == 'none' or not redis.call('ZSCORE', held, hash_of(entry[2]) .. ':' .. pad(id)) then
       entries[#entries + 1] = entry

@@ -27,8 +27,26 @@ local enough = 256 * 1024
 local current = redis.call('GET', lease) or ''
 if current ~= mine then return {0, current} end
 
+-- A key of another type is found now, before anything is written.
+redis.call('ZCARD', retry)
+redis.call('HLEN', state)
+redis.call('XLEN', dead)
+if redis.call('ZCARD', held) > 0 then
+  -- Held are all with score 0, in the order of their text; a stranger's score would hide others from a range.
+  for _, range in ipairs({{'-inf', '(0'}, {'(0', '+inf'}}) do
+    for _, member in ipairs(redis.call('ZRANGEBYSCORE', held, range[1], range[2], 'LIMIT', 0, 100)) do
+      redis.call('ZADD', held, 'XX', 0, member)
+    end
+  end
+end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- A counter that somebody else has overwritten must not undo, half way, what is settled: it counts no more.
+local function count(name, by)
+  redis.pcall('HINCRBY', state, name, by)
+end
 
 local function is_pending(id)
   return #redis.call('XPENDING', stream, group, id, id, 1, lane) == 1
@@ -55,9 +73,9 @@ for _, item in ipairs(outcomes.dead) do
       end
     end
     redis.call('XADD', dead, '*', unpack(fields))
-    redis.call('HINCRBY', state, 'dead', 1)
+    count('dead', 1)
     local excess = redis.call('XTRIM', dead, 'MAXLEN', dead_limit)
-    if excess > 0 then redis.call('HINCRBY', state, 'dead_dropped', excess) end
+    if excess > 0 then count('dead_dropped', excess) end
     forget(id)
   end
 end
@@ -86,9 +104,7 @@ for _, id in ipairs(outcomes.trimmed) do
   -- One that was gone when its lost group was made again is not pending (see giveback.lua).
   local known = redis.call('HGET', state, id)
   local vanished = known and known:find('"g":1', 1, true)
-  if vanished or #redis.call('XPENDING', stream, group, id, id, 1) == 1 then
-    redis.call('HINCRBY', state, 'trimmed', 1)
-  end
+  if vanished or #redis.call('XPENDING', stream, group, id, id, 1) == 1 then count('trimmed', 1) end
   forget(id)
 end
 for _, name in ipairs(outcomes.clear) do redis.call('HDEL', state, name) end
@@ -96,23 +112,33 @@ for _, name in ipairs(outcomes.clear) do redis.call('HDEL', state, name) end
 -- A settled head lets the next of its key go, before anything newer of that key can be fetched.
 local function unpad(padded)
   local ms, seq = padded:match('^0*(%d+)%-0*(%d+)$')
-  return ms .. '-' .. seq
+  return ms and #ms <= 20 and #seq <= 20 and ms .. '-' .. seq
 end
 
+-- Up to 100 of a key. What is no id, which only somebody else can have put there, is removed: it would be in
+-- the way of those behind it.
 local released = {}
-for _, hash in ipairs(outcomes.release) do
-  local members = redis.call('ZRANGEBYLEX', held, '[' .. hash .. ':', '(' .. hash .. ';', 'LIMIT', 0, release_batch)
-  for index, member in ipairs(members) do
-    local id = unpad(member:sub(#hash + 2))
-    redis.call('ZREM', held, member)
-    -- A thousandth of a millisecond apart, so that their order by due time is their order by id.
-    redis.call('ZADD', retry, string.format('%.3f', now + (index - 1) / 1000), id)
-    if redis.call('HEXISTS', state, id) == 0 then
-      redis.call('HSET', state, id, cjson.encode({k = hash, a = 0}))
+local function release(hash)
+  for _ = 1, 10 do
+    local members = redis.call('ZRANGEBYLEX', held, '[' .. hash .. ':', '(' .. hash .. ';', 'LIMIT', 0, release_batch)
+    local found = 0
+    for _, member in ipairs(members) do
+      local id = unpad(member:sub(#hash + 2))
+      redis.call('ZREM', held, member)
+      if id then
+        -- A thousandth of a millisecond apart, so that their order by due time is their order by id.
+        redis.call('ZADD', retry, string.format('%.3f', now + found / 1000), id)
+        if redis.call('HEXISTS', state, id) == 0 then
+          redis.call('HSET', state, id, cjson.encode({k = hash, a = 0}))
+        end
+        released[#released + 1] = {id, hash}
+        found = found + 1
+      end
     end
-    released[#released + 1] = {id, hash}
+    if found > 0 or #members < release_batch then return end
   end
 end
+for _, hash in ipairs(outcomes.release) do release(hash) end
 
 if ARGV[7] ~= '' then redis.call('SET', KEYS[7], ARGV[7]) end
 
@@ -125,5 +151,5 @@ end
 local next_due = redis.call('ZRANGE', retry, 0, 0, 'WITHSCORES')[2]
 return {
   1, entries, released, redis.call('ZCARD', retry), redis.call('ZCARD', held),
-  next_due and math.floor(tonumber(next_due)) or -1, now,
+  next_due and math.floor(math.max(0, math.min(tonumber(next_due), 2 ^ 53))) or -1, now,
 }

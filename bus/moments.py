@@ -1,0 +1,27 @@
+"""Numbers that stand for times, of which anybody may have written any: as datetimes that are always valid."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+#: The last moment that a datetime can be, with room for any time zone. What is later is shown as this one is:
+#: as BEYOND_WORDS.
+BEYOND = datetime(9999, 12, 30, tzinfo=UTC)
+BEYOND_WORDS = "time out of range"
+
+_LAST_MS = BEYOND.timestamp() * 1000
+#: All whole numbers up to this one are exact as doubles, which scores of Redis and numbers of Lua are.
+MAX_EXACT = 2**53
+
+
+def moment(milliseconds: float) -> datetime:
+    """Milliseconds since 1970 as a datetime; BEYOND for a time that the calendar does not have."""
+    if math.isnan(milliseconds):
+        return BEYOND
+    return datetime.fromtimestamp(max(0, min(milliseconds, _LAST_MS)) / 1000, UTC)
+
+
+def whole(raw: bytes) -> int:
+    """A score of a zset as whole milliseconds, cut to what is exact. Raises ValueError for no number."""
+    return int(max(-MAX_EXACT, min(float(raw), MAX_EXACT)))

@@ -1,0 +1,156 @@
+"""A worker on two topics, of which one gets what no Jitney writes, and all that may be looked at there."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from django.test import Client
+from django.urls import URLPattern
+
+from admin_ui import urls
+from bus.client import Bus
+from bus.partition import partition_of
+from bus.streams.embedded import EmbeddedServer
+from bus.subscriptions import Subscription
+from bus.terminal import tree
+from bus.terminal.session import Session
+from bus.values import Message, RetryPolicy
+from tests.integration.inline import InlineWorker
+from tests.waiting import wait_until
+
+PARTITIONS = 2
+SICK, WELL = "sick", "well"
+#: Group → ordering. Each reads both topics.
+GROUPS = {"keyed": "key", "strict": "partition", "loose": "none"}
+SOON = RetryPolicy(attempts=3, delay=0.02, factor=1, jitter=0)
+
+
+class World:
+    """The bus, its worker, and what its handlers have done."""
+
+    def __init__(self, server: EmbeddedServer, prefix: str) -> None:
+        self.bus = Bus(server.url, prefix=prefix)
+        for topic in (SICK, WELL):
+            self.bus.topic(topic, partitions=PARTITIONS, retention="7d")
+        self.bus.registry.project(self.bus.declared.specs().values())
+        self._lock = threading.Lock()
+        self._done: dict[tuple[str, str], set[Any]] = {}
+        self._numbers = iter(range(10**9))
+        self.worker = InlineWorker(self.bus, self._subscriptions())
+
+    def _subscriptions(self) -> Iterator[Subscription]:
+        for topic in (SICK, WELL):
+            for group, ordering in GROUPS.items():
+                yield Subscription(
+                    topic=topic, group=group, handler=self._handler(group), ordering=ordering, retry=SOON
+                )
+
+    def _handler(self, group: str) -> Callable[[Message], None]:
+        def handle(message: Message) -> None:
+            value = message.value
+            if isinstance(value, dict) and message.attempt <= value.get("fail", 0):
+                raise ValueError("told to fail")
+            if isinstance(value, dict) and "n" in value:
+                with self._lock:
+                    self._done.setdefault((message.topic, group), set()).add(value["n"])
+
+        return handle
+
+    # ------------------------------------------------------------------ doing and seeing
+
+    def publish(self, topic: str, **what: Any) -> list[int]:
+        """A few messages to all partitions; their numbers."""
+        numbers = []
+        for partition in range(PARTITIONS):
+            key = next(name for name in map(str, range(100)) if partition_of(name, PARTITIONS) == partition)
+            for _ in range(3):
+                numbers.append(next(self._numbers))
+                self.bus.publish(topic, {"n": numbers[-1], **what}, key=key)
+        return numbers
+
+    def has_handled(self, topic: str, numbers: list[int]) -> bool:
+        with self._lock:
+            return all(self._done.get((topic, group), set()).issuperset(numbers) for group in GROUPS)
+
+    def assert_goes_on(self, topic: str, timeout: float = 20, **what: Any) -> None:
+        """What is published now is handled by all groups."""
+        numbers = self.publish(topic, **what)
+        wait_until(lambda: self.has_handled(topic, numbers), timeout, f"{topic} to be consumed")
+
+
+# ---------------------------------------------------------------------- every key
+
+
+def every_key(bus: Bus, topic: str, partition: int, group: str) -> dict[str, str]:
+    """Name in bus.keys → the key, for all that Keys and PartitionKeys can name, now or later."""
+    given = {"topic": topic, "partition": partition, "group": group, "lane": "0", "message_id": "m1"}
+    found: dict[str, str] = {}
+    for owner in (bus.keys, bus.keys.partition(topic, partition)):
+        for name in dir(type(owner)):
+            if name.startswith("_") or name == "prefix":
+                continue
+            member = getattr(owner, name)
+            if callable(member):
+                wanted = inspect.signature(member).parameters
+                member = member(**{each: given[each] for each in wanted})
+            if isinstance(member, str) and member.startswith(f"{bus.keys.prefix}:") and "*" not in member:
+                found[name] = member
+    return found
+
+
+# ---------------------------------------------------------------------- every page and command
+
+
+def every_page(topic: str, group: str) -> Iterator[str]:
+    """The addresses of all pages that may be looked at."""
+
+    class Site:
+        name = "admin"
+
+        def admin_view(self, view: Any) -> Any:
+            return view
+
+    for base, patterns in (
+        ("overview/", urls.overview_urls(Site())),  # type: ignore[arg-type]
+        ("worker/", urls.worker_urls(Site())),  # type: ignore[arg-type]
+        ("topic/", urls.topic_urls(Site())),  # type: ignore[arg-type]
+    ):
+        for pattern in patterns:
+            assert isinstance(pattern, URLPattern)
+            route = re.sub("<str:group_name>", group, re.sub("<str:name>", topic, str(pattern.pattern)))
+            if not route.endswith(("pause/", "resume/")):
+                yield f"/admin/jitney/{base}{route}"
+    yield "/admin/jitney/topic/"
+    yield "/admin/jitney/auditrecord/"
+
+
+def assert_pages_answer(client: Client, topic: str, group: str) -> None:
+    for path in every_page(topic, group):
+        confirms = path.endswith(("retry/", "discard/"))
+        for query in ({},) if "auditrecord" in path else ({}, {"live": "1"}):
+            response = client.get(path, query)
+            assert response.status_code in ((200, 302) if confirms else (200,)), (path, response.content)
+
+
+def commands(topic: str, group: str) -> list[list[str]]:
+    """Every command that only reads."""
+    return [
+        ["topics"], ["topic", "list"], ["topic", "describe", topic], ["groups"], ["group", "list", topic],
+        ["group", "describe", topic, group], ["tail", topic], ["dead", "list", topic, group],
+        ["dead", "show", topic, group, "0/1-1"], ["pending", "list", topic, group],
+        ["delayed", "list", topic],
+        ["workers"], ["doctor"], ["dead", "retry", topic, group, "--all"],
+        ["delayed", "cancel", topic, "--all"], ["topic", "delete", topic], ["group", "delete", topic, group],
+    ]  # fmt: skip
+
+
+def assert_commands_answer(bus: Bus, operator: Any, topic: str, group: str) -> None:
+    """Each ends with an exit code; an exception would come out of `tree.run`."""
+    for arguments in commands(topic, group):
+        for more in ([], ["--json"]):
+            code = tree.run(Session(lambda: bus, operator), [*arguments, *more], "bus")
+            assert code in (0, 1), (arguments, code)
