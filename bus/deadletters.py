@@ -22,7 +22,7 @@ from bus import codec
 from bus.errors import ConfigurationError, UnknownGroup, UnknownTopic
 from bus.lane import ORDERED_LANE
 from bus.streams.commands import fields_of, is_nogroup, run, text
-from bus.streams.connect import check
+from bus.streams.connect import check, seconds_of
 from bus.values import Message, id_pair
 from bus.verbs import verb
 
@@ -299,8 +299,8 @@ def bounded(bus: Bus, selection: Selection) -> Selection:
     """The same, without what dies from now on: then a message that fails again is not met again."""
     if selection.until is not None:
         return selection
-    seconds, micros = bus.client.call("TIME")
-    return replace(selection, until=datetime.fromtimestamp(int(seconds) + int(micros) / 1e6, UTC))
+    (clock,) = bus.client.pipe([("TIME",)])
+    return replace(selection, until=datetime.fromtimestamp(seconds_of(clock), UTC))
 
 
 def batches(letters: Iterable[DeadLetter]) -> Iterator[list[LetterRef]]:

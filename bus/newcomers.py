@@ -21,7 +21,7 @@ from bus.observe import lag as lags
 from bus.observe.snapshots import Lag
 from bus.registry import GroupSpec, start_id
 from bus.streams.commands import fields_of
-from bus.streams.connect import check
+from bus.streams.connect import check, seconds_of
 
 logger = logging.getLogger("bus.groups")
 
@@ -88,8 +88,8 @@ class Newcomers:
             group, topic, _words(lag), f"{self._bus.settings.new_group_limit:,}", topic, group,
             level=logging.ERROR,
         )  # fmt: skip
-        seconds, micros = self._bus.client.call("TIME")
-        record = {"messages": lag.count, "at": int(seconds) * 1000 + int(micros) // 1000}
+        (clock,) = self._bus.client.pipe([("TIME",)])
+        record = {"messages": lag.count, "at": int(seconds_of(clock) * 1000)}
         self._bus.client.call("HSET", self._bus.keys.refused, f"{topic}/{group}", orjson.dumps(record))
 
     def _admit(self, places: list[tuple[str, str]]) -> None:
@@ -114,11 +114,9 @@ def backlog(bus: Bus, spec: GroupSpec) -> Lag:
 
 def refusals(bus: Bus) -> Iterator[Refusal]:
     """The groups that workers were refused within FRESH."""
-    table, (seconds, _) = (
-        check(reply) for reply in bus.client.pipe([("HGETALL", bus.keys.refused), ("TIME",)])
-    )
-    now = datetime.fromtimestamp(int(seconds), UTC)
-    for place, raw in sorted(fields_of(table).items()):
+    table, clock = bus.client.pipe([("HGETALL", bus.keys.refused), ("TIME",)])
+    now = datetime.fromtimestamp(seconds_of(clock), UTC)
+    for place, raw in sorted(fields_of(check(table)).items()):
         topic, _, group = place.partition("/")
         try:
             known = orjson.loads(raw)

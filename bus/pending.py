@@ -12,7 +12,7 @@ from bus.errors import ConfigurationError, UnknownGroup, UnknownTopic
 from bus.keys import pad_id
 from bus.lane import Failure, key_hash
 from bus.streams.commands import is_nogroup, text
-from bus.streams.connect import check
+from bus.streams.connect import check, seconds_of
 from bus.values import Message, Ordering
 
 if TYPE_CHECKING:
@@ -94,11 +94,11 @@ class _Walk:
                 *(("XRANGE", keys.stream, id, id) for id in ids),
             ]
         )
-        now, states, dues, *entries = map(check, replies)
+        states, dues, *entries = map(check, replies[1:])
         messages = [self._message(id, found) for id, found in zip(ids, entries, strict=True)]
         members = [f"{key_hash(self._ordering, one.raw.get(b'k'))}:{pad_id(one.id)}" for one in messages]
         held = self._client.call("ZMSCORE", keys.held(group), *members)
-        clock = int(now[0]) + int(now[1]) / 1e6
+        clock = seconds_of(replies[0])
         for (_, lane), message, raw, due, waits in zip(rows, messages, states, dues, held, strict=True):
             yield _pending(message, lane, raw, due, waits is not None, clock)
 

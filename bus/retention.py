@@ -5,7 +5,7 @@ from __future__ import annotations
 from bus.client import Bus
 from bus.errors import ServerError
 from bus.streams import commands
-from bus.streams.connect import error_of
+from bus.streams.connect import error_of, seconds_of
 from bus.values import TopicSpec
 
 #: The reply of trim.lua where a lost group that was made again is not given back all of it yet.
@@ -19,9 +19,8 @@ def trim(bus: Bus, spec: TopicSpec) -> int:
     """
     if spec.retention is None:
         return 0
-    seconds, micros = bus.client.call("TIME")
-    now = int(seconds) * 1000 + int(micros) // 1000
-    cutoff = max(0, now - int(spec.retention.total_seconds() * 1000))
+    (clock,) = bus.client.pipe([("TIME",)])
+    cutoff = max(0, int(seconds_of(clock) * 1000) - int(spec.retention.total_seconds() * 1000))
     groups = [group.name for group in bus.registry.groups(spec.name)]
     trimmed, left = 0, list(range(spec.partitions))
     while left:

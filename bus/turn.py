@@ -22,7 +22,7 @@ from bus.errors import BusUnavailable, ServerError, StaleLease
 from bus.lane import Lane
 from bus.plan import PAGE, Batch, GroupLost, Plan, last_delivered, raise_first_error
 from bus.streams.commands import script
-from bus.streams.connect import Endpoint, error_of
+from bus.streams.connect import Endpoint, error_of, seconds_of
 from bus.streams.wire import Command, Link
 
 
@@ -74,11 +74,11 @@ class Turns:
         opening: list[Command] = [*late, ("UNWATCH",), self.watch(), self.mget(), ("TIME",)]
         self._asked = self._clock()
         replies = self._link.pipe([*opening, *self._reads()])
+        clock = replies.pop(len(opening) - 1)  # where TIME is forbidden messages are handled all the same
         raise_first_error(replies)
         replies = replies[len(late) :]
-        seconds, micros = replies[3]
-        self._server_ahead = int(seconds) + int(micros) / 1e6 - self._clock()
-        self._take_in(replies[4:])
+        self._server_ahead = seconds_of(clock) - self._clock()
+        self._take_in(replies[3:])
         self.prove_by(replies[2])
 
     def _void_late_turns(self) -> list[Command]:
@@ -228,8 +228,10 @@ class Turns:
         if not lanes or seconds <= 0:
             return False
         if not link.client_id:
-            link.client_id = int(link.call("CLIENT", "ID"))
-        on_block(link.client_id)
+            reply = link.call("CLIENT", "ID")
+            link.client_id = -1 if isinstance(reply, ServerError) else int(reply)
+        if link.client_id > 0:  # else nobody can end the wait, which is short
+            on_block(link.client_id)
         milliseconds = max(1, round(seconds * 1000))
         ids = [lane.last_id or "0-0" for lane in lanes]
         reply = link.call("XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS",

@@ -89,7 +89,7 @@ class Slice:
             logger.warning("A consumer group has vanished and will be made again: %s", error)
             self._trouble = Report.GONE | Report.RECOVER
         except BusUnavailable as error:
-            logger.debug("A slice gives up for now: %s", error)
+            complaints.trouble(error, "The slice of %s gives up for now: %s", self._place(), error)
             self._trouble = Report.TROUBLE | Report.RECOVER
         except InboxUnavailable as error:
             group = self._order.lanes[0].id.group
@@ -164,6 +164,12 @@ class Slice:
         return bool(came) or not self._hand.in_hand or (due_in is not None and due_in <= LINGER_SECONDS)
 
     # ------------------------------------------------------------------ the end
+
+    def _place(self) -> str:
+        """What this slice works on, for the log: the key of its first lane, and how many more there are."""
+        lane = self._lanes[0]
+        more = f" and {len(self._lanes) - 1} more" if len(self._lanes) > 1 else ""
+        return f"{lane.keys.stream}, group {lane.id.group}{more}"
 
     def _report(self) -> None:
         due = {id(lane): self._due_at(lane) for lane in self._lanes}

@@ -57,7 +57,7 @@ def ask(bus: Bus) -> Server:
             known = None
         elif known is not None:
             known |= {name: text(value) for name, value in fields_of(reply).items()}
-    facts = Info.parse(check(info))
+    facts = Info.of(info)
     # A cluster answers MOVED; it is refused by a check of its own.
     raw = None if facts.fields.get("cluster_enabled") == "1" else check(layout)
     return Server(facts, known, None if raw is None else int(raw))
@@ -195,6 +195,19 @@ def _bytes(number: float) -> str:
             return f"{number:.1f} {unit}" if unit != "B" else f"{number:.0f} B"
         number /= 1024
     return f"{number:.1f} TiB"
+
+
+def findings(server: Server) -> Iterator[Finding]:
+    """What all checks find."""
+    if server.info.refusal:
+        hint = "Allow this user INFO, or look with another one."
+        told = f"Unknown, since this user may not INFO ({server.info.refusal})."
+        for name in ("version", "eviction", "memory", "persistence", "disk", "role", "cluster"):
+            yield Finding("warning", name, told, hint)
+        yield from _layout(server)
+        return
+    for check_one in CHECKS:
+        yield from check_one(server)
 
 
 #: Every check, in the order in which they are shown.
