@@ -20,6 +20,7 @@ from django.db import Error, connections
 
 from bus import marks
 from bus.client import Bus
+from bus.complaints import Complaints
 from bus.errors import BusError, BusUnavailable, UnknownTopic
 from bus.lane import ORDERED_LANE, LaneId
 from bus.newcomers import Newcomers
@@ -37,6 +38,8 @@ from workers.roster import Roster
 from workers.scheduler import Scheduler
 
 logger = logging.getLogger("jitney.workers")
+#: What may happen to many lanes in one moment: one line a second, which counts the others.
+bursts = Complaints(logger, seconds=1.0)
 
 #: What is wrong is said at once, then so often. Seconds.
 COMPLAIN_SECONDS = 60.0
@@ -334,7 +337,7 @@ class Membership(threading.Thread):
         for lane, lease in owned.items():
             if current.get(lane) != lease and self._scheduler.owned().get(lane) == lease:
                 where = f"{lane.topic}/{lane.partition} for {lane.group}"
-                logger.warning("The lease of %s is not ours any more.", where)
+                bursts.say("lost", "The lease of %s is not ours any more.", where)
                 lease_lost.send_robust(type(self), lane=lane)
                 self._scheduler.lost(lane)
                 self.look()
