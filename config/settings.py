@@ -26,6 +26,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bus import private
 from config.database import database
 from config.secret import secret_key
 from config.tls import behind_tls
@@ -41,7 +42,7 @@ def _words(name: str) -> list[str]:
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(os.environ.get("JITNEY_DATA") or BASE_DIR / ".jitney").expanduser().absolute()
-DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+private.directory(DATA_DIR.resolve())
 
 SECRET_KEY = os.environ.get("DJANGO_SECRET_KEY") or secret_key(DATA_DIR / "secret-key")
 _GIVEN_HOSTS = _words("ALLOWED_HOSTS")

@@ -1,4 +1,4 @@
-"""Where many lanes fail at once the log has one line a second for each cause, with a key, and no traceback."""
+"""Where many lanes fail at once the log has one line a second for each cause, with a key."""
 
 from __future__ import annotations
 
