@@ -38,8 +38,7 @@ from workers.roster import Roster
 from workers.scheduler import Scheduler
 
 logger = logging.getLogger("jitney.workers")
-#: What may happen to many lanes in one moment: one line a second, which counts the others.
-bursts = Complaints(logger, seconds=1.0)
+bursts = Complaints(logger, seconds=1.0)  # of what may happen to many lanes in one moment
 
 #: What is wrong is said at once, then so often. Seconds.
 COMPLAIN_SECONDS = 60.0

@@ -120,6 +120,7 @@ def test_a_publisher_can_do_nothing_else(publisher: Bus, admin: Bus) -> None:
         ("HGETALL", keys.delayed_body), ("HGET", keys.delayed_body, "1"), ("ZRANGE", keys.delayed, "0", "-1"),
         ("HSET", admin.keys.topics, "x", "{}"), ("HDEL", admin.keys.topics, "orders"),
         ("HSET", admin.keys.groups, "x", "{}"), ("HGETALL", admin.keys.groups),
+        ("DEL", admin.keys.due), ("ZRANGE", admin.keys.due, "0", "-1"), ("ZREM", admin.keys.due, "orders/0"),
         ("XADD", admin.keys.control, "*", "hint", "x"), ("HSET", admin.keys.meta, "layout", "99"),
         ("KEYS", "*"), ("SCAN", "0"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("INFO",), ("ACL", "LIST"),
         ("EVAL", "return redis.call('SET', KEYS[1], 'x')", "1", stream),
