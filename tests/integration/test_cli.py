@@ -476,6 +476,8 @@ def test_without_click_the_command_line_says_what_to_install(
 ) -> None:
     from bus import cli
 
+    # The import below puts another package there, which must not outlive this test.
+    monkeypatch.setattr(sys.modules["bus"], "terminal", sys.modules["bus.terminal"])
     for name in [name for name in sys.modules if name.startswith("bus.terminal")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "click", None)
