@@ -19,7 +19,14 @@ from django.utils.translation import gettext as _
 from admin_ui.pulse import pulse
 from bus import default
 from bus.client import Bus
-from bus.errors import BusError, ConfigurationError, ForeignData, UnknownGroup, UnknownTopic
+from bus.errors import (
+    BusError,
+    ConfigurationError,
+    Forbidden,
+    ForeignData,
+    UnknownGroup,
+    UnknownTopic,
+)
 from bus.unreadable import visible
 
 
@@ -104,6 +111,13 @@ def trouble_of(error: BusError) -> Trouble:
             title=_("The bus is not set up correctly"),
             text=str(error),
             advice=_("Mend the BUS setting of the project, then start the web server again."),
+        )
+    if isinstance(error, Forbidden):
+        return Trouble(
+            status=503,
+            title=_("The Redis user of this project may not look at this"),
+            text=str(error),
+            advice=_("docs/security.md of Jitney has the access rules that these pages need."),
         )
     return Trouble(
         status=503,

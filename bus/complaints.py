@@ -9,6 +9,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from bus.errors import Forbidden
+
 #: The same complaint is repeated so often. Seconds.
 COMPLAIN_SECONDS = 60.0
 #: Causes that are remembered at most. Those that spoke longest ago are forgotten first, and then speak again.
@@ -52,6 +54,16 @@ class Complaints:
             text, args = f"{text} (%s more like this since the last line)", (*args, f"{kept_back:,}")
         self._logger.log(level, text, *args, exc_info=exc_info)
         return True
+
+    def trouble(self, error: BaseException, text: str, *args: Any) -> None:
+        """Redis cannot be used. A refusal by access rules is a warning, since it does not pass by itself;
+
+        that Redis is away is said by whoever looks after the leases, so here it is for debugging only.
+        """
+        if isinstance(error, Forbidden):
+            self.say((text, str(error)), text, *args)
+        else:
+            self._logger.debug(text, *args)
 
     def over(self, cause: Hashable) -> None:
         """This cause is gone: should it come back, that is said at once."""

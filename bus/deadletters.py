@@ -26,7 +26,7 @@ from bus.reordering import Place as GroupPlace
 from bus.reordering import in_effect
 from bus.state import read_counter
 from bus.streams.commands import fields_of, is_nogroup, run, text
-from bus.streams.connect import check
+from bus.streams.connect import check, seconds_of
 from bus.unreadable import Unreadable
 from bus.verbs import verb
 
@@ -249,8 +249,8 @@ def bounded(bus: Bus, selection: Selection) -> Selection:
     """The same, without what dies from now on: then a message that fails again is not met again."""
     if selection.until is not None:
         return selection
-    seconds, micros = bus.client.call("TIME")
-    return replace(selection, until=moment(int(seconds) * 1000 + int(micros) / 1000))
+    (clock,) = bus.client.pipe([("TIME",)])
+    return replace(selection, until=moment(seconds_of(clock) * 1000))
 
 
 def batches(letters: Iterable[DeadLetter]) -> Iterator[list[LetterRef]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bus import delayed
 from bus.errors import BusError, BusFull, BusUnavailable, ServerError, UnknownTopic
 from bus.streams.commands import run_many
-from bus.streams.connect import check, error_of
+from bus.streams.connect import check, error_of, seconds_of
 from bus.values import MAX_PARTITIONS
 
 if TYPE_CHECKING:
@@ -94,8 +94,7 @@ class Mover:
         """The partitions in which something is due, those with the earliest first; and those that err."""
         index = self._bus.keys.due
         clock, reply = self._bus.client.pipe([("TIME",), ("ZRANGE", index, 0, -1, "WITHSCORES")])
-        seconds, micros = check(clock)
-        now = int(seconds) * 1000 + int(micros) // 1000
+        now = int(seconds_of(clock) * 1000)
         # A key of a foreign type helps nobody: then every partition is asked each time.
         known = {} if isinstance(reply, ServerError) else dict(_pairs(reply))
         broken = isinstance(reply, ServerError) and reply.code == "WRONGTYPE"

@@ -8,6 +8,7 @@ BusError
 ├── InvalidMessage          this value, key or header cannot be published
 │   └── Undecodable         this stream entry cannot be read back
 ├── BusUnavailable          Redis cannot be reached or cannot write now; nothing was written
+│   ├── Forbidden           the Redis user may not do this (ACL); nothing was written
 │   └── ReplyLost           the connection broke after the command was sent (reads, operator verbs)
 ├── PublishUncertain        the reply to a publish was lost: the message may or may not be stored
 ├── BusFull                 Redis is out of memory; nothing was written
@@ -67,6 +68,10 @@ class Undecodable(InvalidMessage):
 
 class BusUnavailable(BusError, ConnectionError):
     """Redis cannot be reached, or refuses writes for now. Nothing was written."""
+
+
+class Forbidden(BusUnavailable):
+    """The access rules of Redis (ACL) forbid this to our user. Nothing was written."""
 
 
 class ReplyLost(BusUnavailable):

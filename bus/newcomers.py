@@ -23,7 +23,7 @@ from bus.observe.snapshots import Lag
 from bus.registry import GroupSpec, start_id
 from bus.strangers import stands_at
 from bus.streams.commands import fields_of
-from bus.streams.connect import check
+from bus.streams.connect import check, seconds_of
 from bus.unreadable import tell
 
 logger = logging.getLogger("bus.groups")
@@ -125,9 +125,9 @@ class Newcomers:
             group, topic, _words(lag), f"{self._bus.settings.new_group_limit:,}", topic, group,
             level=logging.ERROR,
         )  # fmt: skip
-        seconds, micros = self._bus.client.call("TIME")
-        record = {"messages": lag.count, "at": int(seconds) * 1000 + int(micros) // 1000}
         key = self._bus.keys.refused
+        (clock,) = self._bus.client.pipe([("TIME",)])
+        record = {"messages": lag.count, "at": int(seconds_of(clock) * 1000)}
         reply = self._bus.client.pipe([("HSET", key, f"{topic}/{group}", orjson.dumps(record))])[0]
         stands_at(key, reply) or check(reply)
 
@@ -158,8 +158,7 @@ def refusals(bus: Bus) -> Iterator[Refusal]:
     table, clock = bus.client.pipe([("HGETALL", bus.keys.refused), ("TIME",)])
     if stands_at(bus.keys.refused, table):
         return
-    seconds, _ = check(clock)
-    now = datetime.fromtimestamp(int(seconds), UTC)
+    now = datetime.fromtimestamp(seconds_of(clock), UTC)
     for place, raw in sorted(fields_of(check(table)).items()):
         topic, _, group = place.partition("/")
         try:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import connections, router, transaction
 from django.db.models.functions import Length
 
+from bus.complaints import Complaints
 from bus.databases import aware, distinct
 from bus.errors import BusError, BusFull, BusUnavailable, InvalidMessage, NotInTransaction, PublishUncertain
 from bus.netstrings import pack, unpack
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from bus.values import TopicSpec
 
 logger = logging.getLogger("bus.outbox")
+complaints = Complaints(logger)
 
 #: Bytes of messages in one write, beyond the first message.
 PAGE_BYTES = 1024 * 1024
@@ -165,7 +167,7 @@ class Relay:
         try:
             self._bus.publisher.shorten(*place, message_ids)
         except BusUnavailable as error:
-            logger.debug("Ids of sent rows stay known for %s s: %s", KEEP_SECONDS, error)
+            complaints.trouble(error, "Ids of sent rows stay known for %s s: %s", KEEP_SECONDS, error)
 
     @property
     def _locks(self) -> bool:

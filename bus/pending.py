@@ -15,7 +15,7 @@ from bus.partition import key_hash
 from bus.reordering import Place, read
 from bus.state import Failure
 from bus.streams.commands import is_nogroup, text
-from bus.streams.connect import check
+from bus.streams.connect import check, seconds_of
 from bus.values import Message, Ordering
 
 if TYPE_CHECKING:
@@ -100,12 +100,12 @@ class _Walk:
         for at, key in ((1, keys.state(group)), (2, keys.retry(group))):
             if strangers.stands_at(key, replies[at]):
                 replies[at] = unknown
-        now, states, dues, *entries = map(check, replies)
+        states, dues, *entries = map(check, replies[1:])
         messages = [self._message(id, found) for id, found in zip(ids, entries, strict=True)]
         members = [f"{key_hash(self._ordering, one.raw.get(b'k'))}:{pad_id(one.id)}" for one in messages]
         held = self._client.pipe([("ZMSCORE", keys.held(group), *members)])[0]
         held = unknown if strangers.stands_at(keys.held(group), held) else check(held)
-        clock = int(now[0]) + int(now[1]) / 1e6
+        clock = seconds_of(replies[0])
         for (_, lane), message, raw, due, waits in zip(rows, messages, states, dues, held, strict=True):
             failure = Failure.load(raw, keys.state(group), message.id)
             yield _pending(message, lane, failure, due, waits is not None, clock)

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from bus import draft as drafts
+from bus.complaints import Complaints
 from bus.draft import Draft, Headers, once_command, receipt_of
 from bus.errors import BusError, ReplyLost, ServerError
 from bus.keys import Keys
@@ -22,6 +23,7 @@ from bus.values import Receipt, TopicSpec
 from bus.waves import Waves, uncertain, vanished
 
 logger = logging.getLogger("bus.publisher")
+complaints = Complaints(logger)
 
 #: Messages in one write. A pipeline of 500 is within 2 % of one of 1,000 and answers sooner.
 BATCH = 500
@@ -273,7 +275,7 @@ class Publisher:
             for topic in topics:
                 self._registry.spec(topic)
         except Exception as error:
-            logger.debug("A spec cannot be read again: %s", error)
+            complaints.trouble(error, "A spec cannot be read again: %s", error)
 
     def _packer_for(self, spec: TopicSpec) -> Packer:
         packer = self._packers.get(spec.name)

@@ -9,7 +9,7 @@ from bus.client import Bus
 from bus.complaints import Complaints
 from bus.errors import BusError, ForeignData
 from bus.streams import commands
-from bus.streams.connect import check
+from bus.streams.connect import check, seconds_of
 from bus.values import TopicSpec
 
 #: The reply of trim.lua where a lost group that was made again is not given back all of it yet.
@@ -28,8 +28,8 @@ def trim(bus: Bus, spec: TopicSpec) -> int:
     """
     if spec.retention is None:
         return 0
-    seconds, micros = bus.client.call("TIME")
-    now = int(seconds) * 1000 + int(micros) // 1000
+    (clock,) = bus.client.pipe([("TIME",)])
+    now = int(seconds_of(clock) * 1000)
     kept = int(spec.retention.total_seconds() * 1000)
     groups = [group.name for group in bus.registry.groups(spec.name)]
     trimmed, left = 0, list(range(spec.partitions))

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from bus.complaints import Complaints
 from bus.errors import BusError, BusFull, BusUnavailable, ReplyLost, ServerError, UnknownTopic
 from bus.future import PENDING, Batch
 from bus.packer import Place
@@ -25,6 +26,7 @@ from bus.streams.wire import Link
 from bus.waves import uncertain, vanished
 
 logger = logging.getLogger("bus.producer")
+complaints = Complaints(logger)
 
 #: Writes under way at once: the server works on one while the next is packed.
 _FLIGHTS = 2
@@ -201,7 +203,7 @@ class Sender(threading.Thread):
             if link.closed:
                 raise
             # Not allowed, or not now. Plain messages need none; others are refused, and told why.
-            logger.debug("The scripts of a producer are not loaded: %s", error)
+            complaints.trouble(error, "The scripts of a producer are not loaded: %s", error)
         return link
 
     def _close_link(self) -> None:

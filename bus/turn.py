@@ -24,7 +24,7 @@ from bus.lane import Lane
 from bus.plan import PAGE, Batch, GroupLost, Plan, last_delivered, raise_first_error
 from bus.streams import history
 from bus.streams.commands import is_of_one_partition, script
-from bus.streams.connect import Endpoint, error_of
+from bus.streams.connect import Endpoint, error_of, seconds_of
 from bus.streams.wire import Command, Link
 
 
@@ -89,12 +89,12 @@ class Turns:
         replies = link.pipe([*opening, *(self._reads() if learn else ())])
         for lane, reply in zip(voided, replies, strict=False):
             self._check(lane, [reply])
+        clock = replies.pop(len(opening) - 1)  # where TIME is forbidden messages are handled all the same
         replies = replies[len(late) :]
-        raise_first_error(replies[:4])
-        seconds, micros = replies[3]
-        self._server_ahead = int(seconds) + int(micros) / 1e6 - self._clock()
+        raise_first_error(replies[:3])
+        self._server_ahead = seconds_of(clock) - self._clock()
         if learn:
-            self._take_in(replies[4:])
+            self._take_in(replies[3:])
         self.prove_by(replies[2])
         self.drop([lane for lane in self.lanes if lane.lost])
 
@@ -271,8 +271,10 @@ class Turns:
         if not lanes or seconds <= 0:
             return False
         if not link.client_id:
-            link.client_id = int(link.call("CLIENT", "ID"))
-        on_block(link.client_id)
+            reply = link.call("CLIENT", "ID")
+            link.client_id = -1 if isinstance(reply, ServerError) else int(reply)
+        if link.client_id > 0:  # else nobody can end the wait, which is short
+            on_block(link.client_id)
         milliseconds = max(1, round(seconds * 1000))
         ids = [lane.last_id or "0-0" for lane in lanes]
         reply = link.call("XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS",

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from bus import private
+
 
 def database(url: str, data: Path) -> dict[str, Any]:
     """`postgresql://user:password@host:port/name`, `mariadb://…`, or "" for SQLite in the directory `data`.
@@ -16,7 +18,8 @@ def database(url: str, data: Path) -> dict[str, Any]:
     Raises ValueError.
     """
     if not url:
-        return _sqlite(data / "db.sqlite3")
+        # Made here, since SQLite would let the umask decide; its further files follow this one.
+        return _sqlite(private.file(data / "db.sqlite3"))
     parts = urlsplit(url)
     name = unquote(parts.path.removeprefix("/"))
     if parts.scheme not in ("postgresql", "postgres", "mariadb") or not name:

@@ -8,9 +8,15 @@ BUS_USERNAME, BUS_PASSWORD      of the server, where the URL has none
 BUS_SENTINEL_USERNAME, BUS_SENTINEL_PASSWORD    of the sentinels
 BUS_PREFIX          prefix of all keys in Redis            default: bus
 BUS_READ_ONLY       1: operator verbs are refused          default: 0
-DEBUG               1: tracebacks in pages, and the first client starts the embedded server
-                                                           default: 1, for 127.0.0.1 only
 ALLOWED_HOSTS       host names to answer to, with commas   default: this machine only
+DEBUG               1: tracebacks in pages, and the first client starts the embedded server
+                                                           default: 1, and 0 where ALLOWED_HOSTS is set
+HTTPS               1: only TLS; cookies, redirects, HSTS  default: 1 where ALLOWED_HOSTS is set, DEBUG is not
+TRUSTED_ORIGINS     https://host, with commas, that forms may come from
+                                                           default: https:// and ALLOWED_HOSTS
+PROXY_HEADER        header in which the proxy says that TLS was used, such as X-Forwarded-Proto
+                                                           default: none is believed
+HSTS_SECONDS        how long browsers insist on TLS        default: a day
 DJANGO_SECRET_KEY   signs sessions                         default: made once, kept in $JITNEY_DATA
 LOG_LEVEL           of all loggers                         default: INFO
 """
@@ -20,23 +26,38 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bus import private
 from config.database import database
 from config.secret import secret_key
+from config.tls import behind_tls
 
 
 def _flag(name: str, default: str) -> bool:
     return os.environ.get(name, default).strip().lower() in ("1", "true", "yes", "on")
 
 
+def _words(name: str) -> list[str]:
+    return [word.strip() for word in os.environ.get(name, "").split(",") if word.strip()]
+
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(os.environ.get("JITNEY_DATA") or BASE_DIR / ".jitney").expanduser().absolute()
-DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+private.directory(DATA_DIR.resolve())
 
-DEBUG = _flag("DEBUG", "1")
 SECRET_KEY = os.environ.get("DJANGO_SECRET_KEY") or secret_key(DATA_DIR / "secret-key")
-ALLOWED_HOSTS = [
-    host.strip() for host in os.environ.get("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]").split(",") if host
-]
+_GIVEN_HOSTS = _words("ALLOWED_HOSTS")
+ALLOWED_HOSTS = _GIVEN_HOSTS or ["localhost", "127.0.0.1", "[::1]"]
+# A tracedback page tells a stranger too much: who says under which names others come has to ask for it.
+DEBUG = _flag("DEBUG", "0" if _GIVEN_HOSTS else "1")
+
+for _name, _value in behind_tls(
+    ALLOWED_HOSTS,
+    wanted=_flag("HTTPS", "1" if _GIVEN_HOSTS and not DEBUG else "0"),
+    origins=_words("TRUSTED_ORIGINS"),
+    proxy_header=os.environ.get("PROXY_HEADER", ""),
+    hsts_seconds=os.environ.get("HSTS_SECONDS", ""),
+).items():
+    globals()[_name] = _value
 
 BUS = {
     "URL": os.environ.get("BUS_URL") or f"embedded://{DATA_DIR / 'server'}",

@@ -12,11 +12,12 @@ import fcntl
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+
+from bus import private
 
 KEPT = 5
 
@@ -39,10 +40,10 @@ class RunDirectory:
 def new_run(data: Path) -> Iterator[RunDirectory]:
     """A fresh directory under `data`, locked for as long as the run lasts."""
     base = data / "demo"
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.directory(base)
     run = RunDirectory(base / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}")
     for directory in (run.path, run.ledgers, run.logs):
-        directory.mkdir(mode=0o700)
+        private.directory(directory)
     lock = run.path / "running"
     with lock.open("wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -63,17 +64,7 @@ def remove_old(data: Path) -> list[Path]:
 
 def password(data: Path) -> str:
     """The admin's password of this checkout; however many runs start at once, all get the same."""
-    file = data / "demo-password"
-    if not file.exists():
-        descriptor, fresh = tempfile.mkstemp(dir=data)  # mode 0600
-        try:
-            os.write(descriptor, secrets.token_urlsafe(9).encode())
-            with suppress(FileExistsError):
-                os.link(fresh, file)
-        finally:
-            os.close(descriptor)
-            os.unlink(fresh)
-    return file.read_text()
+    return private.text(data / "demo-password", lambda: secrets.token_urlsafe(9))
 
 
 def _running(path: Path) -> bool:

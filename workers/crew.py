@@ -9,6 +9,7 @@ from typing import Protocol
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
 
+from bus.complaints import Complaints
 from bus.errors import BusUnavailable
 from bus.lane import Lane
 from bus.values import Message, id_pair
@@ -16,6 +17,7 @@ from workers.chains import Chains
 from workers.dispatch import Dispatcher, Failed
 
 logger = logging.getLogger("jitney.workers")
+complaints = Complaints(logger)
 
 
 class Hand(Protocol):
@@ -66,7 +68,7 @@ class Crew:
         try:
             self._hand.settle_or_fail()
         except BusUnavailable as error:
-            logger.debug("Handlers that run are let end; then Redis is waited for: %s", error)
+            complaints.trouble(error, "Handlers that run are let end; then Redis is waited for: %s", error)
             self.broken = True
         return self.broken
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -13,9 +12,9 @@ from typing import Any, Literal
 from bus.complaints import Complaints
 from bus.errors import InboxUnavailable, Reject, Retry, Undecodable
 from bus.handlers import kind_of, refuse_awaitable
-from bus.lane import MAX_ERROR
 from bus.subscriptions import Handler, Subscription
 from bus.values import Message, Ordering
+from workers import traces
 from workers.batch import Batch, OutOfOrder
 
 complaints = Complaints(logging.getLogger("jitney.workers"))
@@ -157,14 +156,14 @@ class Dispatcher:
             raise error if isinstance(error, SystemExit) else SystemExit(1) from error
         subscription = self.subscription
         policy = subscription.retry
-        reason = _reason(error)
+        reason = traces.reason(error)
         if isinstance(error, Reject):
-            text = _clean(error.reason)
+            text = traces.clipped(error.reason)
             return Failed("dead", text, text, exception=error)
         if isinstance(error, Undecodable):
-            text = _clean(f"undecodable: {error}")
+            text = traces.clipped(f"undecodable: {error}")
             return Failed("dead", text, text, exception=error)
-        text = _trace(error)
+        text = traces.kept(error)
         # What is no Exception (SystemExit, KeyboardInterrupt, CancelledError, a panic in Rust) says nothing
         # about the message: it is tried again.
         final = isinstance(error, subscription.dead_on) or (
@@ -183,21 +182,3 @@ class Dispatcher:
 
 def _wrapped(subscription: Subscription, handler: Handler, middleware: Sequence[Middleware]) -> Handler:
     return reduce(lambda inner, wrap: wrap(subscription, inner), reversed(middleware), handler)
-
-
-def _trace(error: BaseException) -> str:
-    """The traceback, its last MAX_ERROR characters: the end says where it broke."""
-    return _clean("".join(traceback.format_exception(error)))[-MAX_ERROR:]
-
-
-def _clean(text: object) -> str:
-    """The text as UTF-8 can hold it: an error must never be the reason why a message cannot be settled."""
-    return str(text).encode("utf-8", "replace").decode()
-
-
-def _reason(error: BaseException) -> str:
-    """Like `ValueError: no`, also of an exception whose own text cannot be made."""
-    try:
-        return _clean(f"{type(error).__name__}: {error}")
-    except BaseException:
-        return type(error).__name__

@@ -6,13 +6,13 @@ Logs and signals carry topic, partition and id, never the payload.
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from bus.lane import Lane
 from bus.signals import message_dead, message_retried
 from bus.subscriptions import Subscription
 from bus.unreadable import visible
 from bus.values import Message
+from workers import traces
 from workers.dispatch import Failed
 
 logger = logging.getLogger("jitney.workers")
@@ -36,7 +36,7 @@ def tell(message: Message, failed: Failed, subscription: Subscription) -> None:
         subscription.group,
         message.attempt,
         failed.delay,
-        exc_info=_trace(failed.exception),
+        exc_info=traces.exc_info(failed.exception),
     )
     message_retried.send_robust(
         Lane, message=message, subscription=subscription, exception=failed.exception, delay=failed.delay
@@ -75,14 +75,10 @@ def _tell_dead(
         subscription.group,
         message.attempt,
         visible(reason),
-        exc_info=_trace(error),
+        exc_info=traces.exc_info(error),
     )
     message_dead.send_robust(Lane, message=message, subscription=subscription, exception=error, reason=reason)
 
 
 def _where(message: Message) -> str:
     return f"{message.topic}/{message.partition}/{message.id}"
-
-
-def _trace(error: BaseException | None) -> Any:
-    return None if error is None else (type(error), error, error.__traceback__)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bus import codec
-from bus.errors import BusUnavailable
+from bus.errors import BusUnavailable, Forbidden
 from bus.lane import Lane
 from bus.plan import Batch
 from bus.subscriptions import Subscription
@@ -77,6 +77,8 @@ class Handling:
         delay = 0.05
         try:
             return work()
+        except Forbidden:
+            raise  # the connection is well, and would be refused the same again
         except BusUnavailable as error:
             broken: BusUnavailable = error
         while time.monotonic() < gives_up and not self._progress.draining:

@@ -19,6 +19,8 @@ from workers.leases import Leases, Swap
 from workers.scheduler import Scheduler
 
 logger = logging.getLogger("jitney.workers")
+#: Of what may happen to many lanes in one moment.
+_bursts = Complaints(logger, seconds=1.0)
 
 
 class Orderings:
@@ -87,7 +89,7 @@ class Orderings:
         # A change of the ordering frees all lanes.
         level = logging.INFO if gone is not None and gone.closed else logging.WARNING
         where = f"{lane.topic}/{lane.partition} for {lane.group}"
-        logger.log(level, "The lease of %s is not ours any more.", where)
+        _bursts.say("lost", "The lease of %s is not ours any more.", where, level=level)
         lease_lost.send_robust(type(self), lane=lane)
 
     def change(self) -> None:

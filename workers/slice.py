@@ -11,7 +11,7 @@ import os
 import time
 
 from bus.complaints import Complaints
-from bus.errors import BusUnavailable, InboxUnavailable, StaleLease
+from bus.errors import BusUnavailable, InboxUnavailable, ServerError, StaleLease
 from bus.lane import Lane
 from bus.plan import GroupLost
 from bus.signals import lease_lost
@@ -24,6 +24,8 @@ from workers.runtime import Runtime
 
 logger = logging.getLogger("jitney.workers")
 complaints = Complaints(logger)
+#: What may happen to many lanes in one moment: one line a second for each cause, which counts the others.
+bursts = Complaints(logger, seconds=1.0)
 
 #: How long a slice that ran empty waits for more while nobody waits for its slot. Seconds.
 LINGER_SECONDS = 0.05
@@ -84,16 +86,22 @@ class Slice:
         except StaleLease:
             self._hand.cut_short = True
         except GroupLost as error:
-            logger.warning("A consumer group has vanished and will be made again: %s", error)
+            bursts.say("gone", "A consumer group of %s has vanished and will be made again: %s",
+                       self._place(), error)  # fmt: skip
             self._trouble = Report.GONE | Report.RECOVER
         except BusUnavailable as error:
-            logger.debug("A slice gives up for now: %s", error)
+            complaints.trouble(error, "The slice of %s gives up for now: %s", self._place(), error)
             self._trouble = Report.TROUBLE | Report.RECOVER
         except InboxUnavailable as error:
             group = self._order.lanes[0].id.group
             complaints.say(
                 (self._settings.prefix, group), "Group %s waits: %s", group, error, level=logging.ERROR
             )
+            self._trouble = Report.TROUBLE | Report.RECOVER
+        except ServerError as error:
+            # Such as a key of another type. Celery would log a traceback for each slice, with no key in it.
+            bursts.say(("refused", error.code), "The server refuses the slice of %s: %s",
+                       self._place(), error, level=logging.ERROR)  # fmt: skip
             self._trouble = Report.TROUBLE | Report.RECOVER
         except Exception:
             self._trouble = Report.TROUBLE | Report.RECOVER
@@ -163,6 +171,12 @@ class Slice:
 
     # ------------------------------------------------------------------ the end
 
+    def _place(self) -> str:
+        """What this slice works on, for the log: the key of its first lane, and how many more there are."""
+        lane = self._lanes[0]
+        more = f" and {len(self._lanes) - 1} more" if len(self._lanes) > 1 else ""
+        return f"{lane.keys.stream}, group {lane.id.group}{more}"
+
     def _report(self) -> None:
         due = {id(lane): self._due_at(lane) for lane in self._lanes}
         for number, (lane, order) in enumerate(zip(self._lanes, self._order.lanes, strict=True)):
@@ -175,8 +189,8 @@ class Slice:
                 flags |= Report.LOST
             if flags & Report.LOST and not self._progress.revoked(self._slot):
                 lease_lost.send_robust(type(self), lane=lane.id)
-                logger.warning("The lease of %s/%s for %s was lost; another worker goes on there.",
-                               lane.id.topic, lane.id.partition, lane.id.group)  # fmt: skip
+                bursts.say("lost", "The lease of %s/%s for %s was lost; another worker goes on there.",
+                           lane.id.topic, lane.id.partition, lane.id.group)  # fmt: skip
             if lane.recovering:
                 flags |= Report.RECOVER | Report.MORE
             if self._hand.cut_short:

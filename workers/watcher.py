@@ -17,18 +17,22 @@ from collections.abc import Callable
 
 from bus import strangers
 from bus.client import Bus
-from bus.errors import BusError, BusUnavailable, ServerError
+from bus.complaints import Complaints
+from bus.errors import BusError, Forbidden
 from bus.lane import LaneId
 from bus.registry import RESTORED
 from bus.streams.commands import is_wrongtype
-from bus.streams.connect import check
+from bus.streams.connect import check, is_forbidden
 from bus.streams.wire import Link, pack
 from bus.unreadable import tell
 from bus.values import id_pair
 from workers.scheduler import Scheduler
 
 logger = logging.getLogger("jitney.workers")
+complaints = Complaints(logger)
 
+#: Where the server does not let us end a block, it is so short. Seconds.
+DEAF_SECONDS = 0.25
 #: Longest block: well below any sensible socket timeout, so that a server that hangs is noticed. Seconds.
 BLOCK_SECONDS = 4.0
 #: How long a key that is no stream, since somebody has put something in its place, is left out. Seconds.
@@ -56,6 +60,8 @@ class Watcher(threading.Thread):
         self._doubting = False
         self._strangers: dict[str, float] = {}
         """Keys that are no streams, and until when they are left out, by the monotonic clock."""
+        self._deaf = False
+        """Whether the server forbids to end a block from another connection."""
         self.heard_at = time.monotonic()
         """When this thread last went round its loop, by the monotonic clock."""
 
@@ -78,7 +84,7 @@ class Watcher(threading.Thread):
                 self._watch_once()
                 delay = 0.1
             except BusError as error:
-                logger.debug("The watcher lost Redis and connects again: %s", error)
+                complaints.trouble(error, "The watcher lost Redis and connects again: %s", error)
                 self._drop_link()
                 self._control_id = "$"
                 self._doubting = True
@@ -172,13 +178,26 @@ class Watcher(threading.Thread):
         sources = [link.fileno(), self._hear]
         readable, _, _ = select.select(sources, [], [], BLOCK_SECONDS + self._bus.settings.timeout)
         # 0 means that the server has not come to the XREAD yet, or that its reply is on the way.
-        while readable == [self._hear] and not self._bus.client.call("CLIENT", "UNBLOCK", link.client_id):
+        while readable == [self._hear] and not self._deaf and not self._unblocked(link):
             if select.select([link.fileno()], [], [], 0.001)[0]:
                 break
 
+    def _unblocked(self, link: Link) -> bool:
+        try:
+            return bool(self._bus.client.call("CLIENT", "UNBLOCK", link.client_id))
+        except Forbidden as error:
+            self._go_deaf(error)
+            return True
+
+    def _go_deaf(self, error: object) -> None:
+        """Nobody can end our blocks: then they are short."""
+        self._deaf = True
+        complaints.say("deaf", "New work is looked for every %s s, since it cannot be waited for: %s",
+                       DEAF_SECONDS, error)  # fmt: skip
+
     def _timeout(self) -> float:
         due = self._scheduler.next_due()
-        block = min(BLOCK_SECONDS, self._bus.settings.timeout * 0.8)
+        block = min(DEAF_SECONDS if self._deaf else BLOCK_SECONDS, self._bus.settings.timeout * 0.8)
         return block if due is None else max(0.0, min(block, due - time.monotonic()))
 
     def _stream(self, lane: LaneId) -> str:
@@ -197,9 +216,10 @@ class Watcher(threading.Thread):
         if self._link is None or self._link.closed:
             self._link = self._bus.endpoint.connect(timeout=BLOCK_SECONDS + self._bus.settings.timeout)
             client_id = self._link.call("CLIENT", "ID")
-            if isinstance(client_id, ServerError):
-                raise BusUnavailable(str(client_id))
-            self._link.client_id = int(client_id)
+            if is_forbidden(client_id):
+                self._go_deaf(client_id)
+            else:
+                self._link.client_id = int(check(client_id))
         return self._link
 
     def _drain_pokes(self) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bus.client import Bus
-from bus.doctor import delayed, foreign, groups, orderings, partitions, server
+from bus.doctor import delayed, foreign, groups, orderings, partitions, rights, server
 from bus.doctor.finding import Finding, Level
-from bus.errors import BusError
+from bus.errors import BusError, Forbidden
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -16,13 +16,16 @@ def examine(bus: Bus) -> list[Finding]:
     try:
         known = server.ask(bus)
         findings.append(Finding("ok", "reachable", f"{bus.endpoint.safe_url} answers."))
-        findings += [finding for check in server.CHECKS for finding in check(known)]
+        findings += server.findings(known)
+        findings += rights.examine(bus)
         if known.readable:
             findings += partitions.examine(bus)
             findings += delayed.examine(bus)
             findings += groups.examine(bus)
             findings += orderings.examine(bus)
             findings += foreign.examine(bus)
+    except Forbidden as error:
+        findings.append(Finding("error", "rights", str(error), rights.HINT))
     except BusError as error:
         hint = "Check the URL (BUS['URL'] or BUS_URL), that the server runs, and its user and password."
         findings.append(Finding("error", "reachable", str(error), hint))

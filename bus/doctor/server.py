@@ -12,7 +12,6 @@ from bus.observe.info import Info
 from bus.records import layout_of
 from bus.registry import LAYOUT
 from bus.streams.commands import fields_of, text
-from bus.streams.connect import check
 from bus.streams.wire import Command
 from bus.unreadable import Unreadable
 
@@ -60,7 +59,7 @@ def ask(bus: Bus) -> Server:
             known = None
         elif known is not None:
             known |= {name: text(value) for name, value in fields_of(reply).items()}
-    facts = Info.parse(check(info))
+    facts = Info.of(info)
     # A cluster answers MOVED; it is refused by a check of its own.
     if facts.fields.get("cluster_enabled") == "1":
         return Server(facts, known, None)
@@ -202,6 +201,19 @@ def _bytes(number: float) -> str:
             return f"{number:.1f} {unit}" if unit != "B" else f"{number:.0f} B"
         number /= 1024
     return f"{number:.1f} TiB"
+
+
+def findings(server: Server) -> Iterator[Finding]:
+    """What all checks find."""
+    if server.info.refusal:
+        hint = "Allow this user INFO, or look with another one."
+        told = f"Unknown, since this user may not INFO ({server.info.refusal})."
+        for name in ("version", "eviction", "memory", "persistence", "disk", "role", "cluster"):
+            yield Finding("warning", name, told, hint)
+        yield from _layout(server)
+        return
+    for check_one in CHECKS:
+        yield from check_one(server)
 
 
 #: Every check, in the order in which they are shown.

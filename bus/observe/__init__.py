@@ -103,4 +103,5 @@ def workers(bus: Bus, topic: str | None = None, group: str | None = None) -> lis
 
 def server(bus: Bus) -> ServerSnapshot:
     """The server behind the bus."""
-    return Info.parse(bus.client.call("INFO")).snapshot(bus.endpoint.safe_url)
+    (reply,) = bus.client.pipe([("INFO",)])
+    return Info.of(reply).snapshot(bus.endpoint.safe_url)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from bus.observe.snapshots import ServerSnapshot
+from bus.streams.connect import check, is_forbidden
 
 #: From these versions on the server also keeps `entries-read` over AOF replay and on replicas.
 _LAG_IS_KEPT = {"Redis": (7, 4), "Valkey": (8, 0)}
@@ -16,6 +18,13 @@ class Info:
     """The reply to INFO."""
 
     fields: dict[str, str]
+    refusal: str = ""
+    """The server's answer where the user may not INFO: then nothing is known."""
+
+    @classmethod
+    def of(cls, reply: Any) -> Info:
+        """What there is to know from a reply. Raises what the server answered, but for a refusal by ACL."""
+        return cls({}, refusal=str(reply)) if is_forbidden(reply) else cls.parse(check(reply))
 
     @classmethod
     def parse(cls, reply: bytes) -> Info:
@@ -50,6 +59,11 @@ class Info:
         return int(self.fields.get(name) or 0)
 
     def snapshot(self, url: str) -> ServerSnapshot:
+        if self.refusal:
+            return ServerSnapshot(
+                url=url, kind="", version="", used_memory=None, max_memory=None, uptime=None,
+                refusal=self.refusal,
+            )  # fmt: skip
         return ServerSnapshot(
             url=url,
             kind=self.kind,

@@ -171,10 +171,12 @@ class ServerSnapshot:
     kind: str
     """"Redis" or "Valkey"."""
     version: str
-    used_memory: int
-    max_memory: int
+    used_memory: int | None
+    max_memory: int | None
     """Bytes; 0 = no limit."""
-    uptime: timedelta
+    uptime: timedelta | None
+    refusal: str = ""
+    """Why the rest is unknown: the server's answer where INFO is forbidden."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

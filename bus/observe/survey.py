@@ -26,7 +26,7 @@ from bus.observe.loss import LastLoss
 from bus.observe.share import Share
 from bus.observe.snapshots import GroupPartitionSnapshot, WorkerSnapshot
 from bus.registry import GroupSpec
-from bus.streams.connect import check
+from bus.streams.connect import check, seconds_of
 from bus.streams.wire import Command
 from bus.unreadable import Unreadable
 from bus.values import TopicSpec
@@ -130,7 +130,7 @@ class _Reading:
     def _read_streams(self) -> tuple[Info, datetime, Any]:
         first: list[Command] = [("INFO",), ("TIME",), ("HGETALL", self._bus.keys.workers)]
         replies = ask(self._bus.client, first + list(self._stream_commands()))
-        info, now, table = (check(next(replies)) for _ in first)
+        info, now, table = (next(replies) for _ in first)
         for spec, partition, groups in self._partitions():
             stream = stream_facts(next(replies))
             self._streams.setdefault(spec.name, []).append(stream)
@@ -138,8 +138,7 @@ class _Reading:
             self._waiting.setdefault(spec.name, []).append(waiting)
             for group in groups:
                 self._shares.append(self._share(group, partition, stream, replies))
-        seconds, micros = now
-        return Info.parse(info), datetime.fromtimestamp(int(seconds) + int(micros) / 1e6, UTC), table
+        return Info.of(info), datetime.fromtimestamp(seconds_of(now), UTC), check(table)
 
     def _stream_commands(self) -> Iterator[Command]:
         for spec, partition, groups in self._partitions():

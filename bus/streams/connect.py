@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bus.errors import (
     BusFull,
     BusUnavailable,
     ConfigurationError,
+    Forbidden,
     ForeignData,
     PartitionFull,
     ServerError,
@@ -37,7 +39,7 @@ _IDLE_LINKS = 16
 #: Error replies that mean "not now": the command was refused whole and nothing was written.
 _NOT_NOW = frozenset(
     ("LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "BUSY",
-     "MISCONF", "NOAUTH", "WRONGPASS", "NOPERM")
+     "MISCONF", "NOAUTH", "WRONGPASS")
 )  # fmt: skip
 
 
@@ -50,8 +52,19 @@ def is_demoted(reply: Any) -> bool:
     return isinstance(reply, ServerError) and reply.code in _DEMOTED
 
 
+def is_forbidden(reply: Any) -> bool:
+    """Whether access rules (ACL) refuse a command, or one of a script."""
+    return isinstance(reply, ServerError) and (
+        reply.code == "NOPERM"
+        or "The user executing the script can't" in str(reply)  # Redis
+        or "ACL failure in script" in str(reply)  # Valkey
+    )
+
+
 def error_of(reply: ServerError) -> BusError:
     """The bus's own error for an error reply of the server."""
+    if is_forbidden(reply):
+        return Forbidden(f"The access rules of Redis forbid this to our user: {reply}")
     if reply.code == "OOM":
         return BusFull(f"Redis has reached maxmemory and refuses writes: {reply}")
     if "exhausted the last possible ID" in str(reply):
@@ -68,6 +81,14 @@ def error_of(reply: ServerError) -> BusError:
             f"This server is part of a Redis Cluster, which is not supported yet: {reply}"
         )
     return reply
+
+
+def seconds_of(reply: Any) -> float:
+    """The reply to TIME in seconds since 1970; where it is forbidden the time of this machine."""
+    if is_forbidden(reply):
+        return time.time()
+    seconds, micros = check(reply)
+    return int(seconds) + int(micros) / 1e6
 
 
 def check(reply: Any) -> Any:

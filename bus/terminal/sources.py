@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
@@ -72,6 +73,8 @@ class Lines:
             self._read()
         self.number += 1
         line = self._waiting.popleft()
+        if self.number == 1:
+            line = _without_mark(line)
         if len(line) > self.longest:
             raise SourceError(self.number, f"the line is longer than {self.longest:,} bytes.")
         return line
@@ -89,6 +92,13 @@ class Lines:
         if too_long:
             self._waiting.append(self._rest)
             self._rest = b""
+
+
+def _without_mark(line: bytes) -> bytes:
+    """The first line. A spreadsheet or an editor may begin its file with a byte order mark."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise SourceError(1, "this is UTF-16: save the file as UTF-8.")
+    return line.removeprefix(codecs.BOM_UTF8)
 
 
 def rows(lines: Lines, form: Format) -> Iterator[Row]:
@@ -138,7 +148,6 @@ def _columns(cells: list[str], line: int) -> list[str]:
 def _text(lines: Lines) -> Iterator[str]:
     for line in lines:
         try:
-            # A spreadsheet may begin its file with a byte order mark, and end lines with CR LF.
-            yield line.decode("utf-8-sig" if lines.number == 1 else "utf-8") + "\n"
+            yield line.decode() + "\n"  # a spreadsheet may end it with CR LF
         except UnicodeDecodeError as error:
             raise SourceError(lines.number, f"this is not UTF-8: {error}.") from error

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import sys
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 import click
 
@@ -29,8 +34,41 @@ root.add_command(state.doctor)
 root.add_command(server.server)
 
 
+#: Why an answer could not be written.
+_UNWRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
 def run(session: Session, arguments: Sequence[str], program: str) -> int:
     """Run a command; return the exit code. Errors are told on stderr."""
+    output, errors = sys.stdout, sys.stderr
+    if sys.stdout is None:
+        click.echo("Error: there is no standard output to answer on.", err=True)
+        return 1
+    try:
+        code = _run(session, arguments, program)
+        sys.stdout.flush()
+    except SystemExit:
+        # click ends the process where nobody reads a pipe any more (`| head`), and replaces both.
+        if sys.stdout is output:
+            raise
+        return _unwritten(output, errors, errno.EPIPE)
+    except OSError as error:
+        if error.errno not in _UNWRITTEN:
+            raise
+        return _unwritten(output, errors, error.errno)
+    return code
+
+
+def _unwritten(output: TextIO, errors: TextIO, number: int) -> int:
+    sys.stdout, sys.stderr = output, errors
+    # What is left in the buffer goes nowhere, or Python would complain once more when it ends.
+    with suppress(io.UnsupportedOperation):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+    click.echo(f"Error: the answer cannot be written: {os.strerror(number)}.", err=True)
+    return 1
+
+
+def _run(session: Session, arguments: Sequence[str], program: str) -> int:
     try:
         code: Any = root.main(list(arguments), prog_name=program, obj=session, standalone_mode=False)
     except click.ClickException as error:

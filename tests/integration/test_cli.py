@@ -395,6 +395,38 @@ def test_jitney_works_in_a_process_without_django(server: EmbeddedServer, prefix
     assert list(bus.registry.specs()) == ["wages"]
 
 
+@pytest.mark.parametrize(
+    ("redirection", "told"),
+    [("| true", "Broken pipe"), (">/dev/full", "No space left on device"), (">&-", "no standard output")],
+)
+@pytest.mark.parametrize("arguments", ["topics", "topics --json", "tail wages -n 20000"])
+def test_an_answer_that_cannot_be_written_is_one_line_and_exit_code_1(
+    server: EmbeddedServer, prefix: str, bus: Bus, redirection: str, told: str, arguments: str
+) -> None:
+    # given more than a pipe holds
+    bus.registry.project([TopicSpec(name="wages"), *(TopicSpec(name=f"t{n}" * 30) for n in range(10))])
+    bus.publish_many("wages", ("x" * 100 for _ in range(20_000 if "tail" in arguments else 10)))
+    # when it is written to somebody who does not read it, or cannot keep it
+    program = f"{sys.executable} -m bus.cli {arguments}"
+    # The reader is gone before the first byte is written.
+    script = (
+        f"(sleep 0.3; exec {program}; ) {redirection}" if "|" in redirection else f"{program} {redirection}"
+    )
+    run = subprocess.run(
+        ["bash", "-c", f"{script}; exit ${{PIPESTATUS[0]}}"],
+        cwd=ROOT,
+        env={**os.environ, "BUS_URL": server.url, "BUS_PREFIX": prefix, "DJANGO_SETTINGS_MODULE": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    # then that is said, in one line, and nothing else
+    assert run.returncode == 1, run.stderr
+    assert told in run.stderr
+    assert len(run.stderr.splitlines()) == 1, run.stderr
+
+
 def test_lines_of_a_pipe_are_published_as_they_come(server: EmbeddedServer, prefix: str, bus: Bus) -> None:
     bus.registry.project([TopicSpec(name="wages")])
     with jitney_process(server, prefix, ["publish", "wages", "--file", "-"]) as process:
@@ -444,6 +476,8 @@ def test_without_click_the_command_line_says_what_to_install(
 ) -> None:
     from bus import cli
 
+    # The import below puts another package there, which must not outlive this test.
+    monkeypatch.setattr(sys.modules["bus"], "terminal", sys.modules["bus.terminal"])
     for name in [name for name in sys.modules if name.startswith("bus.terminal")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "click", None)

@@ -245,3 +245,37 @@ def test_an_owned_server_ends_with_its_killed_owner(tmp_path: Path) -> None:
     wait_until(lambda: not Place(tmp_path).held(), what="the end of the server")
     assert not alive(pid)
     embedded.stop(tmp_path)  # removes the directory of its socket
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+def test_all_files_of_a_server_are_for_its_owner_alone(directory: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        embedded.ensure(directory)
+        call(directory, "SET", "a", "1")
+    finally:
+        os.umask(before)
+    files = [directory, *directory.rglob("*")]
+    assert len(files) > 5
+    assert [path for path in files if path.stat().st_mode & 0o077] == []
+    embedded.stop(directory)
+
+
+def test_a_pid_file_with_the_number_of_another_process_is_not_believed(directory: Path) -> None:
+    # given a server whose pid file names a process that has nothing to do with it
+    embedded.ensure(directory)
+    place = Place(directory)
+    theirs = subprocess.Popen(["sleep", "60"])
+    right = place.pid()
+    assert right == embedded.status(directory).pid
+    place.pid_file.write_text(str(theirs.pid))
+    # when it is stopped
+    assert place.pid() is None
+    with pytest.raises(BusUnavailable, match="could not be stopped"):
+        embedded.stop(directory, timeout=0.2)
+    # then that process was not touched
+    assert theirs.poll() is None
+    theirs.kill()
+    theirs.wait()
+    place.pid_file.write_text(str(right))
+    assert embedded.stop(directory)

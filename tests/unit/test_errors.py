@@ -36,6 +36,7 @@ def test_every_error_says_when_it_is_raised():
     ("name", "builtin"),
     [("UnknownTopic", LookupError), ("InvalidMessage", ValueError), ("ConfigurationError", ValueError),
      ("BusUnavailable", ConnectionError), ("PublishUncertain", ConnectionError), ("BusFull", MemoryError),
+     ("Forbidden", ConnectionError),
      ("ReadOnly", PermissionError)],
 )  # fmt: skip
 def test_who_does_not_know_the_bus_can_catch_the_builtin(name, builtin):
@@ -73,6 +74,10 @@ def test_a_handler_may_ask_for_a_retry_with_or_without_a_delay():
         ("LOADING Redis is loading the dataset in memory", "BusUnavailable"),
         ("MISCONF Errors writing to the AOF file", "BusUnavailable"),
         ("NOAUTH Authentication required.", "BusUnavailable"),
+        ("NOPERM User x has no permissions to run the 'info' command", "Forbidden"),
+        ("ERR The user executing the script can't run this command or subcommand", "Forbidden"),
+        ("ERR ACL failure in script: No permissions to access a key script", "Forbidden"),
+        ("ERR The user executing the script can't access at least one of the keys", "Forbidden"),
         ("MOVED 3999 127.0.0.1:6381", "ConfigurationError"),
         ("WRONGTYPE Operation against a key holding the wrong kind of value", "ForeignData"),
         ("ERR The stream has exhausted the last possible ID, unable to add more items", "PartitionFull"),

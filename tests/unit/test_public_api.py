@@ -13,7 +13,7 @@ PROMISED = {
     "Bus", "TopicHandle", "publish", "publish_many", "topic", "RetryPolicy", "subscribe", "Message",
     "Position", "Receipt", "TopicSpec", "Reject", "Retry", "BusError", "BusFull", "BusUnavailable",
     "ConfigurationError", "InvalidMessage", "NotInTransaction", "publish_in_transaction", "publish_on_commit",
-    "PublishUncertain", "ReadOnly", "StaleLease", "Undecodable",
+    "Forbidden", "PublishUncertain", "ReadOnly", "StaleLease", "Undecodable",
     "UnknownGroup", "UnknownTopic",
 }  # fmt: skip
 

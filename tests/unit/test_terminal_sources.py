@@ -73,3 +73,17 @@ def test_a_pipe_is_not_ready_while_its_next_line_is_still_to_come() -> None:
         assert next(lines) == b"2"
         assert not lines.ready
         assert lines.size is None
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_value():
+    for text, form in (('{"a": 1}\n{"a": 2}\n', "jsonl"), ("a\n1\n2\n", "csv")):
+        found = [value for _, value in rows(Lines(io.BytesIO(b"\xef\xbb\xbf" + text.encode()), 100), form)]
+        assert [str(value["a"]) for value in found] == ["1", "2"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_a_file_in_utf_16_is_told_from_one_that_is_broken(encoding):
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    lines = Lines(io.BytesIO(mark + '{"a": 1}\n'.encode(encoding)), 100)
+    with pytest.raises(SourceError, match="UTF-16: save the file as UTF-8"):
+        list(rows(lines, "jsonl"))

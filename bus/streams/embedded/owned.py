@@ -117,6 +117,7 @@ class EmbeddedServer:
                 self._command(),
                 cwd=self._place.directory,
                 pass_fds=(hold,),
+                umask=0o077,
                 start_new_session=True,  # Ctrl-C is for the owner, who stops the server last
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

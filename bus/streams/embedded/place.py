@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.connection import UnixDomainSocketConnection
 from redis.retry import Retry
 
+from bus import private
 from bus.errors import BusUnavailable, ConfigurationError, ServerError
 from bus.streams.wire import Link
 
@@ -55,13 +56,13 @@ class Place:
 
     def prepare(self) -> str:
         """Make the directories, remove what a killed server left, and return the new server's socket."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.directory(self.directory)
         self.clear()
         socket = _choose_socket(self.directory)
         for directory in (socket.parent.parent, socket.parent):
             directory.mkdir(mode=0o700, exist_ok=True)
             _check_private(directory)
-        self._address_file.write_text(str(socket))
+        private.file(self._address_file).write_text(str(socket))
         return str(socket)
 
     def clear(self) -> None:
@@ -75,8 +76,8 @@ class Place:
     @contextmanager
     def locked(self, deadline: float) -> Iterator[None]:
         """Alone among all processes that start or stop this server. `deadline` is of time.monotonic()."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._lock_file.open("ab") as lock:
+        private.directory(self.directory)
+        with private.file(self._lock_file).open("ab") as lock:
             while not _try_lock(lock.fileno(), fcntl.LOCK_EX):
                 if time.monotonic() > deadline:
                     raise BusUnavailable(
@@ -87,7 +88,7 @@ class Place:
 
     def take_hold(self) -> int | None:
         """A descriptor with the lock that a server holds while it lives; None if a server has it."""
-        hold = os.open(self._hold_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        hold = os.open(private.file(self._hold_file), os.O_RDWR | os.O_CLOEXEC)
         if _try_lock(hold, fcntl.LOCK_EX):
             return hold
         os.close(hold)
@@ -128,11 +129,26 @@ class Place:
         return not (isinstance(reply, ServerError) and reply.code == "LOADING")
 
     def pid(self) -> int | None:
-        """The server's process, from its pid file; None if it has written none."""
+        """The server's process, from its pid file; None if it has written none, or it is another process.
+
+        Numbers of processes are used again. The server is the one that has the file of its lock open, which
+        it inherited from its starter; where the system does not tell, the pid file is believed.
+        """
         try:
-            return int(self.pid_file.read_text())
+            pid = int(self.pid_file.read_text())
         except (FileNotFoundError, ValueError):
             return None
+        return pid if self._holds(pid) else None
+
+    def _holds(self, pid: int) -> bool:
+        descriptors = Path(f"/proc/{pid}/fd")
+        if not Path("/proc/self/fd").is_dir():
+            return True
+        try:
+            hold = self._hold_file.stat()
+            return any(_is(each, hold) for each in descriptors.iterdir())
+        except OSError:  # it is gone, or another user's
+            return False
 
     def log_tail(self, lines: int = 12) -> str:
         """The last lines of the server's log."""
@@ -210,6 +226,13 @@ def _check_private(directory: Path) -> None:
             f"{directory} must be a directory of user {os.geteuid()} with mode 0700, because who can write "
             "there can stand in for the server. Remove it, or set XDG_RUNTIME_DIR or TMPDIR to another place."
         )
+
+
+def _is(path: Path, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), file)
+    except OSError:  # closed meanwhile
+        return False
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:

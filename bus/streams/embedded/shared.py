@@ -113,6 +113,7 @@ def _start(place: Place, hold: int) -> None:
             command,
             cwd=place.directory,
             pass_fds=(hold,),
+            umask=0o077,
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Command(BaseCommand):
             port=given["port"],
             web=not given["no_web"],
         )
+        os.umask(0o077)  # logs and ledgers of all children hold what others need not read
         code = run(
             options,
             project=Path(settings.BASE_DIR),
