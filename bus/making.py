@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bus.errors import BusError
+from bus.errors import BusError, ServerError
 from bus.streams import commands, counting
-from bus.streams.connect import check
+from bus.streams.connect import check, error_of
 
 if TYPE_CHECKING:
     from bus.keys import PartitionKeys
@@ -32,6 +32,7 @@ def make(client: Client, era: str, partitions: Iterable[PartitionKeys], groups: 
     `era`: a token never used before. Idempotent. Raises BusUnavailable, BusError.
     """
     created = 0
+    wrong: ServerError | None = None
     left: dict[PartitionKeys, dict[str, str]] = {keys: {} for keys in partitions}
     for _ in range(_ATTEMPTS):
         replies = commands.run_many(
@@ -39,6 +40,9 @@ def make(client: Client, era: str, partitions: Iterable[PartitionKeys], groups: 
         )
         again = {}
         for keys, reply in zip(left, replies, strict=True):
+            if isinstance(error := _error_of(reply), ServerError):
+                wrong = wrong or error  # a key of another type: the other partitions can do without it
+                continue
             some, uncounted, giving = check(reply)
             created += some
             for group in giving:
@@ -46,10 +50,16 @@ def make(client: Client, era: str, partitions: Iterable[PartitionKeys], groups: 
             if uncounted:
                 again[keys] = dict(_counted(client, keys.stream, each) for each in uncounted)
         if not again:
+            if wrong is not None:
+                raise wrong
             return created
         left = again
     names = ", ".join(keys.stream for keys in left)
     raise BusError(f"Groups cannot be made on {names}: the streams are made anew all the time.")
+
+
+def _error_of(reply: Any) -> BusError | None:
+    return error_of(reply) if isinstance(reply, ServerError) else None
 
 
 def _call(

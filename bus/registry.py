@@ -11,17 +11,17 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import orjson
 
 from bus import making
-from bus.errors import BusUnavailable, ConfigurationError, UnknownTopic
+from bus.errors import BusUnavailable, ConfigurationError, ServerError, UnknownTopic
 from bus.keys import Keys
 from bus.streams import commands
-from bus.streams.connect import Client
+from bus.streams.connect import Client, check
 from bus.values import Ordering, Position, TopicSpec, check_name
 
 #: How long a publisher may go on with a spec that has changed meanwhile. Seconds.
@@ -60,6 +60,27 @@ def _load_topic(name: str, raw: bytes) -> TopicSpec:
     )
 
 
+def _load_topics(table: Sequence[bytes]) -> dict[str, TopicSpec]:
+    known = commands.fields_of(table)
+    return {name: _load_topic(name, raw) for name, raw in sorted(known.items())}
+
+
+def _load_groups(table: Sequence[bytes]) -> list[GroupSpec]:
+    found = []
+    for field, raw in sorted(commands.fields_of(table).items()):
+        name, _, group = field.partition("/")
+        found.append(GroupSpec(topic=name, name=group, **orjson.loads(raw)))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What is declared in Redis."""
+
+    topics: dict[str, TopicSpec]
+    groups: list[GroupSpec]
+
+
 class Declared:
     """The topics that code declares. Thread-safe."""
 
@@ -94,6 +115,8 @@ class Registry:
         self._clock = clock
         self.declared = declared
         self._cache: dict[str, tuple[TopicSpec, float]] = {}
+        self._tables = Tables({}, [])
+        self._tables_read: list[object] = []
         self.find_elsewhere: Callable[[str], TopicSpec | None] = lambda _name: None
         """Asked for a topic that Redis lost and code does not declare; Django looks in its database."""
 
@@ -123,8 +146,7 @@ class Registry:
 
     def specs(self) -> dict[str, TopicSpec]:
         """All topics in Redis, by name."""
-        table = commands.fields_of(self._client.call("HGETALL", self._keys.topics))
-        return {name: _load_topic(name, raw) for name, raw in sorted(table.items())}
+        return _load_topics(self._client.call("HGETALL", self._keys.topics))
 
     def project(self, specs: Iterable[TopicSpec]) -> None:
         """Write specs to Redis and make their streams, with their declared groups. Idempotent."""
@@ -175,14 +197,17 @@ class Registry:
 
     def groups(self, topic: str | None = None) -> list[GroupSpec]:
         """The declared groups, of one topic or of all."""
-        table = commands.fields_of(self._client.call("HGETALL", self._keys.groups))
-        found = []
-        for field, raw in sorted(table.items()):
-            name, _, group = field.partition("/")
-            known = orjson.loads(raw)
-            if topic is None or topic == name:
-                found.append(GroupSpec(topic=name, name=group, **known))
-        return found
+        found = _load_groups(self._client.call("HGETALL", self._keys.groups))
+        return [group for group in found if topic in (None, group.topic)]
+
+    def tables(self) -> Tables:
+        """All topics and declared groups, in one round trip; the same object as before if nothing changed."""
+        replies = self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
+        if replies != self._tables_read:
+            topics, groups = map(check, replies)
+            self._tables = Tables(_load_topics(topics), _load_groups(groups))
+            self._tables_read = replies
+        return self._tables
 
     def declare_groups(
         self, specs: Iterable[GroupSpec], *, on_new: Callable[[GroupSpec], None] | None = None
@@ -208,8 +233,14 @@ class Registry:
                 if before is None and made and on_new is not None:
                     on_new(spec)
         everything = self.groups()
-        for topic in {spec.topic for spec in wanted}:
-            self._make_streams(self.spec(topic), range(self.spec(topic).partitions), everything)
+        wrong: list[ServerError] = []
+        for topic in sorted({spec.topic for spec in wanted}):
+            try:
+                self._make_streams(self.spec(topic), range(self.spec(topic).partitions), everything)
+            except ServerError as error:  # a key of another type: the other topics can do without it
+                wrong.append(error)
+        if wrong:
+            raise wrong[0]
 
     def forget_group(self, topic: str, group: str) -> None:
         """Drop the declaration of a group (its streams' groups are dropped by bus.groups)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bus.client import Bus
-from bus.doctor import delayed, groups, partitions, server
+from bus.doctor import delayed, groups, lanes, partitions, server
 from bus.doctor.finding import Finding, Level
 from bus.errors import BusError
 
@@ -21,6 +21,7 @@ def examine(bus: Bus) -> list[Finding]:
             findings += partitions.examine(bus)
             findings += delayed.examine(bus)
             findings += groups.examine(bus)
+            findings += lanes.examine(bus)
     except BusError as error:
         hint = "Check the URL (BUS['URL'] or BUS_URL), that the server runs, and its user and password."
         findings.append(Finding("error", "reachable", str(error), hint))

@@ -75,6 +75,8 @@ class GroupPartitionSnapshot:
     lost_maybe: int | None = 0
     """How many more at most: the group had read on before anybody looked."""
     lost_last: LastLoss | None = None
+    unheld: bool = False
+    """Nobody has held this lane for 10 s or more, though a worker serves the group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,8 @@ class GroupSnapshot:
     """Some of them were found within the last day."""
     missing_partitions: int = 0
     """Partitions in which Redis has no such group."""
+    unheld_partitions: int = 0
+    """Partitions that nobody has held for 10 s or more, though a worker serves the group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +147,8 @@ class WorkerSnapshot:
     processes: int
     lanes: int
     """Leases it holds now."""
+    serves: tuple[str, ...] | None = None
+    """What it serves, as `topic/group`; None: not said, so it goes by `groups`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ def _group(survey: Survey, spec: GroupSpec) -> GroupSnapshot:
         held=_sum(part.held for part in parts),
         dead=_sum(part.dead for part in parts),
         time_lag=_time_lag(parts),
-        workers=members.serving(survey.workers, spec.name),
+        workers=members.serving(survey.records.values(), spec.topic, spec.name),
         lanes=sum(part.lanes for part in parts),
         trimmed=_sum(part.trimmed for part in parts),
         lost=_sum(part.lost for part in parts),
@@ -69,6 +69,7 @@ def _group(survey: Survey, spec: GroupSpec) -> GroupSnapshot:
             part.lost_last is not None and survey.now - part.lost_last.found < LATELY for part in parts
         ),
         missing_partitions=sum(part.missing for part in parts),
+        unheld_partitions=sum(part.unheld for part in parts),
     )
 
 

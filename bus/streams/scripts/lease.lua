@@ -5,9 +5,18 @@
 -- ARGV[3] group   ARGV[4] lane
 -- ARGV[5] "1" when the lease is taken without having been released: what is pending then may
 --         have killed its worker, so it is suspect up to the last id that was given out
--- Reply   {1, new value} or {0, the value that is there}
-local current = redis.call('GET', KEYS[1]) or ''
+-- ARGV[6] "1" when the lane is taken: its consumer name is made too. So each lease of a lane has a name in
+--         its group, by which it is found when its worker is gone, and none is there without its group.
+-- Reply   {1, new value}, {0, the value that is there}, or {2, ""} where there is no such group
+--
+-- A lease of another type is somebody else's doing, and as good as none.
+local current = redis.pcall('GET', KEYS[1]) or ''
+if type(current) == 'table' then current = '' end
 if current ~= ARGV[1] then return {0, current} end
+if ARGV[6] == '1' then
+  local made = redis.pcall('XGROUP', 'CREATECONSUMER', KEYS[2], ARGV[3], ARGV[4])
+  if type(made) == 'table' then return {2, ''} end
+end
 if ARGV[2] == '' then
   redis.call('DEL', KEYS[1])
 else
@@ -16,7 +25,7 @@ end
 if ARGV[5] == '1' then
   local pending = redis.pcall('XPENDING', KEYS[2], ARGV[3])
   if not pending.err and pending[1] > 0 then
-    redis.call('HSET', KEYS[3], 'suspect:' .. ARGV[4], pending[3])
+    redis.pcall('HSET', KEYS[3], 'suspect:' .. ARGV[4], pending[3])
   end
 end
 return {1, ARGV[2]}
