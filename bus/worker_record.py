@@ -79,7 +79,8 @@ def read_table(key: str, reply: Sequence[bytes]) -> WorkerTable:
         found = _read(key, bytes(name), bytes(raw))
         if isinstance(found, Unreadable):
             unreadable.append(found)
-            table.counters[name.decode("utf-8", "surrogateescape")] = hash(raw)
+            # Under what is no name of a worker nobody can hold a lease; it is shown in logs all the same.
+            table.counters[name.decode() if _is_incarnation(name) else shown(name)] = hash(raw)
         else:
             table.records[found.incarnation] = found
             table.counters[found.incarnation] = found.beat

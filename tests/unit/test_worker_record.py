@@ -103,6 +103,7 @@ def test_whatever_stands_in_the_table_is_a_record_or_unreadable_and_the_good_one
     assert len(table.records) + len(table.unreadable) == len(rows) + 1
     for each in table.unreadable:
         assert str(each).isprintable()
+    assert all(name.isprintable() for name in table.counters)
 
 
 @given(st.binary(max_size=60))
