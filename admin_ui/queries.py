@@ -138,7 +138,9 @@ def messages(bus: Bus, name: str, *, count: int = MESSAGES) -> list[MessageRow]:
 def group(bus: Bus, name: str, group_name: str, *, page: str | int | None = 1) -> GroupRows:
     """One group with its partitions and workers. Raises UnknownTopic or UnknownGroup."""
     seen, partitions = observe.group(bus, name, group_name)
-    workers = [row for row in worker_rows(observe.workers(bus, name, group_name)) if serves(row, group_name)]
+    workers = [
+        row for row in worker_rows(observe.workers(bus, name, group_name)) if serves(row, name, group_name)
+    ]
     silent = frozenset(row.worker.incarnation for row in workers if row.silent is not None)
     rows = [
         GroupPartitionRow(partition=one, percent=percent_given(one), owner_silent=one.owner in silent)
@@ -171,8 +173,10 @@ def worker_rows(workers: Iterable[WorkerSnapshot]) -> list[WorkerRow]:
     ]
 
 
-def serves(row: WorkerRow, group: str) -> bool:
-    """True if the worker serves groups of this name."""
+def serves(row: WorkerRow, topic: str, group: str) -> bool:
+    """True if the worker serves this group."""
+    if row.worker.serves is not None:
+        return f"{topic}/{group}" in row.worker.serves
     return row.worker.groups is None or group in row.worker.groups
 
 
@@ -180,7 +184,7 @@ def group_rows(groups: Iterable[GroupSnapshot], workers: Sequence[WorkerRow]) ->
     """Groups with their verdicts, the most urgent first."""
     rows = []
     for one in groups:
-        silent = sum(row.silent is not None and serves(row, one.group) for row in workers)
+        silent = sum(row.silent is not None and serves(row, one.topic, one.group) for row in workers)
         living = max(0, one.workers - silent)
         rows.append(GroupRow(one, living, verdict(one, living)))
     return sorted(rows, key=lambda row: urgency(row.group, row.verdict))

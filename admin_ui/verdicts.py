@@ -34,6 +34,11 @@ MISSING = Verdict(_("missing"), "bad", _("Redis has lost this group in some part
 LOST = Verdict(
     _("lost messages"), "bad", _("Messages were removed from Redis before this group was given them.")
 )
+UNHELD = Verdict(
+    _("no owner"),
+    "bad",
+    _("Partitions have had no owner for 10 s or more, though workers serve this group; see their logs."),
+)
 HELD_BACK = Verdict(
     _("held back"),
     "warn",
@@ -59,6 +64,8 @@ def verdict(group: GroupSnapshot, workers: int) -> Verdict:
         return PAUSED
     if waiting and not workers:
         return NO_WORKERS
+    if group.unheld_partitions and workers:
+        return UNHELD
     if group.lag is None or group.pending is None:
         return UNKNOWN
     if group.lost_lately:

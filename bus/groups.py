@@ -77,6 +77,9 @@ def _remove(bus: Bus, topic: str, group: str, partitions: int, leases: list[byte
     for keys in every:
         _empty(bus, keys, group)
     destroyed = bus.client.pipe([("XGROUP", "DESTROY", keys.stream, group) for keys in every])
+    # A worker may have taken some meanwhile; from here on none can be, since there is no group to take it in.
+    if late := list(_scan(bus, bus.keys.leases(topic, group))):
+        bus.client.call("UNLINK", *late)
     for reply in bus.client.pipe([("UNLINK", *keys.of_group(group)) for keys in every]):
         check(reply)
     return [_destroyed(reply) for reply in destroyed]

@@ -6,6 +6,7 @@ them together on a cluster too. Names cannot hold braces or colons (see values.c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +32,9 @@ TYPES: Mapping[str, str] = {
     "delayed": "zset",
     "delayed_body": "hash",
 }
+
+
+_LEASE = re.compile(rb"\{([\w.-]+):(\d{1,9})\}:lease:([\w.-]+):([!-9;-~]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,19 @@ class Keys:
     def leases(self, topic: str, group: str) -> str:
         """Pattern of the lease keys of a group in all partitions of a topic, for SCAN."""
         return f"{self.prefix}:{{{topic}:*}}:lease:{group}:*"
+
+    @property
+    def all_leases(self) -> str:
+        """Pattern of all lease keys, for SCAN."""
+        return f"{self.prefix}:{{*:*}}:lease:*:*"
+
+    def parse_lease(self, key: bytes) -> tuple[str, int, str, str] | None:
+        """Topic, partition, group and lane of a lease key; None for any other key."""
+        found = _LEASE.fullmatch(key.removeprefix(f"{self.prefix}:".encode()))
+        if found is None or not key.startswith(f"{self.prefix}:".encode()):
+            return None
+        topic, partition, group, lane = (part.decode() for part in found.groups())
+        return topic, int(partition), group, lane
 
     def partition(self, topic: str, partition: int) -> PartitionKeys:
         return _partition_keys(self.prefix, topic, partition)

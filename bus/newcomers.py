@@ -24,7 +24,6 @@ from bus.registry import GroupSpec, start_id
 from bus.strangers import stands_at
 from bus.streams.commands import fields_of
 from bus.streams.connect import check, seconds_of
-from bus.unreadable import tell
 
 logger = logging.getLogger("bus.groups")
 
@@ -42,16 +41,6 @@ class Refusal:
     """How many it would have begun with, at least."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """The groups in Redis, as (topic, group)."""
-
-    places: set[tuple[str, str]]
-    """Those that are declared, also by a newer version: their records are left as they are."""
-    groups: list[GroupSpec]
-    """Those of which we can read the record."""
-
-
 class Newcomers:
     """Declares the groups of one worker. Not thread-safe. Raises BusUnavailable."""
 
@@ -63,23 +52,6 @@ class Newcomers:
         self.refused: frozenset[tuple[str, str]] = frozenset()
         """(topic, group) of those that were refused when they were declared last."""
 
-    def look(self) -> Seen | None:
-        """What is declared; None where the key of the groups is something else altogether.
-
-        A record that cannot be read, and that no newer version can have written, is not there: whoever serves
-        the group writes it anew.
-        """
-        look, key = self._bus.registry.look(), self._bus.keys.groups
-        places = {(group.topic, group.name) for group in look.groups}
-        for found in look.unreadable:
-            if found.key == key:
-                tell(found)
-                if not found.field:
-                    return None
-                topic, _, group = found.field.partition("/")
-                places |= {(topic, group)} if found.newer else set()
-        return Seen(places, look.groups)
-
     def must_declare(self, wanted: Iterable[tuple[str, str]], known: Collection[tuple[str, str]]) -> bool:
         """Whether a group is missing that was not refused, or it is time to look at the refused ones again.
 
@@ -90,9 +62,10 @@ class Newcomers:
         made = any(place in known for place in self.refused)
         return made or bool(self.refused and self._clock() >= self._again_at)
 
-    def declare(self, specs: Iterable[GroupSpec], *, keep_ordering: bool = False) -> None:
+    def declare(self, specs: Iterable[GroupSpec], *, keep_ordering: bool = False) -> bool:
         """Declare groups, but for new ones beyond the limit; whoever makes a group tells of it first.
 
+        False where something foreign was in the way of some, which is told of; all others are declared.
         `keep_ordering`: as of Registry.declare_groups.
         """
         wanted = list(specs)
@@ -116,6 +89,8 @@ class Newcomers:
             )
         except ForeignData as error:  # the others are declared; slices find what is in the way of one
             self._complaints.say("declare", "%s", error)
+            return False
+        return True
 
     def _refuse(self, topic: str, group: str, lag: Lag) -> None:
         self._complaints.say(

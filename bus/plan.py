@@ -8,6 +8,7 @@ Outcomes other than "done" go through `turn.lua` before that, left-overs and due
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from bus.errors import BusError, ServerError
 from bus.lane import Lane
 from bus.outcomes import Outcomes
 from bus.portions import portions
+from bus.sizes import MOST_BYTES
 from bus.state import Failure
 from bus.streams.commands import Script, is_nogroup, is_noscript, is_of_one_partition, script, text
 from bus.streams.connect import error_of
@@ -57,7 +59,7 @@ class Plan:
         self._late: set[Lane] = set()
         """Lanes whose outcomes were settled only after the replies of this turn had come."""
         self._acking = [lane for lane in self._lanes if lane.acks]
-        fetching = [] if count == 0 else self._lanes
+        fetching = [] if count == 0 else turns.sizes.some(self._lanes)
         self._recovering = [lane for lane in fetching if lane.recovering]
         flowing = [] if turns.drain_only else [lane for lane in fetching if not lane.recovering]
         self._due = [lane for lane in flowing if lane.next_due is not None and lane.next_due <= now]
@@ -66,6 +68,8 @@ class Plan:
         ]
         self._count = max(1, count // max(1, len(fetching)))
         self._page = min(PAGE, max(1, count))
+        many = len(self._reading) * self._count > 1  # one must come whole, or it would never come
+        self.limit = MOST_BYTES if many and self._reading else math.inf
         commands = self._commands()
         self.replies = len(commands)
         self.packed = pack_all(commands)
@@ -223,7 +227,10 @@ class Plan:
             if not (lane.acks or fetch):
                 continue
             command = self._script("turn", lane, by_text=True, fetch=fetch, acks=True)
-            reply = self._turns.need_link().call(*command)
+            link = self._turns.need_link()
+            link.received, link.limit = 0, MOST_BYTES if fetch > 1 else math.inf
+            reply = link.call(*command)
+            link.limit = math.inf
             if self._sheds([lane], reply):
                 continue
             raise_first_error([reply])

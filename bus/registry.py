@@ -12,7 +12,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bus import making, reordering
@@ -36,7 +36,7 @@ from bus.streams.connect import Client, check
 from bus.unreadable import Unreadable, tell
 from bus.values import MAX_PARTITIONS, Position, TopicSpec, check_name
 
-__all__ = ["LAYOUT", "RESTORED", "SPEC_SECONDS", "Declared", "GroupSpec", "Registry"]
+__all__ = ["LAYOUT", "RESTORED", "SPEC_SECONDS", "Declared", "GroupSpec", "Registry", "Tables"]
 
 logger = logging.getLogger("bus.registry")
 
@@ -50,6 +50,16 @@ LAYOUT = 1
 RESTORED = "restored"
 
 
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What is declared in Redis, of which we can read the record."""
+
+    topics: dict[str, TopicSpec]
+    groups: list[GroupSpec]
+    places: frozenset[tuple[str, str]] = frozenset()
+    """(topic, group) of all that are declared, also by a newer version, whose records are left alone."""
+
+
 class Registry:
     """The projection of topics and groups in one Redis. Thread-safe."""
 
@@ -61,6 +71,8 @@ class Registry:
         self._clock = clock
         self.declared = declared
         self._cache: dict[str, tuple[TopicSpec, float]] = {}
+        self._tables = Tables({}, [])
+        self._tables_read: list[object] = []
         self.find_elsewhere: Callable[[str], TopicSpec | None] = lambda _name: None
         """Asked for a topic that Redis lost and code does not declare; Django looks in its database."""
 
@@ -103,7 +115,12 @@ class Registry:
 
     def look(self) -> Look:
         """All topics and groups, and what cannot be read of them, from one round trip. For who shows them."""
-        topics, groups = self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
+        return self._sorted(
+            self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
+        )
+
+    def _sorted(self, replies: list[Any]) -> Look:
+        topics, groups = replies
         specs, strange = sorted_out(self._keys.topics, topics, load_topic)
         found, strange_groups = sorted_out(self._keys.groups, groups, load_group)
         return Look({spec.name: spec for spec in specs}, found, strange + strange_groups)
@@ -203,6 +220,27 @@ class Registry:
         """The declared groups, of one topic or of all. Raises as `specs`."""
         found = self._read(self._keys.groups, load_group)
         return [group for group in found if topic in (None, group.topic)]
+
+    def tables(self) -> Tables:
+        """All topics and declared groups, in one round trip; the same object as before if nothing changed.
+
+        A record that cannot be read, and that no newer version can have written, is not there: whoever
+        declares the same writes it anew. Where a key is something else altogether it says nothing: then all
+        is as it was read last.
+        """
+        replies = self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
+        if replies != self._tables_read:
+            look = self._sorted(replies)
+            for found in look.unreadable:
+                tell(found)
+            if all(found.field for found in look.unreadable):
+                newer = {found.field for found in look.unreadable if found.newer}
+                pairs = (name.partition("/") for name in newer if "/" in name)
+                places = {(group.topic, group.name) for group in look.groups}
+                places |= {(topic, group) for topic, _, group in pairs}
+                self._tables = Tables(look.specs, look.groups, frozenset(places))
+            self._tables_read = replies
+        return self._tables
 
     def group_names(self) -> set[tuple[str, str]]:
         """(topic, group) of all that have a record, also those that cannot be read. Raises as `specs`."""

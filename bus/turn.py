@@ -13,6 +13,7 @@ that are due, else new messages.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from bus import mending, strangers
 from bus.errors import BusUnavailable, ServerError, StaleLease
 from bus.lane import Lane
 from bus.plan import PAGE, Batch, GroupLost, Plan, last_delivered, raise_first_error
+from bus.sizes import Sizes
 from bus.streams import history
 from bus.streams.commands import is_of_one_partition, script
 from bus.streams.connect import Endpoint, error_of, seconds_of
@@ -39,6 +41,7 @@ class Turns:
         held_limit: int,
         dead_limit: int,
         drain_only: bool = False,
+        sizes: Sizes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._endpoint = endpoint
@@ -46,6 +49,7 @@ class Turns:
         self.dead_limit = dead_limit
         self.drain_only = drain_only
         """True: settle what is pending, take nothing else (an orphaned lane that will be removed)."""
+        self.sizes = sizes or Sizes(PAGE)
         self._clock = clock
         self._link: Link | None = None
         self._server_ahead = 0.0
@@ -239,11 +243,16 @@ class Turns:
 
     def _turn(self, count: int) -> Batch | None:
         link = self.need_link()
-        plan = Plan(self, count)
+        plan = Plan(self, self.sizes.bound(count))
         self._asked = self._clock()
+        link.received, link.limit = 0, plan.limit
         link.send(plan.packed, plan.replies)
         replies = [link.receive() for _ in range(plan.replies)]
-        return plan.take_in(replies)
+        link.limit = math.inf
+        batch = plan.take_in(replies)
+        if batch:
+            self.sizes.learn(sum([len(messages) for _, messages in batch]), link.received)
+        return batch
 
     def prove(self) -> None:
         """Read the leases again; drop lanes that were lost. Raises StaleLease if none is left."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from bus.lane import LaneId
+from bus.worker_record import dump_lane
 
 #: How long a lane with work may wait for a slot of its worker. Seconds.
 DECLINE_SECONDS = 10.0
@@ -56,11 +57,4 @@ class Declines:
         """As it stands in a beat: the lanes as texts; None while the worker is not busy."""
         if not self.busy:
             return None
-        # No name of a topic or group has a slash in it.
-        return sorted(f"{lane.topic}/{lane.partition}/{lane.group}" for lane in self.lanes)
-
-
-def load(texts: list[str]) -> set[LaneId]:
-    """The lanes of somebody's `dump`. Raises ValueError for anything else."""
-    parts = [text.split("/") for text in texts]
-    return {LaneId(topic, int(partition), group) for topic, partition, group in parts}
+        return sorted(map(dump_lane, self.lanes))

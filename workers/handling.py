@@ -129,6 +129,7 @@ class Handling:
             failed = handle(message)
             if failed is not None:
                 self.fail(lane, message, failed)
+                failed = None  # its traceback leads back to this frame: a circle that would keep the batch
                 break
             acks.append(message.id)
             if lane.lost:  # the handler has asked
@@ -166,6 +167,7 @@ class Handling:
             else:
                 self.fail(lane, message, failed)
                 next_look = self._next_look()
+                failed = None  # as above
             handled += 1
             self.handled = True
         return handled
@@ -245,6 +247,7 @@ class Handling:
         for message in refused:
             if message not in behind:
                 failures.tell(message, failed[message.id], self.subscription(lane))
+        failed.clear()  # as above
         return behind
 
     def is_used_up(self, lane: Lane, message: Message) -> bool:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from bus import lease
 from bus.client import Bus
+from bus.complaints import Complaints
 from bus.errors import ServerError
 from bus.lane import Lane, LaneId
+from bus.lease import freed
 from bus.streams import commands
-from bus.streams.connect import check
+from bus.streams.connect import check, error_of
+from bus.streams.wire import Argument
 from bus.values import Ordering
 from workers.owned import OwnedLane
+
+logger = logging.getLogger("jitney.workers")
+
+#: Keys and arguments of a script.
+Call = tuple[list[str], list[Argument]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,16 @@ class Swap:
     """The owner did not give it back: what is pending may have killed it, and is marked so."""
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of lanes that were to be taken."""
+
+    swaps: list[Swap]
+    """Those that went through."""
+    lost: bool
+    """The group of some of them is not there: it must be made again first."""
+
+
 class Leases:
     """The leases of one bus, as one worker sees and takes them. Raises BusUnavailable."""
 
@@ -36,6 +56,7 @@ class Leases:
         self._bus = bus
         self._incarnation = incarnation
         self._tokens = itertools.count(1)
+        self._complaints = Complaints(logger)
 
     def new_value(self) -> str:
         """A value that no lease has ever had: the incarnation is unique, the number only grows."""
@@ -46,21 +67,40 @@ class Leases:
         wanted = list(lanes)
         if not wanted:
             return {}
-        values = self._bus.client.call("MGET", *(self._key(lane) for lane in wanted))
-        return {lane: value.decode() for lane, value in zip(wanted, values, strict=True) if value is not None}
+        values = self._bus.client.call("MGET", *(self.key(lane) for lane in wanted))
+        return {
+            lane: lease.read(value) for lane, value in zip(wanted, values, strict=True) if value is not None
+        }
 
     def swap(self, swaps: Iterable[Swap]) -> list[Swap]:
         """Compare-and-set many leases in one round trip; those that went through."""
         wanted = list(swaps)
-        replies = commands.run_many(self._bus.client, "lease", [self._call(each) for each in wanted])
-        return [each for each, reply in zip(wanted, replies, strict=True) if check(reply)[0] == 1]
+        codes = self._run("lease", [self._call(each) for each in wanted])
+        return [each for each, code in zip(wanted, codes, strict=True) if code == 1]
+
+    def take(self, swaps: Iterable[Swap]) -> Taken:
+        """As `swap`, for lanes that were not ours: each has an ordering, and gets its consumer name."""
+        wanted = list(swaps)
+        codes = self._run("lease", [self._call(each) for each in wanted])
+        return Taken([each for each, code in zip(wanted, codes, strict=True) if code == 1], lost=2 in codes)
+
+    def retire(self, leases: Mapping[LaneId, str]) -> set[LaneId]:
+        """Remove lanes under these values of their leases, with their consumer names, in one round trip:
+        those with nothing pending, which are returned."""
+        calls: list[Call] = [
+            ([self._stream(lane), self.key(lane)], [lease.raw(value), lane.group, lane.lane])
+            for lane, value in leases.items()
+        ]
+        codes = self._run("retire", calls)
+        return {lane for lane, code in zip(leases, codes, strict=True) if code == 1}
 
     def give_back(self, lanes: Iterable[OwnedLane]) -> None:
         """Free lanes for others; an unordered lane with nothing pending goes, with its consumer name."""
         given = list(lanes)
         for lane in given:
             self._settle_fallen(lane)
-        kept = [lane for lane in given if lane.ordering != "none" or not self._retire(lane)]
+        retired = self.retire({lane.id: lane.lease for lane in given if lane.ordering == "none"})
+        kept = [lane for lane in given if lane.id not in retired]
         self.swap(Swap(lane.id, lane.lease, freed(lane.lease), suspect=lane.suspect) for lane in kept)
         if given:
             self._bus.registry.hint("release")
@@ -98,39 +138,39 @@ class Leases:
             )
         except ServerError as error:
             if not commands.is_nogroup(error):
-                raise
+                self._complain(own[1:2], error)
         owned.fallen, owned.suspect = None, owned.suspect or fallen.batch
 
-    def _retire(self, lane: OwnedLane) -> bool:
-        stream = self._bus.keys.partition(lane.id.topic, lane.id.partition).stream
-        keys = [stream, self._key(lane.id)]
-        try:
-            return bool(
-                commands.run(self._bus.client, "retire", keys, [lane.lease, lane.id.group, lane.id.lane])
-            )
-        except ServerError as error:
-            if commands.is_nogroup(error):
-                return False  # the group is gone, and its pending lists with it
-            raise
-
-    def _key(self, lane: LaneId) -> str:
+    def key(self, lane: LaneId) -> str:
         return self._bus.keys.partition(lane.topic, lane.partition).lease(lane.group, lane.lane)
 
-    def _call(self, swap: Swap) -> tuple[list[str], list[str]]:
+    def _stream(self, lane: LaneId) -> str:
+        return self._bus.keys.partition(lane.topic, lane.partition).stream
+
+    def _run(self, script: str, calls: list[Call]) -> list[int]:
+        """The code in each reply. What is wrong with one lane is said, and leaves the others as they are."""
+        codes = []
+        for (keys, _), reply in zip(calls, commands.run_many(self._bus.client, script, calls), strict=True):
+            if isinstance(reply, ServerError):
+                self._complain(keys, reply)
+                codes.append(-1)
+            else:
+                codes.append(reply[0] if isinstance(reply, list) else reply)
+        return codes
+
+    def _complain(self, keys: list[str], reply: ServerError) -> None:
+        error = error_of(reply)
+        if not isinstance(error, ServerError):
+            raise error
+        self._complaints.say(("lease", keys[0]), "A lease cannot be changed (%s): %s", keys[0], error)
+
+    def _call(self, swap: Swap) -> Call:
         lane = swap.lane
         keys = self._bus.keys.partition(lane.topic, lane.partition)
         return (
-            [self._key(lane), keys.stream, keys.state(lane.group)],
-            [swap.old, swap.new, lane.group, lane.lane, "1" if swap.suspect else "", swap.ordering or ""],
-        )
-
-
-def owner_of(lease: str) -> str:
-    """The incarnation that holds a lease; "" if it is free or missing."""
-    owner = lease.rpartition(":")[0]
-    return "" if owner == "free" else owner
-
-
-def freed(lease: str) -> str:
-    """The value of a lease that was given back: as unique as the one that it replaces."""
-    return f"free:{lease.replace(':', '-')}"
+            [self.key(lane), keys.stream, keys.state(lane.group)],
+            [
+                lease.raw(swap.old), swap.new, lane.group, lane.lane,
+                "1" if swap.suspect else "", swap.ordering or "",
+            ],
+        )  # fmt: skip

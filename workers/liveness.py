@@ -20,9 +20,6 @@ DEAD_SECONDS = 15.0
 #: A mistake costs nothing here, since two leaders at once do no harm; a wait makes delayed messages late.
 LEAD_SECONDS = 2 * BEAT_SECONDS + 1.5
 
-#: How long the record of a dead worker stays for the others to observe it themselves. Seconds.
-FORGET_SECONDS = 60.0
-
 #: Two readings further apart than this are no observation: what happened in between was not seen. Seconds.
 #: One look may be late by the client's timeout; with 15 s a pause alone could use up DEAD_SECONDS.
 MAX_GAP = 10.0
@@ -50,7 +47,9 @@ class Liveness:
             self._start(now)
         for incarnation in self._counters.keys() | table.keys():
             counter = table.get(incarnation)
-            if incarnation not in self._since or self._counters[incarnation] != counter:
+            if counter is None:
+                self._counters[incarnation] = None  # no beat: it has stood still since the last one
+            elif incarnation not in self._since or self._counters[incarnation] != counter:
                 self._counters[incarnation] = counter
                 self._since[incarnation] = now
         self._last = now
@@ -83,10 +82,6 @@ class Liveness:
         not been observed for as long. The observer always may."""
         present = [name for name, counter in self._counters.items() if counter is not None]
         return {name for name in present if name == self._me or self._last - self._since[name] < LEAD_SECONDS}
-
-    def long_dead(self) -> set[str]:
-        """The workers in the table that have been dead for FORGET_SECONDS: nobody needs their record."""
-        return {name for name in self.dead() if self._last - self._since[name] >= FORGET_SECONDS}
 
     def next_look(self, now: float) -> float:
         """Seconds until the next reading is due: a beat, or less if somebody may turn out dead, or too slow

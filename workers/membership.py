@@ -8,40 +8,44 @@ should be its own by compare-and-set, and gives up, after the running slice, tho
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import random
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections
 
 from bus import marks
 from bus.client import Bus
+from bus.complaints import Complaints
 from bus.errors import BusError, BusUnavailable, ForeignData, UnknownTopic
 from bus.lane import ORDERED_LANE, LaneId
+from bus.lease import freed
 from bus.newcomers import Newcomers
-from bus.registry import GroupSpec
-from bus.streams import commands
+from bus.registry import GroupSpec, Tables
 from bus.subscriptions import Subscription
-from workers.assignment import assign
 from workers.declines import Declines
+from workers.division import Division
 from workers.forks import forks
+from workers.homes import Homes, View
 from workers.identity import Identity
-from workers.leases import Leases, Swap, freed, owner_of
+from workers.leases import Leases, Swap
 from workers.orderings import Orderings
+from workers.orphans import Orphans
 from workers.owned import OwnedLane
 from workers.roster import Roster
 from workers.scheduler import Scheduler
+from workers.sweep import Sweep
+from workers.unheld import Unheld
 
 logger = logging.getLogger("jitney.workers")
 
-#: What is wrong is said at once, then so often. Seconds.
-COMPLAIN_SECONDS = 60.0
-#: How often unordered groups are looked at for lanes whose worker is gone. Seconds.
-ADOPT_SECONDS = 5.0
+#: The pause after partitions or groups could not be made. Seconds.
+DECLARE_SECONDS = 30.0
 
 
 class Membership(threading.Thread):
@@ -70,15 +74,22 @@ class Membership(threading.Thread):
         self._clock = clock
         self._roster = Roster(bus, identity, self._subscriptions, processes, clock)
         self._leases = Leases(bus, identity.incarnation)
+        self._homes = Homes(bus, clock)
         self._orderings = Orderings(bus, self._leases, scheduler)
+        self._orphans = Orphans(bus, self._me, self._roster, self._leases, self._orderings, scheduler, clock)
+        self._sweep = Sweep(bus, self._roster, self._leases, clock)
+        self._unheld = Unheld(clock)
+        self._division = Division(self._me, self._roster)
+        self._going: set[LaneId] = set()
+        """Lanes that we give up when their slices end."""
         self._declines = Declines(clock)
         self._newcomers = Newcomers(bus)
         self._errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._declared = self._announced = False
+        self._declare_at = -math.inf
         self._leaving = False
-        self._complained = -COMPLAIN_SECONDS
-        self._adopt_at = 0.0
+        self._complaints = Complaints(logger, clock=clock)
         self.heard_at = clock()
         """When this thread last went round its loop, by the monotonic clock."""
 
@@ -91,6 +102,7 @@ class Membership(threading.Thread):
 
     def look(self) -> None:
         """Look at the tables now instead of at the next beat."""
+        self._homes.forget()
         self._errands.put(None)
 
     def stop(self) -> None:
@@ -167,12 +179,25 @@ class Membership(threading.Thread):
         except BusError as error:
             if isinstance(error, BusUnavailable):
                 self._roster.failed()
-            if self._clock() - self._complained >= COMPLAIN_SECONDS:
-                self._complained = self._clock()
-                logger.warning("The worker cannot look after its leases now and goes on trying: %s", error)
-            return False
-        self._complained = -COMPLAIN_SECONDS
-        return True
+            self._complaints.say(
+                type(error).__name__,
+                "The worker cannot look after its leases now and goes on trying: %s",
+                error,
+            )
+        except Exception as error:
+            # A thread that ends would end the worker; and what is wrong with one thing is not with others.
+            self._complaints.say(
+                (type(error), traceback.extract_tb(error.__traceback__)[-1][:2]),
+                "A fault in Jitney: the worker goes on looking after its leases, as far as it can.",
+                level=logging.ERROR,
+                exc_info=error,
+            )
+        else:
+            self._complaints.over(BusUnavailable.__name__)
+            return True
+        self._homes.forget()
+        self._unheld.forget()
+        return False
 
     def _next_look(self) -> float:
         return min(self._roster.next_look(), self._declines.next_look(self._scheduler.waiting()))
@@ -181,48 +206,62 @@ class Membership(threading.Thread):
         leaving = self._scheduler.stopped or self._scheduler.standing
         self._leaving = self._leaving and leaving
         self._decline()
-        self._roster.beat(leaving=leaving, declines=self._declines.dump())
-        homes = self._homes()
-        leases = self._leases.read(homes)
-        self._bury(leases)
-        self._drop_lost()  # first: what is lost must not be given up as if it were ours, without a word
-        wanted = self._assigned(homes, leases)
+        unheld = self._unheld.lanes()
+        self._roster.beat(leaving=leaving, declines=self._declines.dump(), unheld=unheld)
+        self._declared_tables()
+        slot_lanes = self._slot_lanes()
+        owned = self._scheduler.owned()
+        view = self._homes.look([*owned, *slot_lanes])
+        self._bury(view)
+        self._drop_lost(
+            view, owned
+        )  # first: what is lost must not be given up as if it were ours, without a word
+        self._division.update(view)
+        self._unheld.see(self._division.free)
+        wanted = self._division.wanted
         self._give_up(wanted)
-        self._free_strays(leases, wanted)
+        self._free_strays(view, wanted)
         if leaving:
             self._say_leaving()
         else:
-            self._acquire(wanted, leases)
-            self._tend_unordered(wanted)
+            self._acquire(wanted, view)
+            self._tend_unordered(slot_lanes, view)
+            self._orphans.tend(wanted)
             self._orderings.change()
+        if self.leads:
+            self._unheld.say(unheld)
+            self._sweep.step(view.tables)
         self._on_change()
 
     # ------------------------------------------------------------------ what there is
 
-    def _homes(self) -> list[LaneId]:
-        """The partitions of all our subscriptions; each has one home worker, whatever the ordering."""
-        known = self._known()
-        if not self._declared:
-            self._declare(known)
-        if seen := self._newcomers.look():  # else the table is something else altogether, and says nothing
-            if self._newcomers.must_declare(((each.topic, each.group) for each in known), seen.places):
-                self._declare(known)  # FLUSHALL, or somebody deleted a group that is still subscribed
-            self._scheduler.pause((group.topic, group.name) for group in seen.groups if group.paused)
-        homes = [
-            LaneId(each.topic, partition, each.group)
-            for each in known
-            if (each.topic, each.group) not in self._newcomers.refused
-            for partition in range(self._bus.registry.spec(each.topic).partitions)
-        ]
-        if seen:
-            self._orderings.refresh(seen.groups, homes)
-        return homes
+    def _declared_tables(self) -> Tables:
+        """What all have declared, with what our code declares among it."""
+        tables = self._homes.tables()
+        known = self._known(tables)
+        # Not there: FLUSHALL, or somebody deleted a group that is still subscribed.
+        places = [(each.topic, each.group) for each in known]
+        missing = not self._declared or self._newcomers.must_declare(places, tables.places)
+        if missing and self._clock() >= self._declare_at:
+            if not self._declare(known):  # what is in the way is told of, and the others can do without it
+                self._declare_at = self._clock() + DECLARE_SECONDS
+            self._homes.forget()
+            before, tables = tables, self._homes.tables()
+            if tables is not before:
+                self._bus.registry.hint("spec changed")  # or others would divide what was there before
+        self._scheduler.pause((group.topic, group.name) for group in tables.groups if group.paused)
+        served = {(each.topic, each.group) for each in self._subscriptions}
+        self._orderings.refresh(tables.groups, self._homes.of(served))
+        return tables
 
-    def _known(self) -> list[Subscription]:
+    def _known(self, tables: Tables) -> list[Subscription]:
         """The subscriptions whose topics exist."""
         known = []
         for each in self._subscriptions:
-            try:
+            if each.topic in tables.topics:
+                known.append(each)
+                continue
+            try:  # makes it again, where code or a database declares it
                 self._bus.registry.spec(each.topic)
             except (UnknownTopic, ForeignData) as error:
                 if not self._declared:
@@ -231,8 +270,9 @@ class Membership(threading.Thread):
                 known.append(each)
         return known
 
-    def _declare(self, known: list[Subscription]) -> None:
-        self._newcomers.declare(
+    def _declare(self, known: list[Subscription]) -> bool:
+        """True if all went well."""
+        well = self._newcomers.declare(
             (
                 GroupSpec(topic=each.topic, name=each.group, ordering=each.ordering, start=each.start)
                 for each in known
@@ -242,6 +282,7 @@ class Membership(threading.Thread):
         )
         self._declared = self._announced = True
         self._advance()
+        return well
 
     def _advance(self) -> None:
         """Streams or groups had vanished, or the server came back with older data."""
@@ -259,7 +300,7 @@ class Membership(threading.Thread):
 
     # ------------------------------------------------------------------ ordered lanes
 
-    def _bury(self, leases: dict[LaneId, str]) -> None:
+    def _bury(self, view: View) -> None:
         """Free the lanes of workers that are gone, for whoever should have them, and strike these off.
 
         A worker that was thought dead and comes back finds its leases changed, and enters itself again.
@@ -267,25 +308,19 @@ class Membership(threading.Thread):
         gone = self._roster.gone
         if not gone:
             return
-        swaps = [
-            Swap(lane, value, freed(value), suspect=True)
-            for lane, value in leases.items()
-            if owner_of(value) in gone
-        ]
-        swapped = self._leases.swap(swaps)
+        leases = view.leases
+        theirs = [lane for lane, owner in view.owners.items() if owner in gone and lane.lane == ORDERED_LANE]
+        swapped = self._leases.swap(
+            Swap(lane, leases[lane], freed(leases[lane]), suspect=True) for lane in theirs
+        )
         for swap in swapped:
-            leases[swap.lane] = swap.new
+            view.leases[swap.lane], view.owners[swap.lane] = swap.new, ""
         struck = self._roster.strike_off()
         # Only where something changed: whoever sees a hint looks again, and would hint again, and so on.
         if swapped or struck:
+            self._homes.forget()
             logger.warning("Workers that are gone: %s. Their lanes are taken over.", ", ".join(sorted(gone)))
             self._bus.registry.hint("release")
-
-    def _assigned(self, homes: list[LaneId], leases: dict[LaneId, str]) -> set[LaneId]:
-        """The homes that should be ours."""
-        owners = {lane: owner_of(value) for lane, value in leases.items()}
-        assigned = assign(self._roster.serving(), homes, owners, self._roster.declining())
-        return {lane for lane, worker in assigned.items() if worker == self._me}
 
     def _decline(self) -> None:
         """Look which lanes wait for a slot in vain: the beat says so, and others take them."""
@@ -299,12 +334,13 @@ class Membership(threading.Thread):
     def _give_up(self, wanted: set[LaneId]) -> None:
         standing = self._scheduler.standing
         free = self._scheduler.left_standing() if standing or self._scheduler.stopped else []
-        for lane in self._scheduler.owned():
-            if (lane.lane != ORDERED_LANE and not standing) or lane in wanted:
-                self._scheduler.stay(lane)
-            elif (left := self._scheduler.leave(lane)) is not None:
-                free.append(left)
-        self._leases.give_back(free)
+        unwanted = self._scheduler.owned().keys() - wanted
+        unwanted = {lane for lane in unwanted if lane.lane == ORDERED_LANE or standing}
+        for lane in self._going - unwanted:
+            self._scheduler.stay(lane)
+        left = {lane: self._scheduler.leave(lane) for lane in unwanted}
+        self._going = {lane for lane, gone in left.items() if gone is None}
+        self._leases.give_back([*free, *(lane for lane in left.values() if lane is not None)])
 
     def _say_leaving(self) -> None:
         # Once: whoever sees a hint looks again, ourselves included.
@@ -312,87 +348,52 @@ class Membership(threading.Thread):
             self._leaving = True
             self._bus.registry.hint("leave")
 
-    def _free_strays(self, leases: dict[LaneId, str], wanted: set[LaneId]) -> None:
+    def _free_strays(self, view: View, wanted: set[LaneId]) -> None:
         """Leases that bear our name but are not held: the reply to an acquisition was lost, and meanwhile
         the lane should be somebody else's."""
-        owned = self._scheduler.owned()
-        strays = {
-            lane: value
-            for lane, value in leases.items()
-            if owner_of(value) == self._me and lane not in owned and lane not in wanted
-        }
-        self._leases.swap(Swap(lane, value, freed(value)) for lane, value in strays.items())
+        strays = self._division.named - wanted - self._scheduler.owned().keys()
+        self._leases.swap(Swap(lane, view.leases[lane], freed(view.leases[lane])) for lane in strays)
 
-    def _acquire(self, wanted: set[LaneId], leases: dict[LaneId, str]) -> None:
+    def _acquire(self, wanted: set[LaneId], view: View) -> None:
         swaps = []
         for lane in sorted(wanted - self._scheduler.owned().keys()):
-            current = leases.get(lane, "")
-            owner = owner_of(current)
+            owner = view.owners.get(lane, "")
             # Our own name on a lane that we do not hold: the reply to an acquisition was lost.
             free = owner in ("", self._me)
             if free or self._roster.is_gone(owner):
+                current = view.leases.get(lane, "")
                 swaps.append(Swap(lane, current, self._leases.new_value(), suspect=not free))
-        self._orderings.take(swaps)
+        self._take(swaps)
 
-    def _drop_lost(self) -> None:
+    def _take(self, swaps: list[Swap]) -> None:
+        if self._orderings.take(swaps).lost:
+            self._declared = False  # at the next look
+            self._homes.forget()
+
+    def _drop_lost(self, view: View, owned: dict[LaneId, str]) -> None:
         """Drop lanes whose lease is not ours any more (we were frozen, FLUSHALL, a verb of an operator)."""
-        owned = self._scheduler.owned()
-        current = self._leases.read(owned)
-        for lane, lease in owned.items():
-            if current.get(lane) != lease and self._scheduler.owned().get(lane) == lease:
+        for lane in [lane for lane, lease in owned.items() if view.leases.get(lane) != lease]:
+            if self._scheduler.owned().get(lane) == owned[lane]:
                 self._orderings.lost(lane)
                 self.look()
 
     # ------------------------------------------------------------------ unordered lanes
 
-    def _tend_unordered(self, homes: set[LaneId]) -> None:
-        """One lane for each slot in every partition, whoever is its home; orphans are adopted at home."""
-        owned = self._scheduler.owned()
+    def _slot_lanes(self) -> list[LaneId]:
+        """Our own lanes in unordered groups: one for each slot in every partition, whoever is its home."""
         served = {(each.topic, each.group) for each in self._subscriptions}
-        lanes = [
+        return [
             LaneId(home.topic, home.partition, home.group, f"{self._me}.{slot}")
             for home in self._orderings.unordered(served)
             for slot in range(self._slots)
         ]
-        missing = [lane for lane in lanes if lane not in owned]
-        values = self._leases.read(missing)
-        # Free, or our own after a lost reply. What somebody else drains he will remove.
-        free = [lane for lane in missing if owner_of(values.get(lane, "")) in ("", self._me)]
-        self._orderings.take([Swap(lane, values.get(lane, ""), self._leases.new_value()) for lane in free])
-        unordered = [home for home in sorted(homes) if self._orderings.of(home) == "none"]
-        if unordered and self._clock() >= self._adopt_at:
-            self._adopt_at = self._clock() + ADOPT_SECONDS
-            self._adopt(unordered)
 
-    def _adopt(self, homes: list[LaneId]) -> None:
-        """Take over lanes whose worker is gone: what is pending there is handled, then the lane goes."""
+    def _tend_unordered(self, slot_lanes: list[LaneId], view: View) -> None:
+        """Take those of our slots that are not held yet."""
+        if not slot_lanes:
+            return
         owned = self._scheduler.owned()
-        others = [lane for lane in self._consumers(homes) if lane not in owned and lane.lane != ORDERED_LANE]
-        # A lane has its lease before its name, so one without a lease, or with a free one, is nobody's.
-        leases = self._leases.read(others)
-        owners = {lane: owner_of(leases.get(lane, "")) for lane in others}
-        orphans = [lane for lane in others if not owners[lane] or self._roster.is_gone(owners[lane])]
-        swaps = [
-            Swap(
-                lane,
-                leases.get(lane, ""),
-                self._leases.new_value(),
-                suspect=bool(owners[lane]),
-            )
-            for lane in orphans
-        ]
-        for swap in self._orderings.take(swaps, drain_only=True):
-            # The orphan's retries are in the zset that all lanes share: ours must read it anew.
-            self._scheduler.wake(lane for lane in owned if lane.partition == swap.lane.partition)
-
-    def _consumers(self, homes: list[LaneId]) -> list[LaneId]:
-        asked: list[Any] = [
-            ("XINFO", "CONSUMERS", self._bus.keys.partition(home.topic, home.partition).stream, home.group)
-            for home in homes
-        ]
-        lanes = []
-        for home, reply in zip(homes, self._bus.client.pipe(asked), strict=True):
-            for raw in reply if isinstance(reply, list) else ():
-                name = commands.text(commands.fields_of(raw)["name"])
-                lanes.append(LaneId(home.topic, home.partition, home.group, name))
-        return lanes
+        missing = [lane for lane in slot_lanes if lane not in owned]
+        # Free, or our own after a lost reply. What somebody else drains he will remove.
+        free = [lane for lane in missing if view.owners.get(lane, "") in ("", self._me)]
+        self._take([Swap(lane, view.leases.get(lane, ""), self._leases.new_value()) for lane in free])

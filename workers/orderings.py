@@ -15,7 +15,7 @@ from bus.registry import GroupSpec
 from bus.reordering import Change, Place
 from bus.signals import lease_lost
 from bus.values import Ordering
-from workers.leases import Leases, Swap
+from workers.leases import Leases, Swap, Taken
 from workers.scheduler import Scheduler
 
 logger = logging.getLogger("jitney.workers")
@@ -63,8 +63,8 @@ class Orderings:
             if effect == "none" == self._wanted(place) and (place.topic, place.group) in served
         ]
 
-    def take(self, swaps: Iterable[Swap], *, drain_only: bool = False) -> list[Swap]:
-        """Acquire lanes, each by the ordering in effect there; those that we got.
+    def take(self, swaps: Iterable[Swap], *, drain_only: bool = False) -> Taken:
+        """Acquire lanes, each by the ordering in effect there.
 
         Where one is refused another ordering may be in effect by now: that is asked at the next look.
         """
@@ -74,8 +74,8 @@ class Orderings:
             if (effect := self.of(swap.lane)) is not None
         ]
         effects = {swap.lane: effect for swap, effect in wanted}
-        taken = self._leases.swap(swap for swap, _ in wanted)
-        for swap in taken:
+        taken = self._leases.take(swap for swap, _ in wanted)
+        for swap in taken.swaps:
             self._scheduler.add(swap.lane, swap.new, effects.pop(swap.lane), drain_only=drain_only)
         for lane in effects:
             self._effect.pop(_place(lane), None)

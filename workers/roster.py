@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import orjson
 
 from bus.client import Bus
+from bus.complaints import Complaints
 from bus.lane import LaneId
 from bus.streams import commands
 from bus.subscriptions import Subscription
-from workers.declines import load
+from bus.worker_record import WorkerRecord, dump_lane, read_table
 from workers.identity import Identity, is_proven_gone
-from workers.liveness import Liveness
+from workers.liveness import BEAT_SECONDS, Liveness
+
+logger = logging.getLogger("jitney.workers")
+
+#: How long the record of a worker that is gone stays: all others have read it meanwhile. Seconds.
+SEEN_SECONDS = 2 * BEAT_SECONDS
 
 
 class Roster:
@@ -36,7 +42,11 @@ class Roster:
         self._beat = 0
         self._groups = sorted({each.group for each in subscriptions})
         self._serves = sorted({f"{each.topic}/{each.group}" for each in subscriptions})
-        self._table: dict[str, dict[str, Any]] = {}
+        self._table: dict[str, WorkerRecord] = {}
+        self._names: Collection[str] = ()
+        """All who are in the table, also where the record cannot be read."""
+        self._complaints = Complaints(logger, clock=clock)
+        self._gone_since: dict[str, float] = {}
         self._struck_off: set[str] = set()
         """Workers that we have seen to be gone. One that comes back is among the peers again."""
         self.gone: frozenset[str] = frozenset()
@@ -47,11 +57,13 @@ class Roster:
         """Who does the upkeep: the first in sort order of the workers whose beat was seen to move lately.
         That is known sooner than who is dead, and leases do not hang on it."""
 
-    def beat(self, *, leaving: bool = False, declines: list[str] | None = None) -> None:
+    def beat(
+        self, *, leaving: bool = False, declines: list[str] | None = None, unheld: Sequence[LaneId] = ()
+    ) -> None:
         """Raise our counter, read everybody's, and judge.
 
         `leaving`: this worker takes no lanes any more. `declines`: that it is busy, and with
-        which it can do nothing, as of `Declines.dump`.
+        which it can do nothing, as of `Declines.dump`. `unheld`: lanes that nobody has held for long.
         """
         self._beat += 1
         record = {
@@ -61,28 +73,42 @@ class Roster:
             "processes": self._processes,
             "leaving": leaving,
             "declines": declines,
+            "unheld": [dump_lane(lane) for lane in unheld],
             "beat": self._beat,
         }
         me, key = self._identity.incarnation, self._bus.keys.workers
         reply = commands.run(self._bus.client, "beat", [key], [me, orjson.dumps(record)])
-        self._table = {name: orjson.loads(raw) for name, raw in commands.fields_of(reply).items()}
-        self._liveness.observe({name: known["beat"] for name, known in self._table.items()}, self._clock())
-        proven = {name for name, known in self._table.items() if name != me and is_proven_gone(known)}
+        table = read_table(key, reply)
+        for each in table.unreadable:
+            self._complaints.say(("record", each.field), "A record of a worker is passed over: %s.", each)
+        self._table, self._names = table.records, table.counters.keys()
+        self._liveness.observe(table.counters, self._clock())
+        proven = {name for name, known in self._table.items() if name != me and is_proven_gone(known.proof)}
         self.gone = frozenset(self._liveness.dead() | proven)
+        self._gone_since = {name: self._gone_since.get(name, self._clock()) for name in self.gone}
         self.peers = frozenset(self._table.keys() - self.gone)
         self.leader = min(self._liveness.moving() & self.peers, default=me)
         if self._beat == 1:
             self._bus.registry.hint("join")
 
-    def serving(self) -> dict[str, set[str]]:
-        """Live worker that is not about to leave → what it serves, as `topic/group`."""
-        known = {name: self._table[name] for name in self.peers}
-        return {name: set(each.get("serves", ())) for name, each in known.items() if not each.get("leaving")}
+    def serving(self, groups: Iterable[tuple[str, str]]) -> dict[str, frozenset[str]]:
+        """Live worker that is not about to leave → what it serves, as `topic/group`.
 
-    def declining(self) -> dict[str, set[LaneId]]:
+        `groups`: the declared ones, as (topic, group); older workers say only the names of groups.
+        """
+        known = {name: self._table[name] for name in sorted(self.peers)}
+        return {name: self._served(each, groups) for name, each in known.items() if not each.leaving}
+
+    @staticmethod
+    def _served(record: WorkerRecord, groups: Iterable[tuple[str, str]]) -> frozenset[str]:
+        if record.serves is not None:
+            return record.serves
+        return frozenset(f"{topic}/{group}" for topic, group in groups if record.serves_group(topic, group))
+
+    def declining(self) -> dict[str, frozenset[LaneId]]:
         """Live worker that is busy → the lanes that it declines."""
-        known = {name: self._table[name].get("declines") for name in self.peers}
-        return {name: load(texts) for name, texts in known.items() if texts is not None}
+        known = {name: self._table[name].declines for name in sorted(self.peers)}
+        return {name: lanes for name, lanes in known.items() if lanes is not None}
 
     def is_gone(self, incarnation: str) -> bool:
         """Whether the owner of a lease is dead; also for one that is not in the table."""
@@ -93,16 +119,18 @@ class Roster:
         if not self._liveness.is_dead(incarnation):
             return False
         # It may have joined, and taken lanes, after we read the table.
-        known = incarnation in self._table
+        known = incarnation in self._names
         return known or not self._bus.client.call("HEXISTS", self._bus.keys.workers, incarnation)
 
+    def may_hold(self, owner: str) -> bool:
+        """Whether the owner of a lease may live: he is in the table and not gone, readable or not."""
+        return owner in self._names and owner not in self.gone
+
     def strike_off(self) -> list[str]:
-        """Remove the records of workers that nobody needs to observe any more: we serve all that they
-        served (and have freed their lanes), or they have been dead for long."""
-        ours = {
-            name for name in self.gone if set(self._serves).issuperset(self._table[name].get("serves", ()))
-        }
-        forgotten = sorted((ours | self._liveness.long_dead()) & self.gone)
+        """Remove the records of workers that are gone, once their lanes are free, and once others of their
+        host had time to see that they are. Those that cannot be read stay, for somebody to look at."""
+        late = self._clock() - SEEN_SECONDS
+        forgotten = sorted(name for name in self.gone & self._table.keys() if self._gone_since[name] <= late)
         if forgotten:
             self._bus.client.call("HDEL", self._bus.keys.workers, *forgotten)
             self._struck_off.update(forgotten)

@@ -6,12 +6,14 @@ import asyncio
 import gc
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bus.client import Bus
 from bus.errors import BusError
 from bus.lane import Lane, LaneId
+from bus.sizes import Sizes
 from bus.streams.wire import Link
 from bus.subscriptions import Subscriptions
 from workers.dispatch import Dispatcher
@@ -33,6 +35,8 @@ class Runtime:
     dispatchers: dict[tuple[str, str], Dispatcher] = field(default_factory=dict)
     lanes: dict[LaneId, tuple[int, Lane]] = field(default_factory=dict)
     """Lanes as the last slice here left them, with its serial: the next one need not ask Redis again."""
+    sizes: defaultdict[tuple[str, str], Sizes] = field(default_factory=lambda: defaultdict(Sizes))
+    """What is known of the sizes of messages, by topic and group."""
     local: threading.local = field(default_factory=threading.local)
     is_ending: Callable[[], bool] = lambda: False
     """Whether somebody ends this pool process by a signal; only Celery's pool knows."""

@@ -52,6 +52,7 @@ class Slice:
             held_limit=self._settings.held_limit,
             dead_limit=self._settings.dead_limit,
             drain_only=self._drain_only,
+            sizes=runtime.sizes[order.lanes[0].id.topic, order.lanes[0].id.group],
         )
         self._hand = Handling(runtime, self._turns, self._lanes, self._slot, order.handler_seconds)
 

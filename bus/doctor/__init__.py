@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bus.client import Bus
-from bus.doctor import delayed, foreign, groups, orderings, partitions, rights, server
+from bus.doctor import delayed, foreign, groups, lanes, orderings, partitions, rights, server
 from bus.doctor.finding import Finding, Level
 from bus.errors import BusError, Forbidden
 
@@ -24,6 +24,7 @@ def examine(bus: Bus) -> list[Finding]:
             findings += groups.examine(bus)
             findings += orderings.examine(bus)
             findings += foreign.examine(bus)
+            findings += lanes.examine(bus)
     except Forbidden as error:
         findings.append(Finding("error", "rights", str(error), rights.HINT))
     except BusError as error:

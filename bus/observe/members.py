@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
+from bus import lease as leases
 from bus.observe.snapshots import WorkerSnapshot
-from bus.streams.commands import fields_of
+from bus.worker_record import WorkerRecord
 
 
-def holder(lease: bytes | None) -> str | None:
-    """The incarnation in a lease's value (`incarnation:token`); None if it is free."""
-    value = lease.decode() if lease else ""
-    return None if value.startswith("free:") else value.rpartition(":")[0] or None
+def holder(lease: Any) -> str | None:
+    """The incarnation in the value of a lease, as it was read; None if it is free or not there."""
+    return leases.owner_of(leases.read(lease)) or None
 
 
-def workers(table: Any, lanes: Mapping[str, int]) -> tuple[WorkerSnapshot, ...]:
-    """Snapshots from the reply to HGETALL; `lanes`: incarnation → leases held."""
-    return tuple(
-        _worker(incarnation, orjson.loads(raw), lanes.get(incarnation, 0))
-        for incarnation, raw in sorted(fields_of(table).items())
-    )
+def workers(records: Mapping[str, WorkerRecord], lanes: Mapping[str, int]) -> tuple[WorkerSnapshot, ...]:
+    """Snapshots of the workers in the table; `lanes`: incarnation → leases held."""
+    return tuple(_worker(record, lanes.get(name, 0)) for name, record in sorted(records.items()))
 
 
-def serving(members: tuple[WorkerSnapshot, ...], group: str) -> int:
+def serving(records: Iterable[WorkerRecord], topic: str, group: str) -> int:
     """How many of the workers serve a group."""
-    return sum(1 for member in members if member.groups is None or group in member.groups)
+    return sum(1 for record in records if record.serves_group(topic, group))
 
 
-def _worker(incarnation: str, known: dict[str, Any], lanes: int) -> WorkerSnapshot:
-    groups = known["groups"]
+def _worker(record: WorkerRecord, lanes: int) -> WorkerSnapshot:
     return WorkerSnapshot(
-        incarnation=incarnation,
-        host=known["host"],
-        pid=known["pid"],
-        started=datetime.fromtimestamp(known["started"] / 1000, UTC),
-        beat=known["beat"],
-        groups=None if groups is None else tuple(groups),
-        processes=known["processes"],
+        incarnation=record.incarnation,
+        host=record.host,
+        pid=record.pid,
+        started=datetime.fromtimestamp(record.started / 1000, UTC),
+        beat=record.beat,
+        groups=record.groups,
+        processes=record.processes,
         lanes=lanes,
+        serves=None if record.serves is None else tuple(sorted(record.serves)),
     )

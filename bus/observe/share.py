@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from bus.lane import LaneId
 from bus.moments import moment
 from bus.observe import lag as lags
 from bus.observe.facts import GroupFacts, StreamFacts
@@ -34,9 +35,17 @@ class Share:
     lost_last: LastLoss | None = None
     owners: list[str] = field(default_factory=list)
     """The incarnation of each lease held here."""
+    holder: str | None = None
+    """The incarnation that holds the home of the partition, whatever the ordering."""
+    unheld: bool = False
     lag: Lag | None = None
     oldest: str | None = None
     """Id of the first message not given yet."""
+
+    @property
+    def lane(self) -> LaneId:
+        """The home of the partition."""
+        return LaneId(self.group.topic, self.partition, self.group.name)
 
     def prove(self, *, keeps_lag: bool) -> bool:
         """Set the lag if it needs no counting; True if the oldest message must still be asked for."""
@@ -82,6 +91,7 @@ class Share:
             time_lag=self._time_lag(now),
             lanes=len(self.owners),
             ordering=self.ordering,
+            unheld=self.unheld,
         )
 
     def _offset(self) -> int | None:

@@ -78,6 +78,8 @@ class GroupPartitionSnapshot:
     lost_last: LastLoss | None = None
     ordering: Ordering | None = None
     """The ordering in effect here: not the declared one where messages must be settled first."""
+    unheld: bool = False
+    """Nobody has held this lane for 10 s or more, though a worker serves the group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,8 @@ class GroupSnapshot:
     """Some of them were found within the last day."""
     missing_partitions: int = 0
     """Partitions in which Redis has no such group."""
+    unheld_partitions: int = 0
+    """Partitions that nobody has held for 10 s or more, though a worker serves the group."""
     former_ordering: Ordering | None = None
     """Another ordering that is still in effect somewhere, until what is pending there is settled."""
     unsettled: int = 0
@@ -161,6 +165,8 @@ class WorkerSnapshot:
     processes: int
     lanes: int
     """Leases it holds now."""
+    serves: tuple[str, ...] | None = None
+    """What it serves, as `topic/group`; None: not said, so it goes by `groups`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

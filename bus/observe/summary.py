@@ -62,7 +62,7 @@ def _group(survey: Survey, spec: GroupSpec) -> GroupSnapshot:
         held=_sum(part.held for part in parts),
         dead=_sum(part.dead for part in parts),
         time_lag=_time_lag(parts),
-        workers=members.serving(survey.workers, spec.name),
+        workers=members.serving(survey.records.values(), spec.topic, spec.name),
         lanes=sum(part.lanes for part in parts),
         trimmed=_sum(part.trimmed for part in parts),
         lost=_sum(part.lost for part in parts),
@@ -73,6 +73,7 @@ def _group(survey: Survey, spec: GroupSpec) -> GroupSnapshot:
         missing_partitions=sum(part.missing for part in parts),
         former_ordering=former[0].ordering if former else None,
         unsettled=sum(part.pending or 0 for part in former),
+        unheld_partitions=sum(part.unheld for part in parts),
     )
 
 

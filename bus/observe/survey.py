@@ -19,7 +19,7 @@ from typing import Any
 from bus import delayed, reordering
 from bus.client import Bus
 from bus.observe import lag as lags
-from bus.observe import members
+from bus.observe import members, unheld
 from bus.observe.facts import StreamFacts, ask, is_absent, number, stream_command, stream_facts
 from bus.observe.info import Info
 from bus.observe.loss import LastLoss
@@ -30,6 +30,7 @@ from bus.streams.connect import check, seconds_of
 from bus.streams.wire import Command
 from bus.unreadable import Unreadable
 from bus.values import TopicSpec
+from bus.worker_record import WorkerRecord, read_table
 
 #: The lane of an ordered group, whoever owns it.
 _ORDERED_LANE = "0"
@@ -71,6 +72,8 @@ class Survey:
     shares: Mapping[tuple[str, str], list[GroupPartitionSnapshot]]
     """(topic, group) → its partitions."""
     workers: tuple[WorkerSnapshot, ...]
+    records: Mapping[str, WorkerRecord]
+    """Incarnation → what the worker says of itself."""
 
 
 def spec_of(bus: Bus, name: str) -> TopicSpec:
@@ -116,21 +119,28 @@ class _Reading:
         info, now, table = self._read_streams()
         self._read_oldest_and_lanes(info)
         held = Counter(owner for share in self._shares for owner in share.owners)
+        records = read_table(self._bus.keys.workers, table).records
+        suspected = unheld.suspected(records.values())
+        for share in self._shares:
+            share.unheld = (
+                bool(suspected) and share.lane in suspected and not unheld.is_held(share.holder, records)
+            )
         shares: dict[tuple[str, str], list[GroupPartitionSnapshot]] = {
             (group.topic, group.name): [] for group in self._groups
         }
         for share in self._shares:
             shares[share.group.topic, share.group.name].append(share.snapshot(now))
-        workers = members.workers(table, held)
+        workers = members.workers(records, held)
         seen = self._streams, self._unreadable, self._waiting
-        return Survey(now, info, self._specs, self._groups, *seen, shares, workers)
+        return Survey(now, info, self._specs, self._groups, *seen, shares, workers, records)
 
     # ------------------------------------------------------------------ step 3
 
     def _read_streams(self) -> tuple[Info, datetime, Any]:
         first: list[Command] = [("INFO",), ("TIME",), ("HGETALL", self._bus.keys.workers)]
         replies = ask(self._bus.client, first + list(self._stream_commands()))
-        info, now, table = (next(replies) for _ in first)
+        info, now, workers = (next(replies) for _ in first)
+        table = [] if is_absent(workers) else workers
         for spec, partition, groups in self._partitions():
             stream = stream_facts(next(replies))
             self._streams.setdefault(spec.name, []).append(stream)
@@ -170,7 +180,8 @@ class _Reading:
         trimmed, lost, lost_maybe = (number(each) for each in counted[:3])
         lease = next(replies)
         ordering = reordering.answer(counted[4], group.ordering)
-        owner = None if ordering == "none" else _owner(lease)
+        holder = _owner(lease)
+        owner = None if ordering == "none" else holder
         return Share(
             group=group,
             ordering=ordering,
@@ -186,6 +197,7 @@ class _Reading:
             lost_maybe=lost_maybe,
             lost_last=None if is_absent(counted[3]) else LastLoss.load(counted[3]),
             owners=[owner] if owner else [],
+            holder=holder,
         )
 
     # ------------------------------------------------------------------ step 4 and counting

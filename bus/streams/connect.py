@@ -243,6 +243,15 @@ class Client:
             return []
         return self._with_link(lambda link: link.pipe(commands))
 
+    def pipe_packed(self, packed: bytes, replies: int) -> list[Any]:
+        """As `pipe`, for commands that are packed already and have so many replies."""
+
+        def work(link: Link) -> list[Any]:
+            link.send(packed, replies)
+            return link.receive_many(replies)
+
+        return self._with_link(work)
+
     def borrow(self) -> Link:
         """A connected link for the caller alone; give it back with `give_back`."""
         self._forget_links_of_parent()

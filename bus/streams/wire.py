@@ -8,6 +8,7 @@ nothing is ever sent twice by itself, and a WATCH never disappears by a silent r
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
@@ -60,7 +61,10 @@ def add_head(stream: str, fields: int) -> bytes:
 class Link:
     """A connected socket. Not thread-safe. After any error it is closed and stays closed."""
 
-    __slots__ = ("_connection", "_is_readable", "_reader", "_socket", "client_id", "history", "pending")
+    __slots__ = (
+        "_connection", "_is_readable", "_reader", "_socket", "client_id", "history", "limit", "pending",
+        "received",
+    )  # fmt: skip
 
     def __init__(self, connection: AbstractConnection) -> None:
         """Connect. Raises BusUnavailable; nothing was written then."""
@@ -70,6 +74,11 @@ class Link:
         self.history = 0
         """Which history of which server this is (see bus.streams.history); 0: not known."""
         self.pending = 0
+        self.received = 0
+        """Bytes, since somebody set it to 0."""
+        self.limit = math.inf
+        """When more is received the connection is given up, as if it had broken: for replies whose content is
+        not lost then."""
         try:
             connection.connect()
         except (redis.exceptions.RedisError, OSError, UnicodeError) as error:
@@ -136,6 +145,9 @@ class Link:
                 data = self._socket.recv(_READ_SIZE)
                 if not data:
                     raise ConnectionResetError("the server closed the connection")
+                self.received += len(data)
+                if self.received > self.limit:
+                    raise OSError(f"gave up a reply of more than {self.limit:,} bytes")
                 reader.feed(data)
                 reply = reader.gets()
         except OSError as error:

@@ -157,7 +157,7 @@ def place_table(found: Sequence[GroupPartitionSnapshot]) -> Table:
             count(one.held),
             count(one.dead),
             lost_words(one),
-            one.owner or "-",
+            one.owner or ("nobody" if one.unheld else "-"),
         ]
         for one in found
     ]

@@ -95,8 +95,10 @@ def every_key(bus: Bus, topic: str, partition: int, group: str) -> dict[str, str
                 continue
             member = getattr(owner, name)
             if callable(member):
-                wanted = inspect.signature(member).parameters
-                member = member(**{each: given[each] for each in wanted})
+                signature = inspect.signature(member)
+                if signature.return_annotation != "str":
+                    continue  # it names no key
+                member = member(**{each: given[each] for each in signature.parameters})
             if isinstance(member, str) and member.startswith(f"{bus.keys.prefix}:") and "*" not in member:
                 found[name] = member
     return found

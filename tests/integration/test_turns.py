@@ -14,6 +14,7 @@ from bus.lane import Lane, LaneId
 from bus.mending import PAGE, RELEASE
 from bus.plan import GroupLost
 from bus.registry import GroupSpec
+from bus.sizes import FETCH_BYTES
 from bus.streams import commands, history
 from bus.streams.connect import Endpoint
 from bus.streams.wire import Link
@@ -651,3 +652,70 @@ def test_a_lane_with_ten_thousand_messages_held_behind_nothing_is_put_right_in_p
     for number in range(10):
         own = [value for value in seen if value % 10 == number]
         assert own == sorted(own)
+
+
+# ---------------------------------------------------------------------- large messages
+
+#: Nearly as large as a message may be.
+LARGE = "x" * ((1 << 20) - 100)
+
+
+def size_of(batch) -> int:
+    return sum(len(part) for _, messages in batch for message in messages for part in message.raw.values())
+
+
+def work_off(world, *, count=500):
+    """Handle all that comes, connecting again where the connection breaks, as a slice does; the sizes of the
+    batches, and how often it broke."""
+    sizes, breaks, empty = [], 0, 0
+    while empty < 3:
+        try:
+            batch = world.turns.take(count)
+        except BusUnavailable:
+            breaks += 1
+            world.turns.reopen()
+            continue
+        for lane, messages in batch:
+            for message in messages:
+                lane.done(message)
+        sizes.append(size_of(batch))
+        empty = 0 if sizes[-1] or any(lane.recovering for lane in world.turns.lanes) else empty + 1
+    world.turns.settle()
+    return sizes, breaks
+
+
+@pytest.mark.parametrize("partitions", [1, 8])
+def test_large_messages_after_small_ones_come_in_batches_of_bounded_bytes(server, partitions):
+    # Given that full batches of small messages are fetched
+    world = World(server, partitions=partitions)
+    world.bus.publish_many(TOPIC, range(3000), key=str)
+    sizes, breaks = work_off(world)
+    assert breaks == 0
+    # When many large ones come
+    world.bus.publish_many(TOPIC, [LARGE] * 100)
+    sizes, breaks = work_off(world)
+    # Then no batch has more bytes than a turn should have, but for a message of each lane; the reply that had
+    # was given up once, and nothing is lost or handled twice
+    assert max(sizes) <= FETCH_BYTES + partitions * len(LARGE)
+    assert sum(sizes) >= 100 * len(LARGE)
+    assert breaks == 1
+    assert all(world.pending(number) == 0 for number in range(partitions))
+    # And it stays so
+    world.bus.publish_many(TOPIC, [LARGE] * 60)
+    sizes, breaks = work_off(world)
+    assert max(sizes) <= FETCH_BYTES + len(LARGE)
+    assert breaks == 0
+    world.close()
+
+
+def test_one_message_that_is_larger_than_all_bounds_comes_too(server):
+    # Given a foreign message of 20 MiB, behind a large one
+    world = World(server)
+    world.bus.client.call("XADD", world.keys().stream, "*", "v", LARGE)
+    world.bus.client.call("XADD", world.keys().stream, "*", "v", "x" * (20 << 20))
+    world.bus.client.call("XADD", world.keys().stream, "*", "v", "1")
+    sizes, breaks = work_off(world)
+    assert sum(sizes) == len(LARGE) + (20 << 20) + 1
+    assert breaks <= 2
+    assert world.pending() == 0
+    world.close()

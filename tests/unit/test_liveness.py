@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.liveness import BEAT_SECONDS, DEAD_SECONDS, FORGET_SECONDS, LEAD_SECONDS, MAX_GAP, Liveness
+from workers.liveness import BEAT_SECONDS, DEAD_SECONDS, LEAD_SECONDS, MAX_GAP, Liveness
 
 seconds_between_looks = st.lists(st.floats(0.1, 60), min_size=1, max_size=60)
 
@@ -125,11 +125,12 @@ def test_a_worker_that_comes_back_to_life_is_alive():
 def test_a_worker_that_is_not_in_the_table_is_dead_once_it_was_looked_for_long_enough():
     # Given a table that was lost
     liveness = watch({"me": 1, "peer": 7})
-    for now in (5, 10, 15):
+    for now in (5, 10, DEAD_SECONDS - 0.1):
         liveness.observe({"me": 2}, now)
         # Then its workers have time to write themselves into it again
         assert not liveness.is_dead("peer")
-    liveness.observe({"me": 3}, 20)
+    # And that it was struck off by somebody makes nobody wait longer for what it leaves behind
+    liveness.observe({"me": 3}, DEAD_SECONDS)
     assert liveness.is_dead("peer")
     assert liveness.is_dead("never seen")
     assert liveness.dead() == set()
@@ -146,16 +147,6 @@ def test_those_that_left_the_table_are_forgotten():
     for now in range(5, 60, 5):
         liveness.observe({"me": now}, now)
     assert set(liveness._since) == {"me"}
-
-
-def test_a_record_is_kept_until_everybody_had_time_to_see_the_death():
-    liveness = watch({"peer": 7})
-    now = 0.0
-    while now < FORGET_SECONDS:
-        assert liveness.long_dead() == set()
-        now += BEAT_SECONDS
-        liveness.observe({"peer": 7}, now)
-    assert liveness.long_dead() == {"peer"}
 
 
 # ---------------------------------------------------------------------- who leads

@@ -32,8 +32,14 @@ def async_database(_subscription: Subscription, handler: Handler) -> Handler:
     async def call(delivery: Any) -> Any:
         try:
             return await handler(delivery)
-        except BaseException:
+        except BaseException as error:
+            raised = error
+        try:
+            # Outside of `except`: asgiref takes what is being handled along, in a circle with its traceback,
+            # which would keep the message until the garbage collector comes.
             await sync_to_async(close_old_connections)()
-            raise
+            raise raised
+        finally:
+            del raised
 
     return call

@@ -5,16 +5,21 @@
 -- ARGV[3] group   ARGV[4] lane
 -- ARGV[5] "1" when the lease is taken without having been released: what is pending then may
 --         have killed its worker, so it is suspect up to the last id that was given out
--- ARGV[6] the ordering under which a lane is taken: refused where another is in effect; "" asks for none.
---         The lane then has its name at once, by which others find it
--- Reply   {1, new value} or {0, the value that is there}
-local current = redis.call('GET', KEYS[1]) or ''
+-- ARGV[6] the ordering under which a lane is taken: refused where another is in effect; "" for one that we have.
+--         Its consumer name is made too. So each lease of a lane has a name in its group, by which it is found
+--         when its worker is gone, and none is there without its group
+-- Reply   {1, new value}, {0, the value that is there}, or {2, ""} where there is no such group
+--
+-- A key of another type is somebody else's doing, and as good as none: whoever works there tells of it.
+local current = redis.pcall('GET', KEYS[1]) or ''
+if type(current) == 'table' then current = '' end
 if current ~= ARGV[1] then return {0, current} end
 if ARGV[6] and ARGV[6] ~= '' then
-  local effect = redis.call('HGET', KEYS[3], 'ordering')
-  if effect and effect ~= ARGV[6] then return {0, current} end
+  local effect = redis.pcall('HGET', KEYS[3], 'ordering')
+  if type(effect) == 'string' and effect ~= ARGV[6] then return {0, current} end
+  local made = redis.pcall('XGROUP', 'CREATECONSUMER', KEYS[2], ARGV[3], ARGV[4])
+  if type(made) == 'table' then return {2, ''} end
   if not effect then redis.call('HSET', KEYS[3], 'ordering', ARGV[6]) end
-  redis.pcall('XGROUP', 'CREATECONSUMER', KEYS[2], ARGV[3], ARGV[4])
 end
 if ARGV[2] == '' then
   redis.call('DEL', KEYS[1])
@@ -24,7 +29,7 @@ end
 if ARGV[5] == '1' then
   local pending = redis.pcall('XPENDING', KEYS[2], ARGV[3])
   if not pending.err and pending[1] > 0 then
-    redis.call('HSET', KEYS[3], 'suspect:' .. ARGV[4], pending[3])
+    redis.pcall('HSET', KEYS[3], 'suspect:' .. ARGV[4], pending[3])
   end
 end
 return {1, ARGV[2]}

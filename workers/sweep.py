@@ -1,0 +1,67 @@
+"""Leases that nobody will ever look for: of groups and topics that were deleted, of workers long gone, of
+versions that left some behind. Only a SCAN finds them, so the worker that leads walks through the keys, a
+page at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from bus.client import Bus
+from bus.lane import ORDERED_LANE, LaneId
+from bus.lease import owner_of
+from bus.registry import Tables
+from bus.streams.wire import Argument
+from workers.leases import Leases
+from workers.roster import Roster
+
+#: How often a page of keys is looked through. Seconds.
+PAGE_SECONDS = 5.0
+#: Keys in a page, about: well under a millisecond of the server.
+PAGE = 1_000
+#: The pause between two walks through all keys. Seconds.
+REST_SECONDS = 3600.0
+
+
+class Sweep:
+    """The walk of one worker. Not thread-safe. Raises BusUnavailable."""
+
+    def __init__(
+        self, bus: Bus, roster: Roster, leases: Leases, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._bus = bus
+        self._roster = roster
+        self._leases = leases
+        self._clock = clock
+        self._cursor: Argument = "0"
+        self._due = clock() + PAGE_SECONDS
+
+    def step(self, tables: Tables) -> int:
+        """Look through the next page, if it is time; how many leases went."""
+        if self._clock() < self._due:
+            return 0
+        pattern = self._bus.keys.all_leases
+        self._cursor, page = self._bus.client.call("SCAN", self._cursor, "MATCH", pattern, "COUNT", PAGE)
+        at_end = self._cursor in (b"0", "0")
+        self._due = self._clock() + (REST_SECONDS if at_end else PAGE_SECONDS)
+        declared = {(group.topic, group.name) for group in tables.groups}
+        parsed = [self._bus.keys.parse_lease(key) for key in page]
+        lanes = [LaneId(*parts) for parts in parsed if parts is not None]
+        return self._remove([lane for lane in lanes if not _is_home(lane, tables, declared)])
+
+    def _remove(self, lanes: list[LaneId]) -> int:
+        values = self._leases.read(lanes)
+        left = {}
+        for lane in lanes:
+            owner = owner_of(values.get(lane, ""))
+            if not owner or self._roster.is_gone(owner):
+                left[lane] = values.get(lane, "")
+        return len(self._leases.retire(left))
+
+
+def _is_home(lane: LaneId, tables: Tables, declared: set[tuple[str, str]]) -> bool:
+    """Whether it is a lane that there will always be: the one of a partition and declared group."""
+    spec = tables.topics.get(lane.topic)
+    known = spec is not None and lane.partition < spec.partitions and (lane.topic, lane.group) in declared
+    return known and lane.lane == ORDERED_LANE
