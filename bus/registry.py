@@ -12,23 +12,20 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from bus import making, reordering
+from bus.catalog import Catalog, Tables
 from bus.declared import Declared
-from bus.errors import BusError, ConfigurationError, ForeignData, UnknownGroup, UnknownTopic
+from bus.errors import BusError, ConfigurationError, ForeignData, UnknownTopic
 from bus.keys import Keys
 from bus.records import (
     GroupSpec,
     Look,
-    Spec,
     dump_group,
     dump_topic,
     layout_of,
     load_group,
-    load_topic,
-    sorted_out,
 )  # fmt: skip
 from bus.reordering import Place
 from bus.streams import commands
@@ -50,29 +47,16 @@ LAYOUT = 1
 RESTORED = "restored"
 
 
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """What is declared in Redis, of which we can read the record."""
-
-    topics: dict[str, TopicSpec]
-    groups: list[GroupSpec]
-    places: frozenset[tuple[str, str]] = frozenset()
-    """(topic, group) of all that are declared, also by a newer version, whose records are left alone."""
-
-
-class Registry:
-    """The projection of topics and groups in one Redis. Thread-safe."""
+class Registry(Catalog):
+    """The projection of topics and groups in one Redis, to be read and written. Thread-safe."""
 
     def __init__(
         self, client: Client, keys: Keys, declared: Declared, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._client = client
-        self._keys = keys
+        super().__init__(client, keys)
         self._clock = clock
         self.declared = declared
         self._cache: dict[str, tuple[TopicSpec, float]] = {}
-        self._tables = Tables({}, [])
-        self._tables_read: list[object] = []
         self.find_elsewhere: Callable[[str], TopicSpec | None] = lambda _name: None
         """Asked for a topic that Redis lost and code does not declare; Django looks in its database."""
 
@@ -102,35 +86,6 @@ class Registry:
         """The spec as it was asked for last, however long ago; None if it never was. No I/O."""
         cached = self._cache.get(name)
         return None if cached is None else cached[0]
-
-    def stored(self, name: str) -> TopicSpec:
-        """The spec as Redis has it, asked for now; unlike `spec` this restores nothing.
-
-        Raises UnknownTopic, ForeignData (its record cannot be read) or BusUnavailable.
-        """
-        raw = self._field(self._keys.topics, name)
-        if raw is None:
-            raise UnknownTopic(name)
-        return _readable(load_topic(self._keys.topics, name.encode(), raw))
-
-    def look(self) -> Look:
-        """All topics and groups, and what cannot be read of them, from one round trip. For who shows them."""
-        return self._sorted(
-            self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
-        )
-
-    def _sorted(self, replies: list[Any]) -> Look:
-        topics, groups = replies
-        specs, strange = sorted_out(self._keys.topics, topics, load_topic)
-        found, strange_groups = sorted_out(self._keys.groups, groups, load_group)
-        return Look({spec.name: spec for spec in specs}, found, strange + strange_groups)
-
-    def specs(self) -> dict[str, TopicSpec]:
-        """All topics in Redis, by name. Those that cannot be read are told of in the log, and passed over.
-
-        Raises ForeignData where the key holds something else altogether.
-        """
-        return {spec.name: spec for spec in self._read(self._keys.topics, load_topic)}
 
     def project(self, specs: Iterable[TopicSpec]) -> None:
         """Write specs to Redis and make their streams, with their declared groups. Idempotent.
@@ -215,45 +170,6 @@ class Registry:
         self._cache = {name: (spec, -math.inf) for name, (spec, _) in self._cache.items()}
 
     # ------------------------------------------------------------------ groups
-
-    def groups(self, topic: str | None = None) -> list[GroupSpec]:
-        """The declared groups, of one topic or of all. Raises as `specs`."""
-        found = self._read(self._keys.groups, load_group)
-        return [group for group in found if topic in (None, group.topic)]
-
-    def tables(self) -> Tables:
-        """All topics and declared groups, in one round trip; the same object as before if nothing changed.
-
-        A record that cannot be read, and that no newer version can have written, is not there: whoever
-        declares the same writes it anew. Where a key is something else altogether it says nothing: then all
-        is as it was read last.
-        """
-        replies = self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
-        if replies != self._tables_read:
-            look = self._sorted(replies)
-            for found in look.unreadable:
-                tell(found)
-            if all(found.field for found in look.unreadable):
-                newer = {found.field for found in look.unreadable if found.newer}
-                pairs = (name.partition("/") for name in newer if "/" in name)
-                places = {(group.topic, group.name) for group in look.groups}
-                places |= {(topic, group) for topic, _, group in pairs}
-                self._tables = Tables(look.specs, look.groups, frozenset(places))
-            self._tables_read = replies
-        return self._tables
-
-    def group_names(self) -> set[tuple[str, str]]:
-        """(topic, group) of all that have a record, also those that cannot be read. Raises as `specs`."""
-        pairs = (name.partition("/") for name in self._fields(self._keys.groups))
-        return {(topic, group) for topic, _, group in pairs}
-
-    def group(self, topic: str, group: str) -> GroupSpec:
-        """One declared group. Raises UnknownGroup, ForeignData (it cannot be read) or BusUnavailable."""
-        name = f"{topic}/{group}"
-        raw = self._field(self._keys.groups, name)
-        if raw is None:
-            raise UnknownGroup(topic, group)
-        return _readable(load_group(self._keys.groups, name.encode(), raw))
 
     def declare_groups(
         self,
@@ -377,27 +293,6 @@ class Registry:
                 raise
             return None
 
-    def _read(self, key: str, load: Callable[[str, bytes, bytes], Spec | Unreadable]) -> list[Spec]:
-        found, strange = sorted_out(key, self._call_hash(key), load)
-        for each in strange:
-            tell(each)
-        return found
-
-    def _fields(self, key: str) -> list[str]:
-        return [commands.text(name) for name in self._call_hash(key)[::2]]
-
-    def _call_hash(self, key: str) -> Any:
-        return self._of_hash(key, "HGETALL", key)
-
-    def _field(self, key: str, name: str) -> Any:
-        return self._of_hash(key, "HGET", key, name)
-
-    def _of_hash(self, key: str, *command: str) -> Any:
-        reply = self._client.pipe([command])[0]
-        if commands.is_wrongtype(reply):
-            _readable(Unreadable(key, "", "", "is no hash"))
-        return check(reply)
-
     def _make_streams(
         self, spec: TopicSpec, partitions: Iterable[int], groups: list[GroupSpec]
     ) -> list[BusError]:
@@ -427,13 +322,6 @@ def _check_mendable(strange: Unreadable) -> None:
             f"{strange}. It may be of a newer Jitney, so it is left as it is: upgrade Jitney here, or remove "
             "the record (HDEL) and declare it again."
         )
-
-
-def _readable(found: Spec | Unreadable) -> Spec:
-    if isinstance(found, Unreadable):
-        tell(found)
-        raise ForeignData(f"Redis holds what cannot be read: {found}. `bus doctor` says what to do.")
-    return found
 
 
 def _raise_first(troubles: list[BusError]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -71,6 +72,16 @@ class OwnedLane:
             self.id, self.lease, self.last_id, self.seen, self.history, self.serial, self.recover,
             self.fallen, self.ordering, self.closed, self.drain_only,
         )  # fmt: skip
+
+    def take_back(self, left: Fallen | None) -> None:
+        """A process may still work on it under the lease that it has: it waits for a new one."""
+        self.fallen = left
+        self.state, self.since, self.due = "taken back", -math.inf, None
+
+    def died(self, left: Fallen) -> None:
+        """The process that worked on it has died, and left this."""
+        # The serial goes on: under the same lease a process may remember what it left at an earlier one.
+        self.fallen, self.recover, self.serial = left, True, self.serial + 1
 
     def news_after(self) -> str | None:
         """The id after which a message would be news; None: not known, or it could not be fetched."""

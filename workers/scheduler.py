@@ -12,7 +12,6 @@ Called from several threads (keeper, watcher, the main loop), so every public me
 
 from __future__ import annotations
 
-import math
 import random
 import threading
 import time
@@ -21,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from bus.lane import ORDERED_LANE, LaneId
 from bus.values import Ordering
-from workers.order import MAX_LANES, Fallen, Report, SliceOrder
+from workers.order import MAX_LANES, Report, SliceOrder
 from workers.owned import Ended, OwnedLane, Running
 from workers.progress import Progress
 from workers.seen import SlotView
@@ -269,8 +268,7 @@ class Scheduler:
             for index, lane in enumerate(running.lanes):
                 if id(lane) in ours:
                     before = None if view.took_in else lane.fallen
-                    lane.fallen = lane.left(view, index, reason) if reason else before
-                    lane.state, lane.since, lane.due = "taken back", -math.inf, None
+                    lane.take_back(lane.left(view, index, reason) if reason else before)
 
     def ended(self, slot: int, *, died: str | None = None) -> Ended:
         """A slice has ended; `died`: why, if its process was lost with it."""
@@ -285,7 +283,8 @@ class Scheduler:
                 if id(lane) not in ours:
                     continue
                 if died is not None:
-                    self._died(lane, lane.left(view, index, died))
+                    lane.died(lane.left(view, index, died))
+                    self._make_ready(lane, first=True)
                 else:
                     self._reported(lane, view, index, ended)
                 if lane.leaving and lane.id in self._lanes:
@@ -299,11 +298,6 @@ class Scheduler:
             for lane, order in zip(running.lanes, running.order.lanes, strict=True)
             if self._lanes.get(lane.id) is lane and lane.lease == order.lease and lane.state == "running"
         ]
-
-    def _died(self, lane: OwnedLane, fallen: Fallen) -> None:
-        # The serial goes on: under the same lease a process may remember what it left at an earlier one.
-        lane.fallen, lane.recover, lane.serial = fallen, True, lane.serial + 1
-        self._make_ready(lane, first=True)
 
     def _reported(self, lane: OwnedLane, view: SlotView, index: int, ended: Ended) -> None:
         report = next((each for each in view.reports if each.lane_index == index), None)
@@ -360,8 +354,7 @@ class Scheduler:
         ours = {id(lane) for lane in self._still_ours(running)}
         for index, lane in enumerate(running.lanes):
             if index != stuck and id(lane) in ours and not lane.leaving:
-                lane.fallen = lane.left(view, index, "")
-                lane.state, lane.since, lane.due = "taken back", -math.inf, None
+                lane.take_back(lane.left(view, index, ""))
 
     def share_out(self) -> None:
         """Have lanes dealt out anew where a slot is free and another slice has several that are busy."""
