@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 #: Messages looked at in one script.
 PAGE = 250
-#: Keys that are let go in one turn: `turn.lua` releases up to 100 messages of each.
-RELEASE = 2
+#: Keys that are let go in one turn: `turn.lua` releases up to 500 messages of them.
+RELEASE = 50
 
 _STAGES = ("retry", "held", "state")
 _complaints = Complaints(logging.getLogger("bus.mending"))

@@ -27,7 +27,6 @@ from bus.records import (
     layout_of,
     load_group,
 )  # fmt: skip
-from bus.reordering import Place
 from bus.streams import commands
 from bus.streams.connect import Client, check
 from bus.unreadable import Unreadable, tell
@@ -220,9 +219,9 @@ class Registry(Catalog):
         before = None if raw is None else load_group(self._keys.groups, name.encode(), raw)
         if isinstance(before, GroupSpec):
             if before.ordering != spec.ordering and not keep_ordering:
-                everywhere = range(self.spec(spec.topic).partitions)
-                places = [Place(spec.topic, spec.name, number) for number in everywhere]
-                reordering.pin(self._client, self._keys, places, before.ordering)
+                partitions = range(self.spec(spec.topic).partitions)
+                places = (self._keys.partition(spec.topic, number) for number in partitions)
+                reordering.pin(self._client, places, spec.name, before.ordering)
                 self.set_group(replace(before, ordering=spec.ordering))
                 self.hint("ordering")
             return

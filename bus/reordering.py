@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bus.keys import Keys, PartitionKeys
+from bus.keys import PartitionKeys
 from bus.lane import ORDERED_LANE
 from bus.streams import commands
 from bus.streams.commands import fields_of, is_nogroup, is_of_one_partition, text
@@ -75,15 +75,13 @@ def read(bus: Bus, places: Iterable[tuple[Place, Ordering]]) -> dict[Place, Orde
     }
 
 
-def pin(client: Client, keys: Keys, places: Iterable[Place], ordering: Ordering) -> None:
+def pin(client: Client, partitions: Iterable[PartitionKeys], group: str, ordering: Ordering) -> None:
     """Record that this ordering is in effect wherever none is recorded: what is declared changes now.
 
     Works while memory is full. Raises BusUnavailable; then nothing may be declared otherwise.
     """
-    states = [keys.partition(place.topic, place.partition).state(place.group) for place in places]
-    for reply in commands.run_many(
-        client, "declare", [([state], [FIELD, ordering, "1"]) for state in states]
-    ):
+    calls = [([keys.state(group)], [FIELD, ordering, "1"]) for keys in partitions]
+    for reply in commands.run_many(client, "declare", calls):
         if not is_of_one_partition(reply):
             check(reply)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,6 +12,9 @@ from bus.lane import LaneId
 from bus.values import Ordering
 from workers.order import Fallen, LaneOrder, SliceOrder
 from workers.seen import SlotView
+
+#: Back-off of a lane whose slice had trouble, doubling from the first to the second. Seconds.
+BACKOFF_SECONDS = (0.1, 5.0)
 
 State = Literal["watched", "ready", "running", "backing off", "taken back"]
 
@@ -92,6 +96,13 @@ class OwnedLane:
         before = self.closed
         self.closed = declared.get((self.id.topic, self.id.group), self.ordering) != self.ordering
         return before and not self.closed
+
+    def back_off(self, now: float) -> None:
+        """Its slice had trouble: wait, longer each time. `now`: by the monotonic clock."""
+        least, most = BACKOFF_SECONDS
+        delay = min(most, least * 2**self.troubles) * random.uniform(0.5, 1.5)
+        self.troubles += 1
+        self.state, self.since, self.due = "backing off", now, now + delay
 
     def doubt(self) -> None:
         """The server may have come back with older data. What a slice that runs reports may be of before."""

@@ -12,7 +12,6 @@ Called from several threads (keeper, watcher, the main loop), so every public me
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import deque
@@ -21,15 +20,13 @@ from collections.abc import Callable, Iterable, Mapping
 from bus.lane import ORDERED_LANE, LaneId
 from bus.values import Ordering
 from workers.order import MAX_LANES, Report, SliceOrder
-from workers.owned import Ended, OwnedLane, Running
+from workers.owned import BACKOFF_SECONDS, Ended, OwnedLane, Running
 from workers.progress import Progress
 from workers.seen import SlotView
 from workers.slots import Slots
 
 #: A group is fast, and its slices take several lanes, while its mean handler time is below this. Seconds.
 FAST_SECONDS = 0.001
-#: Back-off of a lane whose slice had trouble, doubling from the first to the second. Seconds.
-BACKOFF_SECONDS = (0.1, 5.0)
 
 
 class Scheduler:
@@ -316,7 +313,7 @@ class Scheduler:
             if flags & Report.GONE:
                 lane.seen = None  # what is made again may begin anywhere
                 ended.gone = True
-            self._back_off(lane)
+            lane.back_off(self._clock())
             return
         lane.troubles, lane.history = 0, report.history
         lane.last_id = lane.seen = f"{report.last_ms}-{report.last_seq}"
@@ -386,12 +383,6 @@ class Scheduler:
             self._queue.appendleft(lane.id)
         else:
             self._queue.append(lane.id)
-
-    def _back_off(self, lane: OwnedLane) -> None:
-        least, most = BACKOFF_SECONDS
-        delay = min(most, least * 2**lane.troubles) * random.uniform(0.5, 1.5)
-        lane.troubles += 1
-        lane.state, lane.since, lane.due = "backing off", self._clock(), self._clock() + delay
 
     def _remove(self, lane: OwnedLane) -> OwnedLane:
         self._lanes.pop(lane.id, None)

@@ -66,7 +66,7 @@ def test_failures_are_retried_in_place_and_hold_back_only_their_own_key(shop: Sh
         keys = shop.bus.keys.partition("keyed", number)
         assert shop.bus.client.call("EXISTS", keys.retry("bykey"), keys.held("bykey")) == 0
         # `look` is upkeep's note of how far the group was, and says nothing of failures.
-        assert set(shop.bus.client.call("HKEYS", keys.state("bykey"))) - {b"look"} == {b"era"}
+        assert set(shop.bus.client.call("HKEYS", keys.state("bykey"))) <= {b"era", b"ordering", b"look"}
 
 
 def test_a_failing_message_holds_back_its_whole_partition_where_that_is_the_ordering(shop: Shop) -> None:

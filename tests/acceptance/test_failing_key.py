@@ -99,7 +99,9 @@ class Stubborn:
         """Keys and fields left in Redis that only a failing message makes; `look` is a note of upkeep."""
         keys = self._keys.retry(GROUP), self._keys.held(GROUP)
         fields = self.shop.bus.client.call("HKEYS", self._keys.state(GROUP))
-        return int(self.shop.bus.client.call("EXISTS", *keys)) + len(set(fields) - {b"era", b"look"})
+        return int(self.shop.bus.client.call("EXISTS", *keys)) + len(
+            set(fields) - {b"era", b"ordering", b"look"}
+        )
 
     def stopped(self) -> bool:
         """The failing key's partition has reached the held limit, and all that was fetched is settled."""

@@ -6,7 +6,8 @@
 -- Reply   {0, lease value there}, or {1, entries, where to go on ("" = that was all), trimmed}
 --
 -- In ordered groups what is pending under another name (of an earlier ordering) comes to this lane, and names
--- with nothing pending go. Pending ids whose entry is gone from the stream are acknowledged and counted as lost by trimming.
+-- with nothing pending go. Pending ids whose entry is gone from the stream are acknowledged and counted as lost
+-- by trimming.
 local stream, lease, retry, held, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local group, lane, count, ordering = ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[6]
 local enough = 256 * 1024 -- bytes of what was looked at; the rest is for the next page
