@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from bus import lease
 from bus.client import Bus
@@ -47,6 +48,8 @@ class Taken:
     """Those that went through."""
     lost: bool
     """The group of some of them is not there: it must be made again first."""
+    positions: Mapping[LaneId, str] = field(default_factory=dict)
+    """Those that are surely at rest: nothing is pending there or ahead. With the position of the group."""
 
 
 class Leases:
@@ -75,14 +78,19 @@ class Leases:
     def swap(self, swaps: Iterable[Swap]) -> list[Swap]:
         """Compare-and-set many leases in one round trip; those that went through."""
         wanted = list(swaps)
-        codes = self._run("lease", [self._call(each) for each in wanted])
+        codes = [reply[0] for reply in self._run("lease", [self._call(each) for each in wanted])]
         return [each for each, code in zip(wanted, codes, strict=True) if code == 1]
 
     def take(self, swaps: Iterable[Swap]) -> Taken:
         """As `swap`, for lanes that were not ours: each has an ordering, and gets its consumer name."""
         wanted = list(swaps)
-        codes = self._run("lease", [self._call(each) for each in wanted])
-        return Taken([each for each, code in zip(wanted, codes, strict=True) if code == 1], lost=2 in codes)
+        replies = self._run("lease", [self._call(each) for each in wanted])
+        taken = [(each, reply) for each, reply in zip(wanted, replies, strict=True) if reply[0] == 1]
+        return Taken(
+            [each for each, _ in taken],
+            lost=any(reply[0] == 2 for reply in replies),
+            positions={each.lane: commands.text(reply[2]) for each, reply in taken if any(reply[2:])},
+        )
 
     def retire(self, leases: Mapping[LaneId, str]) -> set[LaneId]:
         """Remove lanes under these values of their leases, with their consumer names, in one round trip:
@@ -91,7 +99,7 @@ class Leases:
             ([self._stream(lane), self.key(lane)], [lease.raw(value), lane.group, lane.lane])
             for lane, value in leases.items()
         ]
-        codes = self._run("retire", calls)
+        codes = [reply[0] for reply in self._run("retire", calls)]
         return {lane for lane, code in zip(leases, codes, strict=True) if code == 1}
 
     def give_back(self, lanes: Iterable[OwnedLane]) -> None:
@@ -147,16 +155,16 @@ class Leases:
     def _stream(self, lane: LaneId) -> str:
         return self._bus.keys.partition(lane.topic, lane.partition).stream
 
-    def _run(self, script: str, calls: list[Call]) -> list[int]:
-        """The code in each reply. What is wrong with one lane is said, and leaves the others as they are."""
-        codes = []
+    def _run(self, script: str, calls: list[Call]) -> list[list[Any]]:
+        """The replies. What is wrong with one lane is said, and leaves the others as they are: [-1]."""
+        found: list[list[Any]] = []
         for (keys, _), reply in zip(calls, commands.run_many(self._bus.client, script, calls), strict=True):
             if isinstance(reply, ServerError):
                 self._complain(keys, reply)
-                codes.append(-1)
+                found.append([-1])
             else:
-                codes.append(reply[0] if isinstance(reply, list) else reply)
-        return codes
+                found.append(reply if isinstance(reply, list) else [reply])
+        return found
 
     def _complain(self, keys: list[str], reply: ServerError) -> None:
         error = error_of(reply)
@@ -168,7 +176,10 @@ class Leases:
         lane = swap.lane
         keys = self._bus.keys.partition(lane.topic, lane.partition)
         return (
-            [self.key(lane), keys.stream, keys.state(lane.group)],
+            [
+                self.key(lane), keys.stream, keys.state(lane.group), keys.retry(lane.group),
+                keys.held(lane.group),
+            ],
             [
                 lease.raw(swap.old), swap.new, lane.group, lane.lane,
                 "1" if swap.suspect else "", swap.ordering or "",

@@ -76,7 +76,9 @@ class Orderings:
         effects = {swap.lane: effect for swap, effect in wanted}
         taken = self._leases.take(swap for swap, _ in wanted)
         for swap in taken.swaps:
-            self._scheduler.add(swap.lane, swap.new, effects.pop(swap.lane), drain_only=drain_only)
+            position = None if drain_only else taken.positions.get(swap.lane)
+            effect = effects.pop(swap.lane)
+            self._scheduler.add(swap.lane, swap.new, effect, drain_only=drain_only, position=position)
         for lane in effects:
             self._effect.pop(_place(lane), None)
         self._scheduler.order_by(self._declared)

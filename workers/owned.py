@@ -77,6 +77,10 @@ class OwnedLane:
             self.fallen, self.ordering, self.closed, self.drain_only,
         )  # fmt: skip
 
+    def rest_at(self, position: str) -> None:
+        """Nothing is left to do there now, and the group was given all up to this id."""
+        self.state, self.last_id, self.seen, self.recover = "watched", position, position, False
+
     def take_back(self, left: Fallen | None) -> None:
         """A process may still work on it under the lease that it has: it waits for a new one."""
         self.fallen = left

@@ -49,12 +49,27 @@ class Scheduler:
 
     # ------------------------------------------------------------------ lanes come and go
 
-    def add(self, id: LaneId, lease: str, ordering: Ordering, *, drain_only: bool = False) -> None:
-        """A lane was acquired: it is ready at once, to look for left-overs."""
+    def add(
+        self,
+        id: LaneId,
+        lease: str,
+        ordering: Ordering,
+        *,
+        drain_only: bool = False,
+        position: str | None = None,
+    ) -> None:
+        """A lane was acquired: it is ready at once, to look for left-overs.
+
+        `position`: of its group, where surely nothing is pending or ahead; then it waits for news.
+        """
         with self._lock:
-            lane = OwnedLane(id, lease, ordering, drain_only=drain_only, since=self._clock())
-            self._lanes[id] = lane
-            self._queue.append(id)
+            lane = self._lanes[id] = OwnedLane(
+                id, lease, ordering, drain_only=drain_only, since=self._clock()
+            )
+            if position is None:
+                self._queue.append(id)
+            else:
+                lane.rest_at(position)
 
     def leave(self, id: LaneId) -> OwnedLane | None:
         """Give a lane up: returned if that is possible now, else it is reported when its slice ends."""

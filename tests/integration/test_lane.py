@@ -125,7 +125,8 @@ class Worker:
             new = f"me:{next(self._tokens)}"
             old = self.bus.client.call("GET", lease) or b""
             reply = commands.run(
-                self.bus.client, "lease", [lease, keys.stream, keys.state(GROUP)],
+                self.bus.client, "lease",
+                [lease, keys.stream, keys.state(GROUP), keys.retry(GROUP), keys.held(GROUP)],
                 [old, new, GROUP, id.lane, "1" if suspect else ""],
             )  # fmt: skip
             assert reply[0] == 1

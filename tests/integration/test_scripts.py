@@ -98,7 +98,10 @@ class Partition:
         return raw.decode() if raw else None
 
     def lease(self, old: str, new: str, suspect: str = "", ordering: str = "") -> list[Any]:
-        keys = [self.keys.lease(GROUP, LANE), self.keys.stream, self.keys.state(GROUP)]
+        keys = [
+            self.keys.lease(GROUP, LANE), self.keys.stream, self.keys.state(GROUP), self.keys.retry(GROUP),
+            self.keys.held(GROUP),
+        ]  # fmt: skip
         reply: list[Any] = commands.run(
             self.client, "lease", keys, [old, new, GROUP, LANE, suspect, ordering]
         )
@@ -567,11 +570,45 @@ def test_an_ordering_changes_only_where_nothing_is_pending_waits_for_a_retry_or_
 
 
 def test_a_lease_is_taken_by_the_ordering_in_effect_or_not_at_all(partition):
-    assert partition.lease(LEASE, "me:2", ordering="key") == [1, b"me:2"]
+    assert partition.lease(LEASE, "me:2", ordering="key") == [1, b"me:2", b"0-0"]
     assert partition.state()["ordering"] == b"key"
     assert partition.lanes() == {LANE: 0}
     assert partition.lease("me:2", "me:3", ordering="none") == [0, b"me:2"]
     assert partition.lease("me:2", "free:me-2") == [1, b"free:me-2"]
+
+
+def taken(partition: Any, number: int) -> bytes:
+    """The position with which a lane is taken; b"" where it must be looked at."""
+    lease = f"me:{number}"
+    before = partition.client.call("GET", partition.keys.lease(GROUP, LANE)) or b""
+    reply = partition.lease(before.decode(), lease, ordering="key")
+    assert reply[:2] == [1, lease.encode()]
+    position: bytes = reply[2]
+    return position
+
+
+def test_a_lane_is_surely_at_rest_only_where_nothing_is_pending_waiting_or_ahead(partition):
+    assert taken(partition, 2) == b"0-0"
+    # Given a message that nobody was given yet
+    (first,) = partition.add("a")
+    assert taken(partition, 3) == b""
+    # that is pending
+    partition.client.call("XREADGROUP", "GROUP", GROUP, LANE, "STREAMS", partition.keys.stream, ">")
+    assert taken(partition, 4) == b""
+    # that is settled
+    partition.client.call("XACK", partition.keys.stream, GROUP, first)
+    assert taken(partition, 5) == first.encode()
+    # while something waits that is not pending
+    for key in (partition.keys.retry(GROUP), partition.keys.held(GROUP)):
+        partition.client.call("ZADD", key, 0, "x")
+        assert taken(partition, 6) == b""
+        partition.client.call("SET", key, "of another type")
+        assert taken(partition, 7) == b""
+        partition.client.call("DEL", key)
+    # and where a message was removed before anybody was given it
+    partition.add("b")
+    partition.client.call("XTRIM", partition.keys.stream, "MAXLEN", 0)
+    assert taken(partition, 8) == b""
 
 
 def test_left_overs_that_were_trimmed_are_acknowledged_and_counted(partition):

@@ -80,6 +80,16 @@ def test_a_new_lane_is_ready_at_once_and_looks_for_left_overs(world):
     assert order.nonce == "nonce"
 
 
+def test_a_new_lane_that_is_surely_at_rest_gets_a_slice_only_when_there_is_news(world):
+    lane = LaneId("orders", 0, "stock")
+    world.scheduler.add(lane, "me:0", "key", position="7-0")
+    assert world.plan() == []
+    assert world.scheduler.watched() == {lane: "7-0"}
+    assert world.scheduler.wake([lane])
+    (order,) = world.plan()
+    assert (order.lanes[0].last_id, order.lanes[0].seen, order.lanes[0].recover) == ("7-0", "7-0", False)
+
+
 def test_lanes_are_served_in_the_order_in_which_they_became_ready(world):
     world.own(0, 1, 2)
     served = []

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Compare-and-set of a lease.
--- KEYS[1] lease   KEYS[2] stream   KEYS[3] state of the group
+-- KEYS[1] lease   KEYS[2] stream   KEYS[3] state of the group   KEYS[4] retry   KEYS[5] held
 -- ARGV[1] the value that must be there ("" = none)   ARGV[2] the new value ("" = remove)
 -- ARGV[3] group   ARGV[4] lane
 -- ARGV[5] "1" when the lease is taken without having been released: what is pending then may
@@ -8,7 +8,9 @@
 -- ARGV[6] the ordering under which a lane is taken: refused where another is in effect; "" for one that we have.
 --         Its consumer name is made too. So each lease of a lane has a name in its group, by which it is found
 --         when its worker is gone, and none is there without its group
--- Reply   {1, new value}, {0, the value that is there}, or {2, ""} where there is no such group
+-- Reply   {1, new value}, {0, the value that is there}, or {2, ""} where there is no such group. Where
+--         a lane is taken {1, new value, position}: of the group, if the lane is surely at rest (nothing is pending or
+--         waits, and the group was given all there is), else ""
 --
 -- A key of another type is somebody else's doing, and as good as none: whoever works there tells of it.
 local current = redis.pcall('GET', KEYS[1]) or ''
@@ -32,4 +34,30 @@ if ARGV[5] == '1' then
     redis.pcall('HSET', KEYS[3], 'suspect:' .. ARGV[4], pending[3])
   end
 end
+
+local function at_rest()
+  local pending = redis.pcall('XPENDING', KEYS[2], ARGV[3])
+  if pending.err or pending[1] > 0 then return '' end
+  local retry, held, state = redis.pcall('ZCARD', KEYS[4]), redis.pcall('ZCARD', KEYS[5]), redis.pcall('HLEN', KEYS[3])
+  if retry ~= 0 or held ~= 0 or type(state) == 'table' then return '' end
+  local position
+  for _, raw in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
+    local known = {}
+    for i = 1, #raw, 2 do known[raw[i]] = raw[i + 1] end
+    if known['name'] == ARGV[3] then position = known['last-delivered-id'] end
+  end
+  -- XINFO STREAM brings the first and the last message along, so it is asked only where there are none.
+  local newest
+  if redis.call('XLEN', KEYS[2]) > 0 then
+    newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1][1]
+  else
+    local info = redis.call('XINFO', 'STREAM', KEYS[2])
+    for i = 1, #info, 2 do
+      if info[i] == 'last-generated-id' then newest = info[i + 1] end
+    end
+  end
+  return position == newest and position or ''
+end
+
+if ARGV[6] and ARGV[6] ~= '' then return {1, ARGV[2], at_rest()} end
 return {1, ARGV[2]}
