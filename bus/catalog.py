@@ -51,23 +51,36 @@ class Catalog:
     def tables(self) -> Tables:
         """All topics and declared groups, in one round trip; the same object as before if nothing changed.
 
-        A record that cannot be read, and that no newer version can have written, is not there: whoever
-        declares the same writes it anew. Where a key is something else altogether it says nothing: then all
-        is as it was read last.
+        What cannot be read now, and could be before, is as it was read last: what a stranger writes takes
+        nobody's lanes away. Of groups it is not among `places`, unless a newer version has written it:
+        whoever declares the same writes it anew.
         """
         replies = self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
         if replies != self._tables_read:
             look = self._sorted(replies)
             for found in look.unreadable:
                 tell(found)
-            if all(found.field for found in look.unreadable):
-                newer = {found.field for found in look.unreadable if found.newer}
-                pairs = (name.partition("/") for name in newer if "/" in name)
-                places = {(group.topic, group.name) for group in look.groups}
-                places |= {(topic, group) for topic, _, group in pairs}
-                self._tables = Tables(look.specs, look.groups, frozenset(places))
-            self._tables_read = replies
+            self._tables, self._tables_read = self._with_what_was(look), replies
         return self._tables
+
+    def _with_what_was(self, look: Look) -> Tables:
+        before, strange = self._tables, {(found.key, found.field) for found in look.unreadable}
+        whole = {found.key for found in look.unreadable if not found.field}
+
+        def is_strange(key: str, name: str) -> bool:
+            return key in whole or (key, name) in strange
+
+        kept = {name: spec for name, spec in before.topics.items() if is_strange(self._keys.topics, name)}
+        groups = [
+            group for group in before.groups if is_strange(self._keys.groups, f"{group.topic}/{group.name}")
+        ]
+        newer = {found.field for found in look.unreadable if found.newer and found.key == self._keys.groups}
+        pairs = (name.partition("/") for name in newer if "/" in name)
+        places = {(group.topic, group.name) for group in look.groups}
+        places |= {(topic, group) for topic, _, group in pairs}
+        if self._keys.groups in whole:
+            places |= before.places  # it says nothing
+        return Tables({**kept, **look.specs}, [*groups, *look.groups], frozenset(places))
 
     # ------------------------------------------------------------------ topics
 

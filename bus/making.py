@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bus.errors import BusError, ForeignData, ServerError
 from bus.streams import commands, counting
-from bus.streams.connect import check, error_of
+from bus.streams.connect import check
 
 if TYPE_CHECKING:
     from bus.keys import PartitionKeys
@@ -60,10 +60,6 @@ def make(client: Client, era: str, partitions: Iterable[PartitionKeys], groups: 
         left = again
     names = ", ".join(keys.stream for keys in left)
     raise BusError(f"Groups cannot be made on {names}: the streams are made anew all the time.")
-
-
-def _error_of(reply: Any) -> BusError | None:
-    return error_of(reply) if isinstance(reply, ServerError) else None
 
 
 def _call(

@@ -11,7 +11,7 @@ from typing import Any
 from bus import lease
 from bus.client import Bus
 from bus.complaints import Complaints
-from bus.errors import ServerError
+from bus.errors import ForeignData, ServerError
 from bus.lane import Lane, LaneId
 from bus.lease import freed
 from bus.streams import commands
@@ -168,7 +168,7 @@ class Leases:
 
     def _complain(self, keys: list[str], reply: ServerError) -> None:
         error = error_of(reply)
-        if not isinstance(error, ServerError):
+        if not isinstance(error, ServerError | ForeignData):
             raise error
         self._complaints.say(("lease", keys[0]), "A lease cannot be changed (%s): %s", keys[0], error)
 

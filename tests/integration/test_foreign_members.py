@@ -177,6 +177,43 @@ def test_one_lane_that_cannot_be_taken_keeps_no_other_from_being_taken(
     assert held([other]) == homes()
 
 
+@pytest.mark.both_servers
+def test_a_state_of_another_type_keeps_a_new_worker_from_that_one_lane_alone(bus: Bus) -> None:
+    # Given a partition in which the state of the group is something else
+    clock = Clock()
+    state = bus.keys.partition("t2", 1).state("g3")
+    bus.client.call("DEL", state)
+    bus.client.call("RPUSH", state, "x")
+    # When a worker starts
+    worker = Seer(bus, SERVES, clock)
+    for _ in range(4):
+        clock.now += 3
+        assert worker.membership._attempt(worker.membership._look)
+    # Then it has all other lanes; and this one too, when the key is removed
+    assert held([worker]) == homes() - {LaneId("t2", 1, "g3")}
+    bus.client.call("DEL", state)
+    go_on([worker], clock, DECLARE_SECONDS + 6)
+    assert held([worker]) == homes()
+
+
+@pytest.mark.parametrize("raw", [b"junk", b"{}", b'{"partitions": "x"}'])
+@pytest.mark.parametrize("table", ["topics", "groups"])
+def test_a_record_of_a_topic_or_group_that_cannot_be_read_takes_no_lane_from_a_worker_at_work(
+    bus: Bus, table: str, raw: bytes
+) -> None:
+    # Given two workers at work, of which one serves what becomes unreadable
+    clock = Clock()
+    workers = [Seer(bus, SERVES, clock), Seer(bus, {"t2/g3"}, clock)]
+    go_on(workers, clock, 9)
+    before = [worker.scheduler.owned() for worker in workers]
+    # When somebody writes there
+    key, name = (bus.keys.topics, "t2") if table == "topics" else (bus.keys.groups, "t2/g3")
+    bus.client.call("HSET", key, name, raw)
+    # Then nobody gives a lane up, however long it lasts
+    go_on(workers, clock, 40)
+    assert [worker.scheduler.owned() for worker in workers] == before
+
+
 def test_the_thread_survives_what_nobody_expects_and_says_it_once_with_a_traceback(
     bus: Bus, caplog: pytest.LogCaptureFixture, transactional_db: None
 ) -> None:
