@@ -17,9 +17,9 @@ BusError
 ├── StaleLease              another worker took the lane over; nothing was settled
 ├── InboxUnavailable        an atomic handler cannot begin: its database lacks the tables
 ├── ReadOnly                BUS["READ_ONLY"] forbids operator verbs
-├── ForeignData             a key holds what Jitney does not write there; nothing was changed
 ├── PartitionFull           the last id that there can be was given: nothing can be stored any more
 └── ServerError             Redis answered with an error that Jitney does not expect
+    └── ForeignData         a key holds what Jitney does not write there; nothing was changed
 Retry, Reject               raised by handlers, to be tried again or to become a dead letter
 """
 
@@ -109,10 +109,6 @@ class ReadOnly(BusError, PermissionError):
     """BUS["READ_ONLY"] is set: operator verbs are refused here."""
 
 
-class ForeignData(BusError):
-    """A key of the bus holds what Jitney does not write there, or cannot read. Nothing was changed."""
-
-
 class PartitionFull(BusError):
     """The last id that a stream can have was given to a message, so none can follow. Nothing was written."""
 
@@ -123,6 +119,14 @@ class ServerError(BusError):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.code = text.split(" ", 1)[0]
+
+
+class ForeignData(ServerError):
+    """A key of the bus holds what Jitney does not write there, or cannot read. Nothing was changed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code = "WRONGTYPE"
 
 
 class Retry(Exception):

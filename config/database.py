@@ -19,7 +19,7 @@ def database(url: str, data: Path) -> dict[str, Any]:
     """
     if not url:
         # Made here, since SQLite would let the umask decide; its further files follow this one.
-        return _sqlite(private.file(data / "db.sqlite3"))
+        return _sqlite(private.file(private.directory(data) / "db.sqlite3"))
     parts = urlsplit(url)
     name = unquote(parts.path.removeprefix("/"))
     if parts.scheme not in ("postgresql", "postgres", "mariadb") or not name:

@@ -27,6 +27,7 @@ from bus.turn import Turns
 from bus.values import Message
 from workers.dispatch import Failed
 from workers.handling import Handling
+from workers.homes import View
 from workers.membership import Membership
 
 
@@ -61,7 +62,7 @@ class UnfencedTurns(Turns):
 class StubbornMembership(Membership):
     """Keeps lanes whose leases belong to others by now."""
 
-    def _drop_lost(self) -> None:
+    def _drop_lost(self, view: View, owned: dict[LaneId, str]) -> None:
         return
 
     def _give_up(self, wanted: set[LaneId]) -> None:

@@ -25,7 +25,10 @@ print(json.dumps({name: getattr(s, name) for name in (
 
 
 def project(tmp_path: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    names = ("ALLOWED_HOSTS", "DEBUG", "HTTPS", "TRUSTED_ORIGINS", "PROXY_HEADER", "HSTS_SECONDS")
+    names = (
+        "ALLOWED_HOSTS", "DEBUG", "HTTPS", "TRUSTED_ORIGINS", "PROXY_HEADER", "HSTS_SECONDS",
+        "DJANGO_ALLOW_ASYNC_UNSAFE",  # set for tests of pages, which may run in this process
+    )  # fmt: skip
     inherited = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
