@@ -88,7 +88,7 @@ def forget(bus: Bus, alias: str) -> int:
     born = {(group.name, group.topic): group.born for group in look.groups}
     unknown = {each.field for each in look.unreadable if each.key == bus.keys.groups}
     copies = {
-        Place(row.topic, row.partition, row.group, row.born): id_pair(row.position)
+        (Place(row.topic, row.partition, row.group, row.born), row.era): id_pair(row.position)
         for row in MarkCopy.objects.filter(prefix=bus.settings.prefix)
         if known_id(row.position)
     }
@@ -101,7 +101,7 @@ def forget(bus: Bus, alias: str) -> int:
             continue  # what cannot be read does not say that anything is over
         declared = (group, topic) in born
         if declared and era == current[group, topic, number]:
-            mark = copies.get(Place(topic, number, group, born[group, topic]))
+            mark = copies.get((Place(topic, number, group, born[group, topic]), era))
             if mark is not None and spot in busy:
                 deleted += _Forgetting(bus, alias, spot, ends).forget(mark)
         elif era.startswith(f"{bus.settings.prefix}:") or (declared and not era):

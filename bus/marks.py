@@ -18,6 +18,8 @@ from bus.complaints import Complaints
 from bus.errors import BusError, ForeignData, ServerError
 from bus.keys import PartitionKeys
 from bus.registry import GroupSpec
+from bus.state import read_era
+from bus.strangers import stands_at
 from bus.streams import commands, counting
 from bus.streams.connect import check
 from bus.unreadable import Unreadable, shown, tell
@@ -59,11 +61,11 @@ def copy(bus: Bus, known: dict[Place, str] | None = None) -> int:
     places = list(_places(bus, groups))
     marks = {place: mark for place, mark in zip(places, _marks(bus, places), strict=True) if mark is not None}
     before = {} if known is None else known
+    changed = _with_eras(bus, [place for place, mark in marks.items() if before.get(place) != mark])
     rows = [
         MarkCopy(prefix=bus.settings.prefix, topic=place.topic, partition=place.partition, group=place.group,
-                 born=place.born, position=mark)
-        for place, mark in marks.items()
-        if before.get(place) != mark
+                 born=place.born, era=era, position=mark)
+        for place, (era, mark) in changed.items()
     ]  # fmt: skip
     # MariaDB and MySQL are not told which unique key is meant; there is one besides the primary key.
     named = connections[router.db_for_write(MarkCopy)].features.supports_update_conflicts_with_target
@@ -71,7 +73,7 @@ def copy(bus: Bus, known: dict[Place, str] | None = None) -> int:
         rows,
         update_conflicts=True,
         unique_fields=["prefix", "topic", "partition", "group"] if named else None,
-        update_fields=["born", "position", "copied"],
+        update_fields=["born", "era", "position", "copied"],
     )
     if known is not None:
         known.clear()
@@ -85,6 +87,22 @@ def _marks(bus: Bus, places: list[Place]) -> list[str | None]:
     asked = [("MGET", *names[at : at + _AT_ONCE]) for at in range(0, len(names), _AT_ONCE)]
     marks = [mark for reply in bus.client.pipe(asked) for mark in check(reply)]
     return [_position(*each) for each in zip(names, marks, strict=True)]
+
+
+def _with_eras(bus: Bus, places: list[Place]) -> dict[Place, tuple[str, str]]:
+    """The eras and the marks of these, without those whose mark is gone by now or whose era cannot be read.
+
+    The eras are read first: a mark of the era before must never go for one of the next, since nothing of a
+    new stream is settled by it.
+    """
+    states = [_keys(bus, place).state(place.group) for place in places]
+    replies = bus.client.pipe([("HGET", state, "era") for state in states]) if places else []
+    found: dict[Place, tuple[str, str]] = {}
+    for place, state, reply, mark in zip(places, states, replies, _marks(bus, places), strict=True):
+        era = None if stands_at(state, reply) else read_era(state, check(reply))
+        if isinstance(era, str) and mark is not None:
+            found[place] = era, mark
+    return found
 
 
 def _position(key: str, raw: bytes | None) -> str | None:
@@ -102,7 +120,7 @@ def advance(bus: Bus) -> int:
     from bus.models import MarkCopy  # as in copy()
 
     copies = {
-        Place(row.topic, row.partition, row.group, row.born): row.position
+        Place(row.topic, row.partition, row.group, row.born): (row.position, row.era)
         for row in MarkCopy.objects.filter(prefix=bus.settings.prefix)
         if known_id(row.position)
     }
@@ -110,7 +128,7 @@ def advance(bus: Bus) -> int:
     behind = [
         place
         for place, mark in zip(places, _marks(bus, places), strict=True)
-        if mark is None or id_pair(mark) < id_pair(copies[place])
+        if mark is None or id_pair(mark) < id_pair(copies[place][0])
     ]
     orderings = {(group.topic, group.name): group.ordering for group in bus.registry.groups()}
     leases: dict[tuple[str, str], list[str]] = {}
@@ -122,15 +140,16 @@ def advance(bus: Bus) -> int:
         own = _keys(bus, place).lease(place.group, "")
         held = [lease for lease in leases[named] if lease.startswith(own)]
         try:
-            settled += advance_place(bus, place, copies[place], orderings.get(named, "key"), held)
+            settled += advance_place(bus, place, *copies[place], orderings.get(named, "key"), held)
         except (ForeignData, ServerError) as error:
             _complain(place, error)
     return settled
 
 
-def advance_place(bus: Bus, place: Place, mark: str, ordering: Ordering, leases: list[str]) -> int:
+def advance_place(bus: Bus, place: Place, mark: str, era: str, ordering: Ordering, leases: list[str]) -> int:
     """Move a group forward in one partition, if it is behind; how many messages will not be given again.
 
+    `era`: of the mark, which says nothing in another one: there the ids stand for other messages.
     `leases`: the keys of those of its lanes there. In portions, and right after each: a group moves with the
     last. Raises BusUnavailable, or BusError where the stream is made anew all the time.
     """
@@ -138,15 +157,17 @@ def advance_place(bus: Bus, place: Place, mark: str, ordering: Ordering, leases:
     waiting = [keys.retry(group), keys.held(group), keys.state(group)]
     own = [keys.stream, keys.mark(group), *waiting, *leases]
     for _ in range(_ATTEMPTS):
-        known = _Known.ask(bus, keys.stream, group)
-        if known is None or id_pair(known.position) >= min(id_pair(mark), id_pair(known.last)):
+        known = _Known.ask(bus, keys, group)
+        if known is None or known.era != era:
+            return 0
+        if id_pair(known.position) >= min(id_pair(mark), id_pair(known.last)):
             return 0
         target = min(mark, known.last, key=id_pair)
         offset = known.added - counting.count(bus.client, keys.stream, target, known.basis or "+")
         settled = counting.count(bus.client, keys.stream, known.position, target)
         at = "-"
         while at and at != "count":
-            args = [group, target, str(offset), known.basis, ordering, at, str(PAGE)]
+            args = [group, target, str(offset), known.basis, ordering, at, str(PAGE), era]
             some, raw = commands.run(bus.client, "advance", own, args)
             settled, at = settled + some, commands.text(raw)
         if not at:
@@ -164,21 +185,25 @@ class _Known:
     basis: str
     """The last message that is there; "" if there is none."""
     added: int
+    era: str
 
     @classmethod
-    def ask(cls, bus: Bus, stream: str, group: str) -> _Known | None:
-        """None if there is no such group."""
-        raw, groups = bus.client.pipe([("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream)])
+    def ask(cls, bus: Bus, keys: PartitionKeys, group: str) -> _Known | None:
+        """None if there is no such group, or its era cannot be read."""
+        stream, state = keys.stream, keys.state(group)
+        asked = [("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream), ("HGET", state, "era")]
+        raw, groups, raw_era = bus.client.pipe(asked)
         if commands.is_nogroup(raw):
             return None
         info = commands.fields_of(check(raw))
         named = (commands.fields_of(each) for each in check(groups))
         found = next((each for each in named if commands.text(each["name"]) == group), None)
-        if found is None:
+        era = read_era(state, check(raw_era))
+        if found is None or isinstance(era, Unreadable):
             return None
         position, last = commands.text(found["last-delivered-id"]), commands.text(info["last-generated-id"])
         basis = commands.text(info["last-entry"][0]) if info["last-entry"] else ""
-        return cls(position, last, basis, info["entries-added"])
+        return cls(position, last, basis, info["entries-added"], era)
 
 
 def note_unordered(bus: Bus, groups: list[GroupSpec]) -> None:

@@ -154,6 +154,8 @@ class MarkCopy(models.Model):
     partition = models.PositiveIntegerField()
     group = ExactCharField(max_length=100)
     born = ExactCharField(max_length=16)
+    # With a default in the database, since workers of a version before it go on while others start.
+    era = ExactCharField(max_length=120, blank=True, default="", db_default="")
     position = models.CharField(max_length=41)
     copied = models.DateTimeField(auto_now=True)
 

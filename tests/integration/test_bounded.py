@@ -375,16 +375,17 @@ def test_a_group_is_moved_to_its_mark_in_pages_and_can_be_interrupted_before_any
         lease = scene.keys.lease(GROUP, "0")
         scene.client.call("SET", lease, LEASE)
         place = marks.Place(TOPIC, 0, GROUP, "")
+        era = scene.client.call("HGET", scene.keys.state(GROUP), "era").decode()
         scene.scripts.forget()
         scene.scripts.end_at = page
         try:
-            settled = marks.advance_place(scene.bus, place, "1900-0", ordering, [lease])
+            settled = marks.advance_place(scene.bus, place, "1900-0", era, ordering, [lease])
             ended = False
         except BusUnavailable:
             ended = True
         scene.scripts.end_at = None
         if ended:
-            marks.advance_place(scene.bus, place, "1900-0", ordering, [lease])
+            marks.advance_place(scene.bus, place, "1900-0", era, ordering, [lease])
         assert scene.pending() == sorted(waiting, key=lambda id: int(id[:-2]))
         assert scene.lag() == 100
         assert scene.client.call("GET", scene.keys.mark(GROUP)) == b"1900-0"
@@ -404,8 +405,11 @@ def test_a_group_at_its_mark_or_beyond_is_left_alone(scene: Scene) -> None:
     scene.give(30)
     lease = scene.keys.lease(GROUP, "0")
     scene.client.call("SET", lease, LEASE)
-    for mark in ("30-0", "7-0"):
-        assert marks.advance_place(scene.bus, marks.Place(TOPIC, 0, GROUP, ""), mark, "key", [lease]) == 0
+    place = marks.Place(TOPIC, 0, GROUP, "")
+    era = scene.client.call("HGET", scene.keys.state(GROUP), "era").decode()
+    # and one that is behind a mark of another era
+    for mark, of in (("30-0", era), ("7-0", era), ("40-0", "another"), ("40-0", "")):
+        assert marks.advance_place(scene.bus, place, mark, of, "key", [lease]) == 0
     assert scene.client.call("GET", lease) == LEASE.encode()
     assert len(scene.pending()) == 30
 

@@ -6,8 +6,8 @@
 --         3 how many messages were ever added up to the mark
 --         4 the last message that was counted for that, "" if there was none
 --         5 ordering ("key", "partition" or "none")   6 where to go on among what is pending ("-" first)
---         7 how many to look at
--- Reply   {how many were settled now, where to go on, or "" if the group is at the mark};
+--         7 how many to look at   8 the era of the mark, "" if it has none
+-- Reply   {how many were settled now, where to go on, or "" if the group is at the mark, or in another era};
 --         {0, "count"} if the count is of a stream that is not there any more
 --
 -- What the older data call pending was settled later, unless it waits for a retry or is held back. That is
@@ -17,6 +17,7 @@ local stream, mark, retry, held = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, target, offset, basis, ordering = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local count, enough = tonumber(ARGV[7]), 256 * 1024
 if redis.call('EXISTS', stream) == 0 then return {0, ''} end
+if (redis.call('HGET', KEYS[5], 'era') or '') ~= ARGV[8] then return {0, ''} end
 
 local function less(a, b)
   local a_ms, a_seq = a:match('^(%d+)%-(%d+)$')
