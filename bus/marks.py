@@ -62,10 +62,12 @@ def copy(bus: Bus, known: dict[Place, str] | None = None) -> int:
     marks = {place: mark for place, mark in zip(places, _marks(bus, places), strict=True) if mark is not None}
     before = {} if known is None else known
     changed = _with_eras(bus, [place for place, mark in marks.items() if before.get(place) != mark])
+    safe = _below_what_waits(bus, {place: mark for place, (_, mark) in changed.items()})
     rows = [
         MarkCopy(prefix=bus.settings.prefix, topic=place.topic, partition=place.partition, group=place.group,
-                 born=place.born, era=era, position=mark)
+                 born=place.born, era=era, position=mark, safe=safe[place])
         for place, (era, mark) in changed.items()
+        if place in safe
     ]  # fmt: skip
     # MariaDB and MySQL are not told which unique key is meant; there is one besides the primary key.
     named = connections[router.db_for_write(MarkCopy)].features.supports_update_conflicts_with_target
@@ -73,11 +75,12 @@ def copy(bus: Bus, known: dict[Place, str] | None = None) -> int:
         rows,
         update_conflicts=True,
         unique_fields=["prefix", "topic", "partition", "group"] if named else None,
-        update_fields=["born", "era", "position", "copied"],
+        update_fields=["born", "era", "position", "safe", "copied"],
     )
     if known is not None:
         known.clear()
-        known.update(marks)
+        # Where something waits the mark is looked at again, though it is the same.
+        known.update(marks | safe)
     return len(marks)
 
 
@@ -105,6 +108,31 @@ def _with_eras(bus: Bus, places: list[Place]) -> dict[Place, tuple[str, str]]:
     return found
 
 
+def _below_what_waits(bus: Bus, marks: dict[Place, str]) -> dict[Place, str]:
+    """The same, but nowhere above a message that is pending.
+
+    A mark says that all below it is settled but for what waits, and Redis knows what does. A Redis with older
+    data knows nothing of what was held back since. Asked for after the marks were read: what is pending above
+    a mark says nothing of it.
+    """
+    asked = [("XPENDING", _keys(bus, place).stream, place.group) for place in marks]
+    found = {}
+    for (place, mark), reply in zip(marks.items(), bus.client.pipe(asked) if asked else [], strict=True):
+        if commands.is_nogroup(reply) or commands.is_of_one_partition(reply):
+            continue  # of a group that is not there nothing is known
+        count, oldest = check(reply)[:2]
+        found[place] = min(mark, _before(oldest), key=id_pair) if count else mark
+    return found
+
+
+def _before(raw: bytes) -> str:
+    """The greatest id before this one."""
+    ms, seq = id_pair(raw)
+    if seq:
+        return f"{ms}-{seq - 1}"
+    return f"{ms - 1}-{2**64 - 1}" if ms else "0-0"
+
+
 def _position(key: str, raw: bytes | None) -> str | None:
     position = None if raw is None else known_id(raw)
     if raw is not None and position is None:
@@ -120,9 +148,9 @@ def advance(bus: Bus) -> int:
     from bus.models import MarkCopy  # as in copy()
 
     copies = {
-        Place(row.topic, row.partition, row.group, row.born): (row.position, row.era)
+        Place(row.topic, row.partition, row.group, row.born): (row.safe, row.era)
         for row in MarkCopy.objects.filter(prefix=bus.settings.prefix)
-        if known_id(row.position)
+        if known_id(row.safe)
     }
     places = [place for place in _places(bus, bus.registry.groups()) if place in copies]
     behind = [

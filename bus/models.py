@@ -157,6 +157,8 @@ class MarkCopy(models.Model):
     # With a default in the database, since workers of a version before it go on while others start.
     era = ExactCharField(max_length=120, blank=True, default="", db_default="")
     position = models.CharField(max_length=41)
+    # Below the oldest message that waited: so far older data may be passed over; "" of a version before.
+    safe = models.CharField(max_length=41, blank=True, default="", db_default="")
     copied = models.DateTimeField(auto_now=True)
 
     class Meta:

