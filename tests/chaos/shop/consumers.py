@@ -89,7 +89,7 @@ def waiting(group: str) -> Callable[[bus.Message], Any]:
             return
         deed = Deed(group, message)
         if deed.fate.ending == "dies":
-            # What ended beside it might be repeated (see docs/architecture.md), and no fault would explain it.
+            # What ended beside it might be repeated (see docs/architecture.md), which no fault would explain.
             deed.fate = replace(deed.fate, ending="exits")
         deed.write("start")
         if deed.fate.seconds:
