@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bus.client import Bus
-from bus.errors import ServerError
+from bus.errors import Forbidden, ServerError
 from bus.observe.info import Info
 from bus.streams import commands
 from bus.streams.connect import check
@@ -80,6 +80,6 @@ def _run(bus: Bus) -> str:
     """ "*" where the server keeps how far groups have read over restarts, else its run."""
     try:
         info = Info.parse(bus.client.call("INFO", "server"))
-    except ServerError:
-        return "?"  # not allowed to this user
+    except (Forbidden, ServerError):
+        return "?"
     return "*" if info.keeps_lag else info.fields.get("run_id", "?")

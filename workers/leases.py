@@ -11,11 +11,11 @@ from typing import Any
 from bus import lease
 from bus.client import Bus
 from bus.complaints import Complaints
-from bus.errors import ForeignData, ServerError
+from bus.errors import Forbidden, ForeignData, ServerError
 from bus.lane import Lane, LaneId
 from bus.lease import freed
 from bus.streams import commands
-from bus.streams.connect import check, error_of
+from bus.streams.connect import check, error_of, seconds_of
 from bus.streams.wire import Argument
 from bus.values import Ordering
 from workers.owned import OwnedLane
@@ -134,7 +134,7 @@ class Leases:
         )
         lane = Lane(owned.id, keys, owned.lease, owned.ordering)
         lane.load(check(state), check(retries), check(held))
-        fallen.settle_in(lane, None, int(check(now)[0]) * 1000)
+        fallen.settle_in(lane, None, int(seconds_of(now)) * 1000)
         own = [
             keys.stream, keys.lease(group, owned.id.lane), keys.retry(group), keys.held(group),
             keys.state(group), keys.dead(group), keys.mark(group),
@@ -143,6 +143,10 @@ class Leases:
         try:
             commands.run(
                 self._bus.client, "turn", own, [owned.lease, group, owned.id.lane, 0, limit, outcomes, ""]
+            )
+        except Forbidden as error:  # the lane is given back all the same: others may be allowed to settle it
+            self._complaints.say(
+                ("settle", own[1]), "What was handled cannot be settled (%s): %s", own[1], error
             )
         except ServerError as error:
             if not commands.is_nogroup(error):

@@ -5,16 +5,21 @@ page at a time.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
 from bus.client import Bus
+from bus.complaints import Complaints
+from bus.errors import Forbidden
 from bus.lane import ORDERED_LANE, LaneId
 from bus.lease import owner_of
 from bus.registry import Tables
 from bus.streams.wire import Argument
 from workers.leases import Leases
 from workers.roster import Roster
+
+logger = logging.getLogger("jitney.workers")
 
 #: How often a page of keys is looked through. Seconds.
 PAGE_SECONDS = 5.0
@@ -34,6 +39,7 @@ class Sweep:
         self._roster = roster
         self._leases = leases
         self._clock = clock
+        self._complaints = Complaints(logger, clock=clock)
         self._cursor: Argument = "0"
         self._due = clock() + PAGE_SECONDS
 
@@ -41,10 +47,18 @@ class Sweep:
         """Look through the next page, if it is time; how many leases went."""
         if self._clock() < self._due:
             return 0
+        self._due = self._clock() + PAGE_SECONDS
+        try:
+            return self._look_through(tables)
+        except Forbidden as error:  # what is swept hurts nobody, so nothing else waits for it
+            self._complaints.say("sweep", "Leases that nobody needs are left where they are: %s", error)
+            return 0
+
+    def _look_through(self, tables: Tables) -> int:
         pattern = self._bus.keys.all_leases
         self._cursor, page = self._bus.client.call("SCAN", self._cursor, "MATCH", pattern, "COUNT", PAGE)
-        at_end = self._cursor in (b"0", "0")
-        self._due = self._clock() + (REST_SECONDS if at_end else PAGE_SECONDS)
+        if self._cursor in (b"0", "0"):
+            self._due = self._clock() + REST_SECONDS
         declared = {(group.topic, group.name) for group in tables.groups}
         parsed = [self._bus.keys.parse_lease(key) for key in page]
         lanes = [LaneId(*parts) for parts in parsed if parts is not None]

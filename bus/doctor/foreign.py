@@ -17,7 +17,7 @@ from bus.moments import MAX_EXACT
 from bus.observe.facts import ask
 from bus.retention import ahead_words
 from bus.streams.commands import fields_of, is_nogroup, is_wrongtype, text
-from bus.streams.connect import check
+from bus.streams.connect import check, seconds_of
 from bus.streams.wire import Command
 from bus.unreadable import Unreadable, shown
 from bus.values import id_pair, known_id
@@ -102,8 +102,7 @@ class _Found:
         asked: list[Command] = [("TIME",), ("HGET", keys.meta, "layout"), ("XINFO", "STREAM", keys.control)]
         asked += [("HLEN", keys.workers), ("ZCARD", keys.due), ("HLEN", keys.refused)]
         clock, meta, control, workers, due, refused = bus.client.pipe(asked)
-        seconds, micros = check(clock)
-        self._now = int(seconds) * 1000 + int(micros) // 1000
+        self._now = int(seconds_of(clock) * 1000)
         self._type(keys.meta, "hash", meta)
         self._type(keys.workers, "hash", workers)
         self._type(keys.due, "zset", due)

@@ -19,8 +19,6 @@ local bytes_left = 262144
 local current = redis.call('GET', lease) or ''
 if current ~= ARGV[1] then return {0, current} end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local fixed = 0
 
 local function pad(id)
@@ -79,6 +77,8 @@ local function waiting_as(id, padded)
 end
 
 local function wait_for_retry(id)
+  local time = redis.call('TIME') -- only here: who may not ask for it can put all else right
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
   redis.call('ZADD', retry, 'NX', now, id)
 end
 
