@@ -184,7 +184,7 @@ class Slice:
             flags = self._trouble
             if lane.trouble is not None:
                 flags |= Report.TROUBLE | Report.RECOVER
-                complaints.say(lane.id, "%s/%s for %s cannot be worked on, and is tried again: %s",
+                bursts.say("foreign", "%s/%s for %s cannot be worked on, and is tried again: %s",
                                 lane.id.topic, lane.id.partition, lane.id.group, lane.trouble)  # fmt: skip
             elif lane.lost:
                 flags |= Report.LOST

@@ -14,7 +14,7 @@ import time
 
 from bus import codec
 from bus.client import Bus
-from bus.errors import BusUnavailable, PublishUncertain
+from bus.errors import BusUnavailable, PublishUncertain, Undecodable
 from bus.partition import partition_of
 from bus.streams.commands import text
 from tests.chaos.ledger import Ledger, Published
@@ -79,7 +79,15 @@ class Publisher:
             except BusUnavailable:
                 time.sleep(PAUSE)
                 continue
-            return next((text(id) for id, fields in entries if codec.decode(fields)[0] == value), None)
+            return next((text(id) for id, fields in entries if _value(fields) == value), None)
+
+
+def _value(fields: list[bytes]) -> object:
+    """None for what a stranger wrote."""
+    try:
+        return codec.decode(fields)[0]
+    except Undecodable:
+        return None
 
 
 def main() -> None:
