@@ -140,9 +140,7 @@ class Turns:
 
     def _mend(self) -> None:
         """Where left-overs are looked for, what is known of waiting messages may not fit together either."""
-        for lane in list(self.lanes):
-            if not lane.mended:
-                mending.mend(self, lane)
+        mending.mend(self, [lane for lane in self.lanes if not lane.mended])
 
     def _reads(self) -> list[Command]:
         reads: list[Command] = []

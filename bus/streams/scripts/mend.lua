@@ -1,14 +1,15 @@
 #!lua flags=allow-oom
 -- Put right what is known of a group's waiting messages where it does not fit together: after a failover or an
--- older dump, or because somebody removed a key. One page of one stage; the stages go in this order:
+-- older dump, or because somebody removed a key. One page; the stages go in this order:
 --   retry   what waits for its retry is pending in this lane, has a state with its key, and is not held as well
 --   held    what is held back is pending in this lane, under its own key, and not waiting for a retry as well
 --   state   what is settled has no state
 -- KEYS    1 stream   2 lease   3 retry   4 held   5 state
 -- ARGV    1 lease value   2 group   3 lane   4 ordering ("key", "partition" or "none")
---         5 stage   6 where to go on ("" = at the beginning)   7 how many to look at
+--         5 stage   6 where to go on in it ("" = at the beginning)   7 how many to look at, over all stages
 -- Reply   {0, lease value there}, or
---         {1, where to go on ("" = that was all), how many were put right, key hashes that are held in this page}
+--         {1, the stage to go on with ("" = that was all), where in it, how many were put right,
+--          key hashes that are held in this page}
 --
 -- What the group has not been given yet (its position is older) comes to it as new: here it does not wait. What
 -- waits and is not pending is made pending: rather handled once more than never.
@@ -82,7 +83,7 @@ local function wait_for_retry(id)
   redis.call('ZADD', retry, 'NX', now, id)
 end
 
-local hashes, seen, go_on = {}, {}, ''
+local hashes, seen, go_on, looked = {}, {}, '', 0
 
 local function see(hash)
   if not seen[hash] then
@@ -91,11 +92,13 @@ local function see(hash)
   end
 end
 
-if stage == 'retry' then
+local stages = {}
+
+function stages.retry()
   -- From the latest on: what is removed leaves the ranks of those still to come as they are.
   local from = tonumber(cursor) or 0
   local ids = redis.call('ZREVRANGE', retry, from, from + count - 1)
-  local looked, kept = 0, 0
+  local kept = 0
   for _, id in ipairs(ids) do
     if bytes_left < 0 then break end
     looked = looked + 1
@@ -122,12 +125,14 @@ if stage == 'retry' then
     end
   end
   if looked == count or looked < #ids then go_on = tostring(from + kept) end
-elseif stage == 'held' then
+end
+
+function stages.held()
   local members = redis.call('ZRANGEBYLEX', held, cursor == '' and '-' or '(' .. cursor, '+', 'LIMIT', 0, count)
   local last
   for _, member in ipairs(members) do
     if bytes_left < 0 then break end
-    last = member
+    looked, last = looked + 1, member
     local hash, ms, seq = member:match('^(.*):0*(%d+)%-0*(%d+)$')
     local id = hash and ms .. '-' .. seq
     local padded = id and pad(id)
@@ -149,12 +154,15 @@ elseif stage == 'held' then
     end
   end
   if last and (#members == count or last ~= members[#members]) then go_on = last end
-else
+end
+
+function stages.state()
   local info, newest = redis.call('XINFO', 'STREAM', stream), ''
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then newest = pad(info[i + 1]) end
   end
   local page = redis.call('HSCAN', state, cursor == '' and '0' or cursor, 'COUNT', count)
+  looked = #page[2] / 2
   for i = 1, #page[2], 2 do
     local id = page[2][i]
     local padded = pad(id)
@@ -168,5 +176,13 @@ else
   if page[1] ~= '0' then go_on = page[1] end
 end
 
+local after = {retry = 'held', held = 'state', state = ''}
+repeat
+  go_on, looked = '', 0
+  stages[stage]()
+  count = count - looked
+  if go_on == '' then stage, cursor = after[stage], '' end
+until go_on ~= '' or stage == '' or count <= 0 or bytes_left < 0
+
 if fixed > 0 then redis.call('HINCRBY', state, 'mended', fixed) end
-return {1, go_on, fixed, hashes}
+return {1, stage, go_on, fixed, hashes}
