@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from bus.errors import ForeignData, UnknownGroup, UnknownTopic
 from bus.keys import Keys
+from bus.lane import LaneId
 from bus.records import GroupSpec, Look, Spec, load_group, load_topic, sorted_out
 from bus.streams import commands
 from bus.streams.connect import Client, check
@@ -23,6 +24,13 @@ class Tables:
     groups: list[GroupSpec]
     places: frozenset[tuple[str, str]] = frozenset()
     """(topic, group) of all that are declared, also by a newer version, whose records are left alone."""
+
+    def homes(self) -> Iterator[LaneId]:
+        """One lane for each partition of each declared group, whatever its ordering."""
+        for group in self.groups:
+            if (spec := self.topics.get(group.topic)) is not None:
+                for partition in range(spec.partitions):
+                    yield LaneId(group.topic, partition, group.name)
 
 
 class Catalog:

@@ -47,13 +47,11 @@ def trim(bus: Bus, spec: TopicSpec) -> int:
             left, every, commands.run_many(bus.client, "trim", calls), strict=True
         ):
             if commands.is_of_one_partition(reply):
-                _complaints.say(
-                    keys.stream, "%s cannot be trimmed: %s. See `bus doctor`.", keys.stream, reply
-                )
+                _say_broken(keys.stream, reply)
                 continue
             gone, ahead = check(reply)
             if gone == _GIVING:  # whoever made the group again did not come to the end: go on
-                bus.registry.restore_partition(spec.name, number)
+                _go_on(bus, spec.name, number, keys.stream)
             if gone > 0:
                 trimmed += int(gone)
                 again.append(number)

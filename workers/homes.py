@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,7 +68,7 @@ class Homes:
             self._tables_due = self._clock() + TABLES_SECONDS  # first: a hint meanwhile is for the next look
             found = self._bus.registry.tables()
             if found is not self._tables:
-                self._tables, self._homes = found, list(_homes(found))
+                self._tables, self._homes = found, list(found.homes())
                 self._known = frozenset(self._homes)
         return self._tables
 
@@ -103,10 +103,3 @@ class Homes:
 
     def _key(self, lane: LaneId) -> str:
         return self._bus.keys.partition(lane.topic, lane.partition).lease(lane.group, lane.lane)
-
-
-def _homes(tables: Tables) -> Iterator[LaneId]:
-    for group in tables.groups:
-        if (spec := tables.topics.get(group.topic)) is not None:
-            for partition in range(spec.partitions):
-                yield LaneId(group.topic, partition, group.name)

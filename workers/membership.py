@@ -68,6 +68,7 @@ class Membership(threading.Thread):
         self._bus = bus
         self._me = identity.incarnation
         self._subscriptions = list(subscriptions)
+        self._served = {(each.topic, each.group) for each in self._subscriptions}
         self._scheduler = scheduler
         self._slots = slots
         self._on_change = on_change
@@ -213,9 +214,8 @@ class Membership(threading.Thread):
         owned = self._scheduler.owned()
         view = self._homes.look([*owned, *slot_lanes])
         self._bury(view)
-        self._drop_lost(
-            view, owned
-        )  # first: what is lost must not be given up as if it were ours, without a word
+        # First: what is lost must not be given up as if it were ours, without a word.
+        self._drop_lost(view, owned)
         self._division.update(view)
         self._unheld.see(self._division.free)
         wanted = self._division.wanted
@@ -250,8 +250,7 @@ class Membership(threading.Thread):
             if tables is not before:
                 self._bus.registry.hint("spec changed")  # or others would divide what was there before
         self._scheduler.pause((group.topic, group.name) for group in tables.groups if group.paused)
-        served = {(each.topic, each.group) for each in self._subscriptions}
-        self._orderings.refresh(tables.groups, self._homes.of(served))
+        self._orderings.refresh(tables.groups, self._homes.of(self._served))
         return tables
 
     def _known(self, tables: Tables) -> list[Subscription]:
@@ -381,10 +380,9 @@ class Membership(threading.Thread):
 
     def _slot_lanes(self) -> list[LaneId]:
         """Our own lanes in unordered groups: one for each slot in every partition, whoever is its home."""
-        served = {(each.topic, each.group) for each in self._subscriptions}
         return [
             LaneId(home.topic, home.partition, home.group, f"{self._me}.{slot}")
-            for home in self._orderings.unordered(served)
+            for home in self._orderings.unordered(self._served)
             for slot in range(self._slots)
         ]
 

@@ -15,6 +15,7 @@ from bus.registry import GroupSpec
 from bus.reordering import Change, Place
 from bus.signals import lease_lost
 from bus.values import Ordering
+from bus.worker_record import where
 from workers.leases import Leases, Swap, Taken
 from workers.scheduler import Scheduler
 
@@ -90,8 +91,7 @@ class Orderings:
         gone = self._scheduler.lost(lane)
         # A change of the ordering frees all lanes.
         level = logging.INFO if gone is not None and gone.closed else logging.WARNING
-        where = f"{lane.topic}/{lane.partition} for {lane.group}"
-        _bursts.say("lost", "The lease of %s is not ours any more.", where, level=level)
+        _bursts.say("lost", "The lease of %s is not ours any more.", where(lane), level=level)
         lease_lost.send_robust(type(self), lane=lane)
 
     def change(self) -> None:

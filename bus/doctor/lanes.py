@@ -28,7 +28,7 @@ def examine(bus: Bus) -> Iterator[Finding]:
         yield Finding("error", "workers", text, f"Run DEL {key}; workers make it again.")
         return
     table = read_table(key, check(reply))
-    lanes = _homes(bus)
+    lanes = list(bus.registry.tables().homes())
     keys = [bus.keys.partition(lane.topic, lane.partition).lease(lane.group, lane.lane) for lane in lanes]
     commands: list[Command] = [("GET", key) for key in keys]
     read = dict(zip(lanes, ask(bus.client, commands), strict=True))
@@ -47,16 +47,6 @@ def examine(bus: Bus) -> Iterator[Finding]:
             f"{len(table.records):,} workers are signed in; every lane that one of them serves has an owner."
         )
         yield Finding("ok", "lanes", text)
-
-
-def _homes(bus: Bus) -> list[LaneId]:
-    tables = bus.registry.tables()
-    return [
-        LaneId(group.topic, partition, group.name)
-        for group in tables.groups
-        if group.topic in tables.topics
-        for partition in range(tables.topics[group.topic].partitions)
-    ]
 
 
 def _unreadable(key: str, reply: object) -> Unreadable | None:

@@ -6,13 +6,19 @@ import inspect
 import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from django.test import Client
 from django.urls import URLPattern
 
+import workers.owned
+import workers.watcher
 from admin_ui import urls
+from bus import default
 from bus.client import Bus
+from bus.declared import Declared
 from bus.partition import partition_of
 from bus.streams.embedded import EmbeddedServer
 from bus.subscriptions import Subscription
@@ -80,6 +86,24 @@ class World:
         """What is published now is handled by all groups."""
         numbers = self.publish(topic, **what)
         wait_until(lambda: self.has_handled(topic, numbers), timeout, f"{topic} to be consumed")
+
+
+@contextmanager
+def consumed(
+    server: EmbeddedServer, prefix: str, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    """A world that is at work, as the default bus of this process too, and waits less than usual."""
+    monkeypatch.setattr(default, "declared", Declared())
+    monkeypatch.setattr(workers.owned, "BACKOFF_SECONDS", (0.02, 0.2))
+    monkeypatch.setattr(workers.watcher, "STRANGER_SECONDS", 0.2)
+    settings.BUS = {"URL": server.url, "PREFIX": prefix}
+    world = World(server, prefix)
+    with world.worker:
+        world.assert_goes_on(WELL)
+        world.assert_goes_on(SICK)
+        yield world
+    world.bus.close()
+    default.reset()
 
 
 # ---------------------------------------------------------------------- every key

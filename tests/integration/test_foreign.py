@@ -12,15 +12,12 @@ import orjson
 import pytest
 from django.test import Client
 
-import workers.scheduler
-import workers.watcher
-from bus import default, doctor, retention
+from bus import doctor, retention
 from bus.client import Bus
 from bus.doctor import Finding
 from bus.errors import ConfigurationError, ForeignData, PartitionFull
 from bus.keys import TYPES
 from bus.records import GroupSpec
-from bus.registry import Declared
 from bus.streams import commands
 from bus.streams.embedded import EmbeddedServer
 from bus.terminal.audited import Audited
@@ -44,17 +41,8 @@ TYPE_JUNK = {
 def world(
     server: EmbeddedServer, prefix: str, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
-    monkeypatch.setattr(default, "declared", Declared())
-    monkeypatch.setattr(workers.scheduler, "BACKOFF_SECONDS", (0.02, 0.2))
-    monkeypatch.setattr(workers.watcher, "STRANGER_SECONDS", 0.2)
-    settings.BUS = {"URL": server.url, "PREFIX": prefix}
-    world = World(server, prefix)
-    with world.worker:
-        world.assert_goes_on(WELL)
-        world.assert_goes_on(SICK)
+    with strange.consumed(server, prefix, settings, monkeypatch) as world:
         yield world
-    world.bus.close()
-    default.reset()
 
 
 def findings(bus: Bus, check: str = "foreign") -> list[Finding]:

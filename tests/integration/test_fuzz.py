@@ -15,12 +15,9 @@ from django.test import Client
 from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 
-import workers.scheduler
-import workers.watcher
-from bus import default, doctor
+from bus import doctor
 from bus.client import Bus
 from bus.keys import TYPES
-from bus.registry import Declared
 from bus.streams.embedded import EmbeddedServer
 from bus.terminal.audited import Audited
 from tests.integration import strange
@@ -130,17 +127,8 @@ def write(bus: Bus, key: str, each: Junk) -> None:
 def world(
     server: EmbeddedServer, prefix: str, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
-    monkeypatch.setattr(default, "declared", Declared())
-    monkeypatch.setattr(workers.scheduler, "BACKOFF_SECONDS", (0.02, 0.2))
-    monkeypatch.setattr(workers.watcher, "STRANGER_SECONDS", 0.2)
-    settings.BUS = {"URL": server.url, "PREFIX": prefix}
-    world = World(server, prefix)
-    with world.worker:
-        world.assert_goes_on(WELL)
-        world.assert_goes_on(SICK)
+    with strange.consumed(server, prefix, settings, monkeypatch) as world:
         yield world
-    world.bus.close()
-    default.reset()
 
 
 @settings(
