@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,10 @@ from tests.servers import CHROMIUM_NAMES, program, redis7_server, valkey_server
 
 # Every test here has a server or a prefix of its own, and gives it to the processes that it starts as theirs.
 os.environ[testrun.MARK] = "0"
+
+# A shell that starts the tests in the background makes them ignore Ctrl-C, and so would all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Directories and files whose tests stay in one process, because they share what is dear to start.
 _TOGETHER = ("ui", "test_packaging.py", "test_second_project.py")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -377,18 +378,25 @@ sys.exit(code)
 """
 
 
-def jitney_process(server: EmbeddedServer, prefix: str, arguments: Sequence[str], **options: Any) -> Any:
-    """`jitney` in a process that knows no Django settings."""
+@contextmanager
+def jitney_process(
+    server: EmbeddedServer, prefix: str, arguments: Sequence[str], **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """`jitney` in a process that knows no Django settings, and that does not outlive the block."""
     environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
     environment |= {"BUS_URL": server.url, "BUS_PREFIX": prefix, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", WITHOUT_DJANGO, *arguments]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes, **options)
+    with subprocess.Popen(command, env=environment, **pipes, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_jitney_works_in_a_process_without_django(server: EmbeddedServer, prefix: str, bus: Bus) -> None:
-    process = jitney_process(server, prefix, ["topic", "create", "wages"])
-    _, errors = process.communicate(timeout=60)
+    with jitney_process(server, prefix, ["topic", "create", "wages"]) as process:
+        _, errors = process.communicate(timeout=60)
 
     assert process.returncode == 0, errors
     assert "Redis only" in errors
