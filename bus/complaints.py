@@ -34,16 +34,23 @@ class Complaints:
         self._causes: OrderedDict[Hashable, _Cause] = OrderedDict()
 
     def say(
-        self, cause: Hashable, text: str, *args: Any, level: int = logging.WARNING, exc_info: Any = None
+        self,
+        cause: Hashable,
+        text: str,
+        *args: Any,
+        level: int = logging.WARNING,
+        exc_info: Any = None,
+        of: int = 1,
     ) -> bool:
         """Log `text % args`, unless this cause was logged less than `seconds` ago; True if it was logged.
 
         What was kept back meanwhile is counted, and the next line of this cause says how many there were.
+        `of`: how many things this line would tell of.
         """
         with self._lock:
             known = self._causes.get(cause)
             if known is not None and self._clock() < known.quiet_until:
-                known.kept_back += 1
+                known.kept_back += of
                 return False
             kept_back = known.kept_back if known is not None else 0
             self._causes[cause] = _Cause(self._clock() + self._seconds)

@@ -51,8 +51,6 @@ PAGES = 4
 #: How long Redis knows the id of a row that was sent and is not deleted. Seconds: a relay that died should
 #: have a successor within a day.
 KEEP_SECONDS = 86_400
-#: The same complaint is made so often. Seconds.
-COMPLAIN_SECONDS = 60.0
 #: Rows counted for a page of the admin.
 COUNTED = 10_000
 
@@ -121,7 +119,7 @@ class Relay:
         self._last: tuple[str, int] = ("", -1)
         self._shards: set[tuple[str, int]] = set()
         """Partitions whose shard row is there."""
-        self._quiet: dict[tuple[str, int], float] = {}
+        self._complaints = Complaints(logger)
         self.failed: set[tuple[str, int]] = set()
         """Partitions (topic, number) whose rows could not be sent in the last run."""
 
@@ -240,10 +238,13 @@ class Relay:
 
     def _complain(self, place: tuple[str, int], error: BusError) -> None:
         self.failed.add(place)
-        now = time.monotonic()
-        if now >= self._quiet.get(place, 0.0):
-            self._quiet[place] = now + COMPLAIN_SECONDS
-            logger.error("The outbox rows of %s/%s cannot be sent and stay: %s", *place, error)
+        self._complaints.say(
+            (place, type(error)),
+            "The outbox rows of %s/%s cannot be sent and stay: %s",
+            *place,
+            error,
+            level=logging.ERROR,
+        )
 
 
 # ---------------------------------------------------------------------- lag

@@ -27,13 +27,13 @@ from bus.waves import uncertain, vanished
 
 logger = logging.getLogger("bus.producer")
 complaints = Complaints(logger)
+#: Failed messages, told of once a second.
+failed_messages = Complaints(logger, seconds=1.0)
 
 #: Writes under way at once: the server works on one while the next is packed.
 _FLIGHTS = 2
 #: Back-off while nothing can be written, doubling from the first to the second. Seconds.
 _BACKOFF = (0.05, 1.0)
-#: What is wrong is said at once, then so often. Seconds.
-_COMPLAIN_SECONDS = 60.0
 
 
 class Queue(Protocol):
@@ -120,7 +120,6 @@ class Sender(threading.Thread):
         self._trouble: BusError | None = None
         """Why nothing could be written the last time."""
         self._troubles = 0
-        self._quiet_until = 0.0
 
     def run(self) -> None:
         try:
@@ -336,9 +335,9 @@ class Sender(threading.Thread):
 
     def _back_off(self, error: BusError) -> None:
         least, most = _BACKOFF
-        if self._clock() >= self._quiet_until:
-            self._quiet_until = self._clock() + _COMPLAIN_SECONDS
-            logger.warning("The producer cannot write for now and goes on trying: %s", error)
+        complaints.say(
+            (id(self), type(error)), "The producer cannot write for now and goes on trying: %s", error
+        )
         self._trouble = error
         seconds = min(most, least * 2 ** min(self._troubles, 10)) * random.uniform(0.5, 1.5)
         self._troubles += 1
@@ -369,10 +368,19 @@ def _failures(batch: Batch) -> list[tuple[int, Exception]]:
 
 
 def _complain(batch: Batch, outcomes: dict[int, Any]) -> None:
-    """One line for each topic and kind of error, so that nothing is dropped in silence."""
+    """One line a second for each topic and kind of error, so that nothing is dropped in silence."""
     failed: dict[tuple[str, str], list[Exception]] = {}
     for index, each in outcomes.items():
         if isinstance(each, Exception):
             failed.setdefault((batch.place(index)[0], type(each).__name__), []).append(each)
     for (topic, kind), errors in failed.items():
-        logger.error("%s message(s) to %s: %s: %s", f"{len(errors):,}", topic, kind, errors[-1])
+        failed_messages.say(
+            (topic, kind),
+            "%s message(s) to %s: %s: %s",
+            f"{len(errors):,}",
+            topic,
+            kind,
+            errors[-1],
+            level=logging.ERROR,
+            of=len(errors),
+        )

@@ -185,7 +185,8 @@ class Slice:
             if lane.trouble is not None:
                 flags |= Report.TROUBLE | Report.RECOVER
                 bursts.say("foreign", "%s/%s for %s cannot be worked on, and is tried again: %s",
-                                lane.id.topic, lane.id.partition, lane.id.group, lane.trouble)  # fmt: skip
+                           lane.id.topic, lane.id.partition, lane.id.group, lane.trouble,
+                           level=logging.ERROR)  # fmt: skip
             elif lane.lost:
                 flags |= Report.LOST
             if flags & Report.LOST and not self._progress.revoked(self._slot):

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 
 from django.db import Error, close_old_connections, connections
 
+from bus.complaints import Complaints
 from bus.errors import BusError
 
 logger = logging.getLogger("jitney.workers")
-
-#: What is wrong is said at once, then so often. Seconds.
-COMPLAIN_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -30,7 +28,6 @@ class Step:
     """From one beginning to the next; a step that takes longer begins again after all others that are due."""
     due: float = 0.0
     """When it is due, by the monotonic clock."""
-    quiet_until: float = 0.0
 
     @property
     def name(self) -> str:
@@ -46,6 +43,7 @@ class Upkeep(threading.Thread):
         self._is_leader = is_leader
         self._stopping = threading.Event()
         self._steps = list(steps)
+        self._complaints = Complaints(logger)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -69,12 +67,16 @@ class Upkeep(threading.Thread):
         try:
             step.work()
         except (BusError, Error) as error:
-            if time.monotonic() >= step.quiet_until:
-                step.quiet_until = time.monotonic() + COMPLAIN_SECONDS
-                logger.warning("Upkeep (%s) failed and is tried again: %s", step.name, error)
+            self._complaints.say(
+                (step.name, type(error)), "Upkeep (%s) failed and is tried again: %s", step.name, error
+            )
             close_old_connections()
-        except Exception:
+        except Exception as error:
             # A thread that ends would leave the other steps undone, as long as this worker leads.
-            if time.monotonic() >= step.quiet_until:
-                step.quiet_until = time.monotonic() + COMPLAIN_SECONDS
-                logger.exception("Upkeep (%s) failed and is tried again.", step.name)
+            self._complaints.say(
+                (step.name, type(error)),
+                "Upkeep (%s) failed and is tried again.",
+                step.name,
+                level=logging.ERROR,
+                exc_info=error,
+            )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import click
 
+from bus.complaints import Complaints
 from bus.errors import BusError
 from bus.terminal.kinds import Branch
 from bus.terminal.output import Table, ago_words, answer, count, many, remark
@@ -17,9 +17,8 @@ from bus.terminal.session import Session, pass_session
 if TYPE_CHECKING:
     from bus.outbox import Relay, ShardBacklog
 
-#: How often --follow looks for new rows, and how often it repeats a complaint. Seconds.
+#: How often --follow looks for new rows. Seconds.
 LOOK_SECONDS = 0.5
-COMPLAIN_SECONDS = 60.0
 
 outbox = Branch("outbox", help="Messages that were published in a transaction and are not in Redis yet.")
 
@@ -72,16 +71,14 @@ def _send_all(relay: Relay) -> int:
 
 
 def _follow(relays: list[Relay]) -> None:
-    quiet_until, pause = 0.0, threading.Event()
+    complaints, pause = Complaints(logging.getLogger("bus.outbox")), threading.Event()
     try:
         while True:
             sent = 0
             try:
                 sent = sum(each.run() for each in relays)
             except BusError as error:
-                if time.monotonic() >= quiet_until:
-                    quiet_until = time.monotonic() + COMPLAIN_SECONDS
-                    remark(f"Not published yet: {error}")
+                complaints.say(type(error).__name__, "Not published yet: %s", error)
             if not sent:
                 pause.wait(LOOK_SECONDS)
     except KeyboardInterrupt:

@@ -22,7 +22,8 @@ def test_keys_of_a_wrong_type_are_said_once_a_second_and_hinder_no_other_topic(s
     log = worker.log.read_text()
     said = [line for line in log.splitlines() if about in line]
     seconds = [(line[:19], line.split("jitney.workers")[0][-8:]) for line in said]
-    assert all(f"{shop.bus.settings.prefix}:{{keyed:" in line and " WARNING " in line for line in said)
+    assert all(f"{shop.bus.settings.prefix}:{{keyed:" in line and " ERROR " in line for line in said)
+    assert all("a string stands where a zset should be" in line for line in said)
     assert max(map(seconds.count, seconds)) <= 3  # two processes; a second of the clock may hold two of one
     assert "Traceback" not in log.partition(about)[0].rpartition("ready.")[2]
     # and when the keys are gone it goes on by itself

@@ -66,3 +66,14 @@ def test_the_number_of_causes_that_are_remembered_is_bounded(complaints: Complai
 
     assert complaints.say(0, "the oldest was forgotten")
     assert not complaints.say(MAX_CAUSES, "the newest was not")
+
+
+def test_what_a_line_tells_of_is_counted_not_the_lines(
+    complaints: Complaints, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        complaints.say("disk", "500 files lost.", of=500)
+    clock.now += 60
+    complaints.say("disk", "500 files lost.", of=500)
+
+    assert caplog.messages[1] == "500 files lost. (1,000 more like this since the last line)"
