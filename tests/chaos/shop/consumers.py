@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +87,6 @@ def waiting(group: str) -> Callable[[bus.Message], Any]:
         if is_strange(message):
             return
         deed = Deed(group, message)
-        if deed.fate.ending == "dies":
-            # What ended beside it might be repeated (see docs/architecture.md), which no fault would explain.
-            deed.fate = replace(deed.fate, ending="exits")
         deed.write("start")
         if deed.fate.seconds:
             await asyncio.sleep(deed.fate.seconds)
