@@ -148,9 +148,10 @@ class Injector:
         return fault
 
     def _thaw(self, worker: Worker, fault: Fault) -> None:
+        # Noted first: what it begins from now on, it begins after the thaw.
+        fault.until = time.monotonic_ns()
         worker.signal_all(signal.SIGCONT)
         worker.frozen = False
-        fault.until = time.monotonic_ns()
 
     # ------------------------------------------------------------------ a freeze in a transaction
 

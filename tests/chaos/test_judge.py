@@ -78,10 +78,57 @@ def test_an_effect_must_be_there_once() -> None:
 
 
 def test_a_lane_that_nobody_owns_is_wrong() -> None:
-    found = Verdict(
-        published=1, ownerless=[("keyed", 0, "bykey")], orphans=[Orphan(("keyed", 1, "bykey"), 99.0)]
-    )
+    orphan = Orphan(("keyed", 1, "bykey"), 0, 99 * SECOND)
+    found = Verdict(published=1, ownerless=[("keyed", 0, "bykey")], orphans=[orphan], unexcused=[orphan])
     assert found.wrong == ["lanes without an owner at the end 1", "lanes without an owner for too long 1"]
+
+
+def unowned(since: float, until: float, *faults: Fault) -> bool:
+    """Whether that is excused."""
+    orphan = Orphan(("keyed", 1, "bykey"), int(since * SECOND), int(until * SECOND))
+    return orphan.is_excused(faults, {"w1": {"bykey"}, "w2": {"other"}})
+
+
+def test_a_lane_is_owned_again_within_the_promised_time_of_the_last_fault_that_touched_it() -> None:
+    assert unowned(10, 29)
+    assert not unowned(10, 31)
+    assert unowned(10, 31, fault("freeze", 12))
+    assert not unowned(10, 33, fault("freeze", 12))
+
+
+def test_a_lane_is_not_touched_by_clean_faults_nor_by_workers_of_other_groups_nor_by_later_ones() -> None:
+    assert not unowned(10, 31, fault("stop", 12))
+    assert not unowned(10, 31, fault("freeze", 12, worker="w2"))
+    assert not unowned(10, 31, fault("freeze", 32))
+
+
+def test_an_outage_of_the_server_excuses_what_was_still_to_be_found_out() -> None:
+    outage = Fault("redis-kill", 14 * SECOND, 15 * SECOND)
+    assert unowned(10, 34, outage)
+    assert not unowned(10, 36, outage)
+    assert not unowned(10, 36, Fault("redis-kill", 31 * SECOND, 32 * SECOND))
+
+
+def frozen(lines: list[list[Handling]], in_hand: int = 1) -> list[int]:
+    """Messages whose repeat is not explained by a freeze from 2 to 24 s, after which `lines` came."""
+    again = [handled(seq, 18.0 + seq / 100, worker="w2", pid=2) for seq in range(5)]
+    every = sorted((line for pair in [*lines, *again] for line in pair), key=lambda line: line.at)
+    freeze = Fault("freeze", 2 * SECOND, 24 * SECOND, "w1")
+    found = judge([published(seq) for seq in range(5)], every, [freeze], {"bykey": "keyed"},
+                  in_hand={"bykey": in_hand})  # fmt: skip
+    return [repeat.again.seq for repeat in found.unexplained]
+
+
+def test_after_a_freeze_only_what_was_in_hand_may_be_done_once_more() -> None:
+    in_hand, *later = (handled(seq, 24.2 + seq / 10) for seq in range(3))
+    start = [line for line in handled(0, 1.9) if line.what == "start"]
+    assert frozen([start, in_hand[1:], *later]) == [1, 2]
+    assert frozen([in_hand, *later]) == [1, 2], "it was about to begin"
+
+
+def test_after_a_freeze_a_batch_that_was_in_hand_may_be_done_once_more() -> None:
+    lines = [handled(seq, 24.2 + seq / 10) for seq in range(4)]
+    assert frozen(lines, in_hand=2) == [2, 3]
 
 
 def test_a_message_that_nobody_published_is_unexpected() -> None:
