@@ -21,7 +21,8 @@ BATCH = SECOND // 2
 PROMISE = 20 * SECOND
 SLACK = 10 * SECOND
 
-#: After the server is back, what was in hand is settled within so long.
+#: After the server is back, what was in hand is settled within so long by the process that had it. So nothing
+#: is repeated but what one had that ended meanwhile.
 RECONNECT = 5 * SECOND
 
 #: These repeat nothing, whatever else happens meanwhile.
@@ -313,6 +314,8 @@ class _Attribution:
         if fault.kind in FREEZES and fault.until is not None and before.at > fault.until:
             return self._began[before] <= fault.until
         earliest, latest = self._batch(fault, before.pid)
+        if fault.worker is None and self._endings[before.pid][-1] > latest:
+            return False
         return earliest <= before.at <= latest
 
     def _was_about_to_begin(self, fault: Fault, again: Handling) -> bool:

@@ -63,6 +63,13 @@ def test_what_was_handled_since_the_data_with_which_the_server_came_back_may_be_
     assert verdict(messages, [*settled, again], older).unexplained
 
 
+def test_an_outage_explains_only_the_repeats_of_what_a_process_had_that_ended_meanwhile() -> None:
+    outage = Fault("redis-kill", 5 * SECOND, 6 * SECOND)
+    messages, again = [published(0), published(1)], handled(0, 8.0, worker="w2", pid=2)
+    assert verdict(messages, [handled(0, 5.5), again], outage).explained == {"redis-kill": 1}
+    assert verdict(messages, [handled(0, 5.5), handled(1, 30.0), again], outage).unexplained
+
+
 def test_a_broker_that_answers_nobody_must_not_stop_the_handlers() -> None:
     frozen = Fault("broker", 10 * SECOND, 20 * SECOND)
     messages = [published(0, at=11.0), published(1, at=12.0)]
