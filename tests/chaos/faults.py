@@ -23,8 +23,6 @@ from tests.chaos.stranger import Stranger
 TRAP_SECONDS = 10.0
 #: Steps of a transaction (before or after a statement) that a trap may let pass.
 STEPS = 8
-#: A handled message is settled within so long, so older data may lack what was handled before them. ns.
-UNSETTLED = 1_000_000_000
 
 
 @dataclass(slots=True)
@@ -190,7 +188,7 @@ class Injector:
             return fault
         self._server_busy = True
         if planned.kind == "failover":
-            fault.since = time.monotonic_ns() - UNSETTLED
+            fault.since = time.monotonic_ns()
             older = self._copy_data()
             self._after(planned.seconds, lambda: self._come_back_older(fault, older))
             return fault

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tests.chaos.faults import Fault
 from tests.chaos.ledger import Handling, Published
 from tests.chaos.ownership import Lane, Orphan
-from tests.chaos.plan import FREEZES
+from tests.chaos.plan import FREEZES, SERVER_KINDS
 
 SECOND = 1_000_000_000
 
@@ -24,6 +24,10 @@ SLACK = 10 * SECOND
 #: After the server is back, what was in hand is settled within so long by the process that had it. So nothing
 #: is repeated but what one had that ended meanwhile.
 RECONNECT = 5 * SECOND
+
+#: What a process has ended is settled within so long, while the server is there and no other message of the
+#: same batch runs on.
+UNSETTLED = SECOND
 
 #: These repeat nothing, whatever else happens meanwhile.
 CLEAN = frozenset(("stop", "deploy", "broker", "junk"))
@@ -309,7 +313,7 @@ class _Attribution:
             return False
         if fault.pid not in (None, before.pid):
             return False
-        if fault.since is not None and before.at >= fault.since:
+        if fault.since is not None and self._was_unsettled(fault.since, before):
             return True
         if fault.kind in FREEZES and fault.until is not None and before.at > fault.until:
             return self._began[before] <= fault.until
@@ -333,6 +337,27 @@ class _Attribution:
         call = later[: max(0, self._in_hand.get(lane[0], 1) - len(begun))]
         return any(_lane(each) == _lane(again) == lane and _place(each) == _place(again) for each in call)
 
+    def _was_unsettled(self, at: int, before: Handling) -> bool:
+        """Whether a message need not have been settled at the time whose data the server has kept."""
+        if before.at >= at - UNSETTLED:
+            return True
+        known = [ending for ending in self._endings[before.pid] if ending <= at]
+        if before.at < self._earliest(known):
+            return False
+        # It was of the last batch. Then another message of that ran on, or the server was away.
+        if any(start.at <= at < over for start, over in self._spans[before.pid]):
+            return True
+        by = known[-1] + UNSETTLED
+        for fault, _ in self._recoveries:
+            if fault.kind in SERVER_KINDS and known[-1] <= (fault.until or fault.at) and fault.at <= by:
+                by = max(by, (fault.until or fault.at) + RECONNECT)
+        return at <= by
+
+    @staticmethod
+    def _earliest(known: list[int]) -> int:
+        """The first of the last batch that ended, of these endings of a process."""
+        return (known[-2] if len(known) > 1 else 0) - BATCH
+
     def _batch(self, fault: Fault, pid: int) -> tuple[int, int]:
         """When the messages were finished that this process could not settle any more."""
         endings = self._endings[pid]
@@ -343,7 +368,7 @@ class _Attribution:
             latest = fault.until or endings[-1]
         else:
             known, latest = endings, endings[-1]
-        return (known[-2] if len(known) > 1 else 0) - BATCH, latest
+        return self._earliest(known), latest
 
     def _follows(self, fault: Fault, recovery: float, again: Handling) -> bool:
         last = fault.at + max(PROMISE, int(recovery * SECOND)) + SLACK

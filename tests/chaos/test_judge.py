@@ -55,12 +55,23 @@ def test_what_the_server_lost_need_not_be_handled() -> None:
 
 
 def test_what_was_handled_since_the_data_with_which_the_server_came_back_may_be_repeated() -> None:
-    older = Fault("failover", 5 * SECOND, 6 * SECOND, since=1 * SECOND)
-    again = handled(0, 7.0, worker="w2", pid=2)
-    assert verdict([published(0)], [handled(0, 2.0), again], older).explained == {"failover": 1}
-    messages = [published(0), published(1), published(2)]
-    settled = [handled(0, 0.5), handled(1, 4.8), handled(2, 4.9)]
-    assert verdict(messages, [*settled, again], older).unexplained
+    messages, on, again = [published(0), published(9)], handled(9, 30.0), handled(0, 7.0, worker="w2", pid=2)
+    older = Fault("failover", 5 * SECOND, 6 * SECOND, since=3 * SECOND)
+    assert verdict(messages, [handled(0, 2.1), on, again], older).explained == {"failover": 1}
+    assert verdict(messages, [handled(0, 1.9), on, again], older).unexplained
+
+
+def test_a_failover_explains_the_repeats_of_a_batch_of_which_a_message_ran_on_or_that_met_an_outage() -> None:
+    messages, on, again = [published(0), published(9)], handled(9, 30.0), handled(0, 7.0, worker="w2", pid=2)
+    older = Fault("failover", 5 * SECOND, 6 * SECOND, since=3 * SECOND)
+    messages, slow = [*messages, published(1)], [*handled(1, 1.0)[:1], *handled(1, 4.0)[1:]]
+    assert verdict(messages, [handled(0, 0.9), slow, on, again], older).explained == {"failover": 1}
+    before = [handled(0, 0.3), handled(2, 0.9), handled(3, 0.9)]
+    messages += [published(2), published(3)]
+    assert verdict(messages, [*before, slow, on, again], older).unexplained
+    outage = Fault("redis-kill", int(1.5 * SECOND), 2 * SECOND)
+    assert verdict(messages, [handled(0, 1.4), on, again], outage, older).explained == {"failover": 1}
+    assert verdict(messages, [handled(0, 0.4), on, again], outage, older).unexplained
 
 
 def test_an_outage_explains_only_the_repeats_of_what_a_process_had_that_ended_meanwhile() -> None:
