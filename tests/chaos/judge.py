@@ -176,7 +176,10 @@ def judge(
             for entry in handled
             if entry.what == "start" and not _is_known(stored.get(_place(entry)), entry)
         ],
-        disorder=_disorder(entry for entry in first.values() if entry.group in ordered),
+        # What the server has lost a frozen worker may have in hand still, long after others went on.
+        disorder=_disorder(
+            entry for entry in first.values() if entry.group in ordered and _place(entry) not in vanished
+        ),
         repeats=_Attribution(handled, recoveries, in_hand).repeats(),
         silent=[fault for fault in faults if _is_silent(fault, published, first.values())],
         faults=list(faults),

@@ -54,6 +54,14 @@ def test_what_the_server_lost_need_not_be_handled() -> None:
     assert found.vanished == 1
 
 
+def test_what_the_server_lost_has_no_place_in_the_order_of_what_is_there() -> None:
+    lines = [line for pair in ([handled(1, 1.0), handled(0, 2.0)]) for line in pair]
+    messages = [published(0), published(1)]
+    assert judge(messages, lines, [], {"bykey": "keyed"}, ordered={"bykey"}).disorder
+    lost = {("keyed", 0, "0-0")}
+    assert not judge(messages, lines, [], {"bykey": "keyed"}, ordered={"bykey"}, vanished=lost).disorder
+
+
 def test_what_was_handled_since_the_data_with_which_the_server_came_back_may_be_repeated() -> None:
     messages, on, again = [published(0), published(9)], handled(9, 30.0), handled(0, 7.0, worker="w2", pid=2)
     older = Fault("failover", 5 * SECOND, 6 * SECOND, since=3 * SECOND)
