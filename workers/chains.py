@@ -26,7 +26,7 @@ class Watch(Protocol):
         """Note that the message is about to run; False if it is held back behind one that failed."""
 
     def end(self, message: Message, failed: Failed | None) -> None:
-        """The handler has ended."""
+        """The handler has ended, in this very step of the event loop: no other handler has run since."""
 
     def tick(self) -> None:
         """After each change, and every TICK_SECONDS."""
@@ -55,7 +55,7 @@ class Chains:
         Returns when nothing runs any more. What the watch raises is raised when the handlers that run have
         ended: they finish what they have in hand, though nobody can settle it.
         """
-        running: dict[asyncio.Task[Failed | None], tuple[deque[Message], Message]] = {}
+        running: dict[asyncio.Task[None], deque[Message]] = {}
         try:
             while True:
                 self._fill(running, handle, watch)
@@ -65,8 +65,8 @@ class Chains:
                     running, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done:
-                    chain, message = running.pop(task)
-                    watch.end(message, task.result())
+                    chain = running.pop(task)
+                    task.result()
                     if chain:
                         self._ready.append(chain)
                 watch.tick()
@@ -77,7 +77,7 @@ class Chains:
 
     def _fill(
         self,
-        running: dict[asyncio.Task[Failed | None], tuple[deque[Message], Message]],
+        running: dict[asyncio.Task[None], deque[Message]],
         handle: Callable[[Message], Awaitable[Failed | None]],
         watch: Watch,
     ) -> None:
@@ -85,7 +85,14 @@ class Chains:
             chain = self._ready.popleft()
             message = chain.popleft()
             if watch.begin(message):
-                task = asyncio.ensure_future(handle(message))
-                running[task] = chain, message
+                running[asyncio.ensure_future(_to_its_end(message, handle, watch))] = chain
             elif chain:
                 self._ready.append(chain)
+
+
+async def _to_its_end(
+    message: Message, handle: Callable[[Message], Awaitable[Failed | None]], watch: Watch
+) -> None:
+    # The watch hears of the end here, not when the loop comes round: another handler might end the process
+    # in between, and what had ended would be done again.
+    watch.end(message, await handle(message))

@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bus import lease
 from bus.client import Bus
 from bus.complaints import Complaints
-from bus.errors import Forbidden, ForeignData, ServerError
+from bus.errors import BusUnavailable, Forbidden, ForeignData, ServerError
 from bus.lane import Lane, LaneId
 from bus.lease import freed
 from bus.streams import commands
 from bus.streams.connect import check, error_of, seconds_of
 from bus.streams.wire import Argument
 from bus.values import Ordering
+from workers.order import Fallen
 from workers.owned import OwnedLane
 
 logger = logging.getLogger("jitney.workers")
@@ -113,6 +114,23 @@ class Leases:
         if given:
             self._bus.registry.hint("release")
 
+    def renew(self, owned: OwnedLane, new: str) -> bool:
+        """Change the lease of a lane that was taken back; False if it is not ours any more.
+
+        What its slice has ended is settled at once: until a slot is free for the next slice seconds may pass,
+        and if this worker is killed in them all of it is handled again. What was in hand is the next one's.
+        """
+        if not self.swap([Swap(owned.id, owned.lease, new)]):
+            return False
+        fallen = owned.fallen
+        if fallen and (fallen.finished or fallen.refused):
+            try:
+                if self._settle(owned, new, replace(fallen, running=None)):
+                    owned.fallen = replace(fallen, finished=(), refused=())
+            except (BusUnavailable, ServerError, ForeignData) as error:
+                self._complaints.trouble(error, "The next slice settles what was handled: %s", error)
+        return True
+
     def _settle_fallen(self, owned: OwnedLane) -> None:
         """What a process has left and cannot settle any more, since its lane was taken back or it died.
 
@@ -120,9 +138,12 @@ class Leases:
         what is done, and would try once more what has failed. Of a batch that was in hand he learns by the
         mark of a lease that was not given back.
         """
-        fallen = owned.fallen
-        if not fallen:
-            return
+        if fallen := owned.fallen:
+            self._settle(owned, owned.lease, fallen)
+            owned.fallen, owned.suspect = None, owned.suspect or fallen.batch
+
+    def _settle(self, owned: OwnedLane, value: str, fallen: Fallen) -> bool:
+        """Settle it under this value of the lease; False if the server refuses."""
         keys, group = self._bus.keys.partition(owned.id.topic, owned.id.partition), owned.id.group
         state, retries, held, now = self._bus.client.pipe(
             [
@@ -132,7 +153,7 @@ class Leases:
                 ("TIME",),
             ]
         )
-        lane = Lane(owned.id, keys, owned.lease, owned.ordering)
+        lane = Lane(owned.id, keys, value, owned.ordering)
         lane.load(check(state), check(retries), check(held))
         fallen.settle_in(lane, None, int(seconds_of(now)) * 1000)
         own = [
@@ -141,17 +162,17 @@ class Leases:
         ]  # fmt: skip
         limit, outcomes = self._bus.settings.dead_limit, lane.outcomes.dump(lane.acks)
         try:
-            commands.run(
-                self._bus.client, "turn", own, [owned.lease, group, owned.id.lane, 0, limit, outcomes, ""]
-            )
-        except Forbidden as error:  # the lane is given back all the same: others may be allowed to settle it
+            commands.run(self._bus.client, "turn", own, [value, group, owned.id.lane, 0, limit, outcomes, ""])
+        except Forbidden as error:  # the lane goes on all the same: others may be allowed to settle it
             self._complaints.say(
                 ("settle", own[1]), "What was handled cannot be settled (%s): %s", own[1], error
             )
+            return False
         except ServerError as error:
             if not commands.is_nogroup(error):
                 self._complain(own[1:2], error)
-        owned.fallen, owned.suspect = None, owned.suspect or fallen.batch
+            return False
+        return True
 
     def key(self, lane: LaneId) -> str:
         return self._bus.keys.partition(lane.topic, lane.partition).lease(lane.group, lane.lane)

@@ -118,12 +118,12 @@ class Membership(threading.Thread):
 
     def renew(self, lane: OwnedLane) -> None:
         """Give a lane that was taken back from a stuck slice a new lease, as an errand."""
-        swap = Swap(lane.id, lane.lease, self._leases.new_value())
+        old, new = lane.lease, self._leases.new_value()
 
         def work() -> None:
-            if self._leases.swap([swap]):
-                self._scheduler.renew(lane.id, swap.old, swap.new)
-            elif self._scheduler.owned().get(lane.id) == swap.old:
+            if self._leases.renew(lane, new):
+                self._scheduler.renew(lane.id, old, new)
+            elif self._scheduler.owned().get(lane.id) == old:
                 self._scheduler.lost(lane.id)
             self._on_change()
 

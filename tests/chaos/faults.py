@@ -23,8 +23,6 @@ from tests.chaos.stranger import Stranger
 TRAP_SECONDS = 10.0
 #: Steps of a transaction (before or after a statement) that a trap may let pass.
 STEPS = 8
-#: A handled message is settled within so long, so older data may lack what was handled before them. ns.
-UNSETTLED = 1_000_000_000
 
 
 @dataclass(slots=True)
@@ -148,9 +146,10 @@ class Injector:
         return fault
 
     def _thaw(self, worker: Worker, fault: Fault) -> None:
+        # Noted first: what it begins from now on, it begins after the thaw.
+        fault.until = time.monotonic_ns()
         worker.signal_all(signal.SIGCONT)
         worker.frozen = False
-        fault.until = time.monotonic_ns()
 
     # ------------------------------------------------------------------ a freeze in a transaction
 
@@ -189,7 +188,7 @@ class Injector:
             return fault
         self._server_busy = True
         if planned.kind == "failover":
-            fault.since = time.monotonic_ns() - UNSETTLED
+            fault.since = time.monotonic_ns()
             older = self._copy_data()
             self._after(planned.seconds, lambda: self._come_back_older(fault, older))
             return fault

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.chaos.shop.releases import OLD, ROLES, other, served
+from tests.chaos.shop.releases import OLD, RELEASES, ROLES, other, served
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,6 +90,8 @@ class Worker(Process):
         super().__init__(name, command, {**environment, **own}, directory / f"{name}.log")
         self.role = role
         self.release = release
+        self.groups = frozenset(groups or (serving.group for serving in RELEASES[release]))
+        """What it serves."""
         self.ending = False
         """It was told to end, or killed."""
         self.frozen = False
@@ -162,6 +164,8 @@ class Fleet:
         self.releases = {OLD}
         """All that there have been."""
         self.workers: list[Worker] = []
+        self.serves: dict[str, frozenset[str]] = {}
+        """Every worker that there has been → its groups."""
         self.replacing = True
         self.problems: list[str] = []
         """What no fault explains."""
@@ -180,6 +184,11 @@ class Fleet:
     def deploying(self) -> bool:
         return any(worker.release != self.release for worker in self.workers)
 
+    def served(self) -> frozenset[str]:
+        """Groups that some worker serves that is at work now."""
+        at_work = (worker.groups for worker in self.workers if worker.usable and worker.ready)
+        return frozenset().union(*at_work)
+
     def tend(self) -> list[Worker]:
         """Replace those that ended, go on with a deploy; returns those of which nothing is left now."""
         gone = [worker for worker in self.workers if self._has_gone(worker)]
@@ -197,9 +206,9 @@ class Fleet:
     def _start(self, role: int) -> None:
         self._started += 1
         name = f"w{self._started}"
-        self.workers.append(
-            Worker(name, role, self.release, self._processes, self._environment, self._directory)
-        )
+        worker = Worker(name, role, self.release, self._processes, self._environment, self._directory)
+        self.workers.append(worker)
+        self.serves[name] = worker.groups
 
     def _go_on_deploying(self, working: list[Worker]) -> None:
         """Stop one old worker, where all are at work and none is ending for it."""

@@ -23,7 +23,7 @@ from tests.chaos.judge import Leftover, Place, Verdict, book, judge
 from tests.chaos.ledger import read_handled, read_published
 from tests.chaos.ownership import Ownership
 from tests.chaos.processes import ROOT, Fleet, Process
-from tests.chaos.shop.releases import NEW, ONCE, groups, ordered
+from tests.chaos.shop.releases import NEW, ONCE, groups, in_hand, ordered
 from tests.chaos.stranger import Stranger
 from tests.waiting import wait_until
 
@@ -103,13 +103,18 @@ class Run:
             verdict = self._judge()
         verdict.leftovers, verdict.ownerless = leftovers, ownerless
         verdict.orphans = self._ownership.orphans
+        verdict.unexcused = [
+            orphan
+            for orphan in verdict.orphans
+            if not orphan.is_excused(self._injector.faults, self._fleet.serves)
+        ]
         verdict.problems = [*self._fleet.problems, *self._publisher_problems()]
         return verdict
 
     def _judge(self) -> Verdict:
         published = read_published(self._published)
         verdict = judge(published, read_handled(self._handled), self._injector.faults, self._groups(),
-                        ordered=ordered(), vanished=self._vanished)  # fmt: skip
+                        ordered=ordered(), in_hand=in_hand(), vanished=self._vanished)  # fmt: skip
         topic = self._groups()[ONCE]
         places = [(each.topic, each.partition, each.id) for each in published if each.topic == topic]
         book(verdict, self._database.bookings(), places, self._vanished)
@@ -165,13 +170,10 @@ class Run:
     def _tend(self) -> None:
         self._injector.tend()
         if self._injector.quiet:
-            running = {worker.release for worker in self._fleet.workers}
-            common = set.intersection(*(set(groups([release])) for release in running)) if running else set()
+            served = self._fleet.served()
             self._ownership.look(
-                {group: topic for group, topic in self._groups().items() if group in common & ordered()}
+                {group: topic for group, topic in self._groups().items() if group in served & ordered()}
             )
-        else:
-            self._ownership.forget()
 
     def _drain(self) -> None:
         self._injector.finish()

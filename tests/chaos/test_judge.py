@@ -54,13 +54,39 @@ def test_what_the_server_lost_need_not_be_handled() -> None:
     assert found.vanished == 1
 
 
+def test_what_the_server_lost_has_no_place_in_the_order_of_what_is_there() -> None:
+    lines = [line for pair in ([handled(1, 1.0), handled(0, 2.0)]) for line in pair]
+    messages = [published(0), published(1)]
+    assert judge(messages, lines, [], {"bykey": "keyed"}, ordered={"bykey"}).disorder
+    lost = {("keyed", 0, "0-0")}
+    assert not judge(messages, lines, [], {"bykey": "keyed"}, ordered={"bykey"}, vanished=lost).disorder
+
+
 def test_what_was_handled_since_the_data_with_which_the_server_came_back_may_be_repeated() -> None:
-    older = Fault("failover", 5 * SECOND, 6 * SECOND, since=1 * SECOND)
-    again = handled(0, 7.0, worker="w2", pid=2)
-    assert verdict([published(0)], [handled(0, 2.0), again], older).explained == {"failover": 1}
-    messages = [published(0), published(1), published(2)]
-    settled = [handled(0, 0.5), handled(1, 4.8), handled(2, 4.9)]
-    assert verdict(messages, [*settled, again], older).unexplained
+    messages, on, again = [published(0), published(9)], handled(9, 30.0), handled(0, 7.0, worker="w2", pid=2)
+    older = Fault("failover", 5 * SECOND, 6 * SECOND, since=3 * SECOND)
+    assert verdict(messages, [handled(0, 2.1), on, again], older).explained == {"failover": 1}
+    assert verdict(messages, [handled(0, 1.9), on, again], older).unexplained
+
+
+def test_a_failover_explains_the_repeats_of_a_batch_of_which_a_message_ran_on_or_that_met_an_outage() -> None:
+    messages, on, again = [published(0), published(9)], handled(9, 30.0), handled(0, 7.0, worker="w2", pid=2)
+    older = Fault("failover", 5 * SECOND, 6 * SECOND, since=3 * SECOND)
+    messages, slow = [*messages, published(1)], [*handled(1, 1.0)[:1], *handled(1, 4.0)[1:]]
+    assert verdict(messages, [handled(0, 0.9), slow, on, again], older).explained == {"failover": 1}
+    before = [handled(0, 0.3), handled(2, 0.9), handled(3, 0.9)]
+    messages += [published(2), published(3)]
+    assert verdict(messages, [*before, slow, on, again], older).unexplained
+    outage = Fault("redis-kill", int(1.5 * SECOND), 2 * SECOND)
+    assert verdict(messages, [handled(0, 1.4), on, again], outage, older).explained == {"failover": 1}
+    assert verdict(messages, [handled(0, 0.4), on, again], outage, older).unexplained
+
+
+def test_an_outage_explains_only_the_repeats_of_what_a_process_had_that_ended_meanwhile() -> None:
+    outage = Fault("redis-kill", 5 * SECOND, 6 * SECOND)
+    messages, again = [published(0), published(1)], handled(0, 8.0, worker="w2", pid=2)
+    assert verdict(messages, [handled(0, 5.5), again], outage).explained == {"redis-kill": 1}
+    assert verdict(messages, [handled(0, 5.5), handled(1, 30.0), again], outage).unexplained
 
 
 def test_a_broker_that_answers_nobody_must_not_stop_the_handlers() -> None:
@@ -78,10 +104,57 @@ def test_an_effect_must_be_there_once() -> None:
 
 
 def test_a_lane_that_nobody_owns_is_wrong() -> None:
-    found = Verdict(
-        published=1, ownerless=[("keyed", 0, "bykey")], orphans=[Orphan(("keyed", 1, "bykey"), 99.0)]
-    )
+    orphan = Orphan(("keyed", 1, "bykey"), 0, 99 * SECOND)
+    found = Verdict(published=1, ownerless=[("keyed", 0, "bykey")], orphans=[orphan], unexcused=[orphan])
     assert found.wrong == ["lanes without an owner at the end 1", "lanes without an owner for too long 1"]
+
+
+def unowned(since: float, until: float, *faults: Fault) -> bool:
+    """Whether that is excused."""
+    orphan = Orphan(("keyed", 1, "bykey"), int(since * SECOND), int(until * SECOND))
+    return orphan.is_excused(faults, {"w1": {"bykey"}, "w2": {"other"}})
+
+
+def test_a_lane_is_owned_again_within_the_promised_time_of_the_last_fault_that_touched_it() -> None:
+    assert unowned(10, 29)
+    assert not unowned(10, 31)
+    assert unowned(10, 31, fault("freeze", 12))
+    assert not unowned(10, 33, fault("freeze", 12))
+
+
+def test_a_lane_is_not_touched_by_clean_faults_nor_by_workers_of_other_groups_nor_by_later_ones() -> None:
+    assert not unowned(10, 31, fault("stop", 12))
+    assert not unowned(10, 31, fault("freeze", 12, worker="w2"))
+    assert not unowned(10, 31, fault("freeze", 32))
+
+
+def test_an_outage_of_the_server_excuses_what_was_still_to_be_found_out() -> None:
+    outage = Fault("redis-kill", 14 * SECOND, 15 * SECOND)
+    assert unowned(10, 34, outage)
+    assert not unowned(10, 36, outage)
+    assert not unowned(10, 36, Fault("redis-kill", 31 * SECOND, 32 * SECOND))
+
+
+def frozen(lines: list[list[Handling]], in_hand: int = 1) -> list[int]:
+    """Messages whose repeat is not explained by a freeze from 2 to 24 s, after which `lines` came."""
+    again = [handled(seq, 18.0 + seq / 100, worker="w2", pid=2) for seq in range(5)]
+    every = sorted((line for pair in [*lines, *again] for line in pair), key=lambda line: line.at)
+    freeze = Fault("freeze", 2 * SECOND, 24 * SECOND, "w1")
+    found = judge([published(seq) for seq in range(5)], every, [freeze], {"bykey": "keyed"},
+                  in_hand={"bykey": in_hand})  # fmt: skip
+    return [repeat.again.seq for repeat in found.unexplained]
+
+
+def test_after_a_freeze_only_what_was_in_hand_may_be_done_once_more() -> None:
+    in_hand, *later = (handled(seq, 24.2 + seq / 10) for seq in range(3))
+    start = [line for line in handled(0, 1.9) if line.what == "start"]
+    assert frozen([start, in_hand[1:], *later]) == [1, 2]
+    assert frozen([in_hand, *later]) == [1, 2], "it was about to begin"
+
+
+def test_after_a_freeze_a_batch_that_was_in_hand_may_be_done_once_more() -> None:
+    lines = [handled(seq, 24.2 + seq / 10) for seq in range(4)]
+    assert frozen(lines, in_hand=2) == [2, 3]
 
 
 def test_a_message_that_nobody_published_is_unexpected() -> None:

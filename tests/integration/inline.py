@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -47,6 +48,11 @@ class InlineWorker:
         self._thread.join(20)
         self.consumer.stop()
 
+    def _work(self, order: SliceOrder) -> str | None:
+        """Run a slice; what its process died of."""
+        Slice(self.consumer.runtime, order).run()
+        return None
+
     def _run(self) -> None:
         while not self._stopping:
             self._wake.wait(0.1)
@@ -55,11 +61,25 @@ class InlineWorker:
             self.consumer.pump()
             while self._orders:
                 order = self._orders[0]
-                Slice(self.consumer.runtime, order).run()
+                died = self._work(order)
                 self._orders.popleft()
-                self.consumer.ended(order.slot)
+                self.consumer.ended(order.slot, died=died)
         link = self.consumer.runtime.take_link()
         if link is not None:
             link.close()
         self.consumer.runtime.close_runner()
         connections.close_all()
+
+
+class ForkingWorker(InlineWorker):
+    """Each of its slices runs in a process of its own, which may die, as in the prefork pool."""
+
+    def _work(self, order: SliceOrder) -> str | None:
+        pid = os.fork()
+        if not pid:
+            try:
+                Slice(self.consumer.runtime, order).run()
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        return "worker lost" if status else None

@@ -150,14 +150,13 @@ def test_the_first_worker_whose_beat_moves_leads_and_one_that_falls_silent_is_fo
     assert roster.leader == "!first"
 
 
-@pytest.mark.both_servers
-def test_what_became_of_messages_is_settled_before_a_lane_is_given_back(bus: Bus) -> None:
-    # Given a lane whose slice has died: two messages are done, one of which had failed before; one is to be
-    # tried again, one can never succeed, one ran
+def fallen_lane(bus: Bus, leases: Leases) -> tuple[OwnedLane, list[str]]:
+    """A lane whose slice is over: two messages are done, one of which had failed before; one is to be tried
+    again, one can never succeed, one ran, one was not begun. With their ids."""
     for number in range(6):
         bus.publish("keyed", number, key="a")
     partition = partition_of("a", PARTITIONS)
-    keys, leases = bus.keys.partition("keyed", partition), Leases(bus, "me")
+    keys = bus.keys.partition("keyed", partition)
     lane = OwnedLane(LaneId("keyed", partition, "g"), leases.new_value(), "key")
     bus.client.call("SET", keys.lease("g", "0"), lane.lease)
     [[_, entries]] = bus.client.call("XREADGROUP", "GROUP", "g", "0", "STREAMS", keys.stream, ">")
@@ -168,16 +167,49 @@ def test_what_became_of_messages_is_settled_before_a_lane_is_given_back(bus: Bus
     again = before.retry(messages[2], 60.0, "no", 5)
     never = before.dead(messages[3], "never", "never", 5)
     lane.fallen = Fallen((ids[0], ids[1]), (again, never), ids[4], False, "worker lost")
-    # When it is given back
-    leases.give_back([lane])
-    # Then nobody handles again what is done, nor tries what was tried without an end
+    return lane, ids
+
+
+def assert_settled(bus: Bus, lane: OwnedLane, ids: list[str]) -> dict[str, int]:
+    """Nobody handles again what is done, nor tries what was tried without an end. Message → its attempts."""
+    keys = bus.keys.partition("keyed", lane.id.partition)
     pending = [text(row[0]) for row in bus.client.call("XPENDING", keys.stream, "g", "-", "+", 10)]
     assert pending == [ids[2], ids[4], ids[5]]
     assert bus.client.call("ZRANGE", keys.retry("g"), 0, -1) == [ids[2].encode()]
     (letter,) = bus.client.call("XRANGE", keys.dead("g"), "-", "+")
     assert letter[1][:4] == [b"id", ids[3].encode(), b"reason", b"never"]
     known = {each: bus.client.call("HGET", keys.state("g"), each) for each in ids}
-    assert {each: Failure.load(raw).attempts for each, raw in known.items() if raw} == {ids[2]: 1, ids[4]: 1}
+    return {each: Failure.load(raw).attempts for each, raw in known.items() if raw}
+
+
+@pytest.mark.both_servers
+def test_what_became_of_messages_is_settled_before_a_lane_is_given_back(bus: Bus) -> None:
+    leases = Leases(bus, "me")
+    lane, ids = fallen_lane(bus, leases)
+    leases.give_back([lane])
+    assert assert_settled(bus, lane, ids) == {ids[2]: 1, ids[4]: 1}
+
+
+@pytest.mark.both_servers
+def test_what_a_slice_has_ended_is_settled_as_soon_as_its_lane_was_taken_back(bus: Bus) -> None:
+    # given a lane that was taken back, for which no slot may be free for seconds
+    leases = Leases(bus, "me")
+    lane, ids = fallen_lane(bus, leases)
+    # when
+    assert leases.renew(lane, "me:new")
+    # then what ran is left to the next slice, and nothing else
+    assert assert_settled(bus, lane, ids) == {ids[2]: 1}
+    assert lane.fallen == Fallen(running=ids[4])
+    assert leases.read([lane.id]) == {lane.id: "me:new"}
+
+
+def test_nothing_is_settled_of_a_lane_that_is_somebody_elses(bus: Bus) -> None:
+    leases = Leases(bus, "me")
+    lane, _ = fallen_lane(bus, leases)
+    keys = bus.keys.partition("keyed", lane.id.partition)
+    bus.client.call("SET", keys.lease("g", "0"), "other:1")
+    assert not leases.renew(lane, "me:new")
+    assert bus.client.call("XPENDING", keys.stream, "g")[0] == 6
 
 
 def test_a_batch_that_was_in_hand_of_a_slice_that_died_is_suspect_for_whoever_has_the_lane_next(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
 
 from bus.subscriptions import Handler, Subscription
+
+#: The event loop itself keeps no reference to a task.
+_closing: set[asyncio.Task[None]] = set()
 
 
 def database(_subscription: Subscription, handler: Handler) -> Handler:
@@ -27,19 +31,23 @@ def database(_subscription: Subscription, handler: Handler) -> Handler:
 
 
 def async_database(_subscription: Subscription, handler: Handler) -> Handler:
-    """The same in the thread in which Django's asynchronous queries run."""
+    """The same in the thread in which Django's asynchronous queries run.
+
+    Nobody waits for it: until the slice hears of the failure, another handler may end the process. That
+    thread does one thing after the other, so the queries of handlers that begin later come after it.
+    """
 
     async def call(delivery: Any) -> Any:
         try:
             return await handler(delivery)
-        except BaseException as error:
-            raised = error
-        try:
-            # Outside of `except`: asgiref takes what is being handled along, in a circle with its traceback,
-            # which would keep the message until the garbage collector comes.
-            await sync_to_async(close_old_connections)()
-            raise raised
-        finally:
-            del raised
+        except BaseException:
+            task = asyncio.ensure_future(_close_old_connections())
+            _closing.add(task)
+            task.add_done_callback(_closing.discard)
+            raise
 
     return call
+
+
+async def _close_old_connections() -> None:
+    await sync_to_async(close_old_connections)()

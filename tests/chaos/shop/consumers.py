@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ from tests.chaos import sabotage
 from tests.chaos.ledger import Handling, Ledger
 from tests.chaos.shop.fate import Fate, fate
 from tests.chaos.shop.models import Booking
-from tests.chaos.shop.releases import RELEASES, Serving
+from tests.chaos.shop.releases import BATCH, RELEASES, Serving
 from tests.chaos.shop.trap import Trap
 
 #: So many attempts that no message becomes a dead letter, however often its process is killed.
 PATIENT = bus.RetryPolicy(attempts=100, delay=0.3, factor=1.5, max_delay=2.0, jitter=0.1)
-BATCH = 20
 
 _SEED = int(os.environ["CHAOS_SEED"])
 _WORKER = os.environ["CHAOS_WORKER"]
@@ -88,9 +86,6 @@ def waiting(group: str) -> Callable[[bus.Message], Any]:
         if is_strange(message):
             return
         deed = Deed(group, message)
-        if deed.fate.ending == "dies":
-            # What ended beside it might be repeated (see docs/architecture.md), which no fault would explain.
-            deed.fate = replace(deed.fate, ending="exits")
         deed.write("start")
         if deed.fate.seconds:
             await asyncio.sleep(deed.fate.seconds)

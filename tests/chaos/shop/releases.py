@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bus.values import Ordering
+from workers.chains import CONCURRENCY
 
 Form = Literal["single", "batch", "async", "atomic", "atomic batch"]
 
@@ -24,6 +25,9 @@ class Serving:
     ordering: Ordering
     form: Form
 
+
+#: Messages in one call of a batch handler.
+BATCH = 20
 
 OLD, NEW = "old", "new"
 
@@ -68,6 +72,16 @@ def ordered() -> frozenset[str]:
         for serving in release:
             ways.setdefault(serving.group, set()).add(serving.ordering)
     return frozenset(group for group, orderings in ways.items() if "none" not in orderings)
+
+
+def in_hand() -> dict[str, int]:
+    """Group → how many messages its handler may have in hand at once, in whatever release."""
+    most = {"batch": BATCH, "atomic batch": BATCH, "async": CONCURRENCY}
+    found: dict[str, int] = {}
+    for release in RELEASES.values():
+        for serving in release:
+            found[serving.group] = max(found.get(serving.group, 1), most.get(serving.form, 1))
+    return found
 
 
 def served(role: tuple[str, ...], release: str) -> list[str]:
