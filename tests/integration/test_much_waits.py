@@ -123,6 +123,7 @@ def test_what_waits_in_a_lane_is_read_in_pages(server: Any, bus: Bus) -> None:
 
 def test_where_little_waits_that_costs_no_round_trip_of_its_own(server: Any, bus: Bus) -> None:
     trips = []
+    bus.client.call("SCRIPT", "LOAD", commands.script("mend").text)
     for waiting_there in (0, 50):
         let_wait(bus, waiting_there, waiting_there)
         endpoint = MeasuringEndpoint(server.url)
