@@ -297,7 +297,7 @@ class Registry(Catalog):
     def _make_streams(
         self, spec: TopicSpec, partitions: Iterable[int], groups: list[GroupSpec]
     ) -> list[BusError]:
-        """Make what is missing, with the groups of this topic; what stands in the way in single partitions."""
+        """Make what is missing, with these groups of the topic; what stands in the way in partitions."""
         every = [self._keys.partition(spec.name, number) for number in partitions]
         # With the prefix: databases may hold the inboxes of more than one bus.
         try:
