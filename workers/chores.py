@@ -23,7 +23,7 @@ logger = logging.getLogger("jitney.workers")
 
 #: How often topics are trimmed. Seconds.
 TRIM_SECONDS = 30.0
-#: How many partitions are looked at for losses in a second, on average: with many each is looked at less often.
+#: Partitions that are looked at for losses in a second, on average: where there are many, each less often.
 LOOKS_PER_SECOND = 5
 #: How often all marks are copied, also those that have not changed. Seconds.
 COPY_ALL_SECONDS = 300.0
