@@ -14,8 +14,7 @@ with ordering "partition" the whole partition counts as one key. Keyless message
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -34,15 +33,15 @@ __all__ = ["MAX_ERROR", "ORDERED_LANE", "Failure", "Lane", "LaneId", "key_hash"]
 
 if TYPE_CHECKING:
     from bus.streams.wire import Link
+    from bus.waiting import Waiting
 
 #: The consumer name of the one lane of a partition in ordered groups, whoever owns it.
 ORDERED_LANE = "0"
 _ORDERINGS = frozenset(ordering.encode() for ordering in ORDERINGS)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class LaneId:
-    """Which lane: a partition of a topic, for a group."""
+class LaneId(NamedTuple):
+    """Which lane: a partition of a topic, for a group. A tuple: workers look up thousands all the time."""
 
     topic: str
     partition: int
@@ -146,23 +145,24 @@ class Lane:
             return None
         return self.last_id
 
-    def load(self, state: Sequence[bytes], retries: Sequence[bytes], held: int) -> None:
-        """Take in the state hash, the retry zset with its scores, and the size of the held zset."""
-        known = states.read(self.keys.state(self.id.group), self.id.lane, state)
+    def load(self, waiting: Waiting) -> None:
+        """Take in the state hash, the retry zset, and the size of the held zset."""
+        known = states.read(self.keys.state(self.id.group), self.id.lane, waiting.state)
         for found in known.unreadable:
             tell(found)
         self.failures, self.failing, self.suspect = known.failures, {}, known.suspect
         self.in_era(known.era)
         self.in_force(known.ordering)
+        retries = waiting.retries
         for raw in retries[::2]:
             message_id = known_id(raw)
             failure = None if message_id is None else self.failures.get(message_id)
             if failure is not None and failure.hash:
                 self.failing.setdefault(failure.hash, set()).add(id_pair(raw))
-        self.look_at(retries)
-        self.retrying, self.held = len(retries) // 2, held
+        self.next_due = max(0, min(map(whole, retries[1::2]))) if retries else None
+        self.retrying, self.held = len(set(retries[::2])), waiting.held  # a scan may bring some twice
         # Also at other times: something is held, and nothing it could be held behind fails.
-        self.mended = not self.recovering and bool(self.failing or not held)
+        self.mended = not self.recovering and bool(self.failing or not self.held)
 
     def in_era(self, raw: bytes | None) -> None:
         """Take in the field `era` of the state hash; one that cannot be read changes nothing."""

@@ -11,6 +11,7 @@ import logging
 import math
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -100,9 +101,10 @@ class Registry(Catalog):
                 "The record of topic %r is written anew, since it cannot be read: %s.", strange.field, strange
             )
         troubles: list[BusError] = []
+        groups = _by_topic(look.groups)
         for spec in wanted:
             # The streams first: a publisher that sees the spec must find them.
-            troubles += self._make_streams(spec, range(spec.partitions), look.groups)
+            troubles += self._make_streams(spec, range(spec.partitions), groups[spec.name])
             self._declare(self._keys.topics, spec.name, dump_topic(spec, look.specs.get(spec.name)))
             self._cache.pop(spec.name, None)
         if wanted:
@@ -142,7 +144,7 @@ class Registry(Catalog):
 
     def restore_partition(self, name: str, partition: int) -> None:
         """Make a stream that has vanished again, with its declared groups. Raises ForeignData."""
-        troubles = self._make_streams(self.spec(name), [partition], self.groups())
+        troubles = self._make_streams(self.spec(name), [partition], self.groups(name))
         # The ids of the new stream may lie before those that idle lanes wait to see exceeded.
         self.hint(RESTORED)
         _raise_first(troubles)
@@ -197,14 +199,14 @@ class Registry(Catalog):
                 )
             except ForeignData as error:
                 troubles.append(error)
-        everything = self.groups()
+        groups = _by_topic(self.groups())
         for topic in sorted({spec.topic for spec in wanted}):
             try:
                 found = self.spec(topic)
             except ForeignData as error:
                 troubles.append(error)
             else:
-                troubles += self._make_streams(found, range(found.partitions), everything)
+                troubles += self._make_streams(found, range(found.partitions), groups[topic])
         _raise_first(troubles)
 
     def _declare_group(
@@ -295,15 +297,21 @@ class Registry(Catalog):
     def _make_streams(
         self, spec: TopicSpec, partitions: Iterable[int], groups: list[GroupSpec]
     ) -> list[BusError]:
-        """Make what is missing; what stands in the way of that in single partitions."""
-        mine = [group for group in groups if group.topic == spec.name]
+        """Make what is missing, with these groups of the topic; what stands in the way in partitions."""
         every = [self._keys.partition(spec.name, number) for number in partitions]
         # With the prefix: databases may hold the inboxes of more than one bus.
         try:
-            making.make(self._client, f"{self._keys.prefix}:{secrets.token_hex(8)}", every, mine)
+            making.make(self._client, f"{self._keys.prefix}:{secrets.token_hex(8)}", every, groups)
         except ForeignData as error:
             return [error]
         return []
+
+
+def _by_topic(groups: Iterable[GroupSpec]) -> defaultdict[str, list[GroupSpec]]:
+    found: defaultdict[str, list[GroupSpec]] = defaultdict(list)
+    for group in groups:
+        found[group.topic].append(group)
+    return found
 
 
 def start_id(start: str | Position) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bus.keys import PartitionKeys
 from bus.lane import ORDERED_LANE
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 FIELD = "ordering"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
+class Place(NamedTuple):
     """One group in one partition."""
 
     topic: str

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from bus import mending, strangers
+from bus import mending, strangers, waiting
 from bus.errors import BusUnavailable, ServerError, StaleLease
 from bus.lane import Lane
 from bus.plan import PAGE, Batch, GroupLost, Plan, last_delivered, raise_first_error
@@ -146,12 +146,7 @@ class Turns:
         reads: list[Command] = []
         for lane in self.lanes:
             if lane.link is None:
-                group = lane.id.group
-                reads += [
-                    ("HGETALL", lane.keys.state(group)),
-                    ("ZRANGE", lane.keys.retry(group), 0, -1, "WITHSCORES"),
-                    ("ZCARD", lane.keys.held(group)),
-                ]
+                reads += waiting.first(lane.keys, lane.id.group)
             else:
                 # Between two slices an operator may have given dead letters back (see redrive.lua), and the
                 # stream may have vanished and been made again (see ensure.lua).
@@ -164,12 +159,16 @@ class Turns:
         rest = iter(replies)
         for lane in self.lanes:
             is_new = lane.link is None
-            known = [next(rest) for _ in range(3 if is_new else 2)]
+            known = [next(rest) for _ in range(waiting.REPLIES if is_new else 2)]
             groups = [next(rest)] if lane.last_id is None else []
             if not self._check(lane, [*known, *groups]):
                 continue
             if is_new:
-                lane.load(*known)
+                found = waiting.rest(self.need_link().pipe, lane.keys, lane.id.group, known)
+                if isinstance(found, ServerError):
+                    self._check(lane, [found])  # raises what is not of this lane alone
+                    continue
+                lane.load(found)
             else:
                 lane.look_at(known[0])
                 lane.take_in(known[1])

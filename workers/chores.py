@@ -23,6 +23,8 @@ logger = logging.getLogger("jitney.workers")
 
 #: How often topics are trimmed. Seconds.
 TRIM_SECONDS = 30.0
+#: Partitions that are looked at for losses in a second, on average: where there are many, each less often.
+LOOKS_PER_SECOND = 5
 #: How often all marks are copied, also those that have not changed. Seconds.
 COPY_ALL_SECONDS = 300.0
 #: How often the outbox is looked at. Seconds.
@@ -40,6 +42,7 @@ class Chores:
         self._mover = due.Mover(bus)
         self._copied: dict[marks.Place, str] = {}
         self._copy_all_at = 0.0
+        self._count_losses_at = 0.0
         self._inboxes: Databases | None = None
         self._outboxes: Databases | None = None
         self._relays: dict[str, outbox.Relay] = {}
@@ -86,8 +89,13 @@ class Chores:
         _in_each(self._inboxes, lambda alias: forgetting.forget(self._bus, alias))
 
     def count_losses(self) -> None:
+        began = time.monotonic()
+        if began < self._count_losses_at:
+            return
         for loss in losses.look(self._bus):
             logger.log(logging.ERROR if loss.count else logging.WARNING, "%s.", loss)
+        topics = self._bus.registry.tables().topics.values()
+        self._count_losses_at = began + sum(spec.partitions for spec in topics) / LOOKS_PER_SECOND
 
     def trim(self) -> None:
         if trimmed := retention.trim_all(self._bus):

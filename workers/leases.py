@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bus import lease
+from bus import lease, waiting
 from bus.client import Bus
 from bus.complaints import Complaints
 from bus.errors import BusUnavailable, Forbidden, ForeignData, ServerError
@@ -145,16 +145,10 @@ class Leases:
     def _settle(self, owned: OwnedLane, value: str, fallen: Fallen) -> bool:
         """Settle it under this value of the lease; False if the server refuses."""
         keys, group = self._bus.keys.partition(owned.id.topic, owned.id.partition), owned.id.group
-        state, retries, held, now = self._bus.client.pipe(
-            [
-                ("HGETALL", keys.state(group)),
-                ("ZRANGE", keys.retry(group), 0, -1, "WITHSCORES"),
-                ("ZCARD", keys.held(group)),
-                ("TIME",),
-            ]
-        )
+        *known, now = self._bus.client.pipe([*waiting.first(keys, group), ("TIME",)])
         lane = Lane(owned.id, keys, value, owned.ordering)
-        lane.load(check(state), check(retries), check(held))
+        known = [check(reply) for reply in known]
+        lane.load(check(waiting.rest(self._bus.client.pipe, keys, group, known)))
         fallen.settle_in(lane, None, int(seconds_of(now)) * 1000)
         own = [
             keys.stream, keys.lease(group, owned.id.lane), keys.retry(group), keys.held(group),

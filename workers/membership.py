@@ -250,7 +250,7 @@ class Membership(threading.Thread):
             if tables is not before:
                 self._bus.registry.hint("spec changed")  # or others would divide what was there before
         self._scheduler.pause((group.topic, group.name) for group in tables.groups if group.paused)
-        self._orderings.refresh(tables.groups, self._homes.of(self._served))
+        self._orderings.refresh(tables, lambda: self._homes.of(self._served))
         return tables
 
     def _known(self, tables: Tables) -> list[Subscription]:

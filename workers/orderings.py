@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from bus import reordering
 from bus.client import Bus
 from bus.complaints import Complaints
-from bus.lane import ORDERED_LANE, LaneId
-from bus.registry import GroupSpec
+from bus.lane import LaneId
+from bus.registry import Tables
 from bus.reordering import Change, Place
 from bus.signals import lease_lost
 from bus.values import Ordering
@@ -35,21 +35,27 @@ class Orderings:
         self._effect: dict[Place, Ordering] = {}
         self._declared: dict[tuple[str, str], Ordering] = {}
         """(topic, group) → the ordering that is wanted."""
+        self._tables: Tables | None = None
+        self._unsure: set[Place] = set()
+        """Where the ordering in effect is not known, or is not the one that is wanted: nearly always none."""
 
-    def refresh(self, groups: Iterable[GroupSpec], homes: Iterable[LaneId]) -> None:
+    def refresh(self, tables: Tables, homes: Callable[[], Iterable[LaneId]]) -> None:
         """Take in what is declared, and ask what is in effect where that is not known, or where it differs.
 
-        Where nothing changes this costs no round trip.
+        Where nothing changes this costs no round trip, and no walk through `homes`, those that we serve.
         """
-        self._declared = {(group.topic, group.name): group.ordering for group in groups}
-        places = [_place(home) for home in homes]
+        if tables is not self._tables:
+            self._declared = {(group.topic, group.name): group.ordering for group in tables.groups}
+            self._unsure.update(map(_place, homes()))
+            self._scheduler.order_by(self._declared)
+            self._tables = tables
         unsure = [
             (place, wanted)
-            for place in places
+            for place in sorted(self._unsure)
             if (wanted := self._wanted(place)) is not None and self._effect.get(place) != wanted
         ]
         self._effect.update(reordering.read(self._bus, unsure))
-        self._scheduler.order_by(self._declared)
+        self._unsure = {place for place, wanted in unsure if self._effect.get(place) != wanted}
 
     def of(self, lane: LaneId) -> Ordering | None:
         """The ordering in effect where this lane is; None: not known at this moment."""
@@ -81,13 +87,14 @@ class Orderings:
             effect = effects.pop(swap.lane)
             self._scheduler.add(swap.lane, swap.new, effect, drain_only=drain_only, position=position)
         for lane in effects:
-            self._effect.pop(_place(lane), None)
-        self._scheduler.order_by(self._declared)
+            self._forget(lane)
+        if taken.swaps:
+            self._scheduler.order_by(self._declared)
         return taken
 
     def lost(self, lane: LaneId) -> None:
         """The lease of this lane is not ours any more."""
-        self._effect.pop(_place(lane), None)
+        self._forget(lane)
         gone = self._scheduler.lost(lane)
         # A change of the ordering frees all lanes.
         level = logging.INFO if gone is not None and gone.closed else logging.WARNING
@@ -96,7 +103,10 @@ class Orderings:
 
     def change(self) -> None:
         """Put what is declared into effect in those of our homes where nothing waits any more."""
-        places = [_place(lane) for lane in self._scheduler.owned() if lane.lane == ORDERED_LANE]
+        if not self._unsure:
+            return
+        owned = self._scheduler.owned()
+        places = [place for place in sorted(self._unsure) if _home(place) in owned]
         unsettled = [
             (place, effect, wanted)
             for place in places
@@ -130,9 +140,18 @@ class Orderings:
             group[1], group[0], sum(max(0, each.waiting) for each in left), len(left), left[0].effect, wanted,
         )  # fmt: skip
 
+    def _forget(self, lane: LaneId) -> None:
+        place = _place(lane)
+        self._effect.pop(place, None)
+        self._unsure.add(place)
+
     def _wanted(self, place: Place) -> Ordering | None:
         return self._declared.get((place.topic, place.group))
 
 
 def _place(lane: LaneId) -> Place:
     return Place(lane.topic, lane.group, lane.partition)
+
+
+def _home(place: Place) -> LaneId:
+    return LaneId(place.topic, place.partition, place.group)

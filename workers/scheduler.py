@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from bus.lane import ORDERED_LANE, LaneId
 from bus.values import Ordering
@@ -40,6 +40,8 @@ class Scheduler:
         self._lock = threading.RLock()
         self._lanes: dict[LaneId, OwnedLane] = {}
         self._queue: deque[LaneId] = deque()
+        self._taken: set[LaneId] = set()
+        """Lanes that were taken back, among them some that are not any more."""
         self._slots = Slots(progress, slots, clock)
         self._mean: dict[tuple[str, str], float] = {}
         self._paused: frozenset[tuple[str, str]] = frozenset()
@@ -192,11 +194,10 @@ class Scheduler:
     def waiting(self) -> dict[LaneId, float]:
         """Ordered lanes with work that wait for a slot, each with how long it has. Seconds."""
         with self._lock:
-            ready = [lane for lane in self._lanes.values() if lane.state == "ready"]
             return {
                 lane.id: self._clock() - lane.since
-                for lane in ready
-                if lane.id.lane == ORDERED_LANE and not self._is_paused(lane)
+                for lane in self._waiting()
+                if lane.id.lane == ORDERED_LANE
             }
 
     def is_at_rest(self) -> bool:
@@ -281,6 +282,7 @@ class Scheduler:
                 if id(lane) in ours:
                     before = None if view.took_in else lane.fallen
                     lane.take_back(lane.left(view, index, reason) if reason else before)
+                    self._taken.add(lane.id)
 
     def ended(self, slot: int, *, died: str | None = None) -> Ended:
         """A slice has ended; `died`: why, if its process was lost with it."""
@@ -357,7 +359,9 @@ class Scheduler:
     def _not_renewed(self) -> list[OwnedLane]:
         """Lanes that were taken back and have no new lease yet; again after a while, if Redis was away."""
         late = self._clock() - BACKOFF_SECONDS[1]
-        lanes = [lane for lane in self._lanes.values() if lane.state == "taken back" and lane.since <= late]
+        taken = [lane for id in self._taken if (lane := self._lanes.get(id)) and lane.state == "taken back"]
+        self._taken = {lane.id for lane in taken}
+        lanes = [lane for lane in taken if lane.since <= late]
         for lane in lanes:
             lane.since = self._clock()
         return lanes
@@ -367,6 +371,7 @@ class Scheduler:
         for index, lane in enumerate(running.lanes):
             if index != stuck and id(lane) in ours and not lane.leaving:
                 lane.take_back(lane.left(view, index, ""))
+                self._taken.add(lane.id)
 
     def share_out(self) -> None:
         """Have lanes dealt out anew where a slot is free and another slice has several that are busy."""
@@ -387,7 +392,12 @@ class Scheduler:
     # ------------------------------------------------------------------ inner
 
     def _is_anyone_waiting(self) -> bool:
-        return any(lane.state == "ready" and not self._is_paused(lane) for lane in self._lanes.values())
+        return any(self._waiting())
+
+    def _waiting(self) -> Iterator[OwnedLane]:
+        """Lanes that wait for a slot. All that are ready are in the queue, which is mostly empty."""
+        lanes = (self._lanes.get(id) for id in self._queue)
+        return (lane for lane in lanes if lane and lane.state == "ready" and not self._is_paused(lane))
 
     def _is_paused(self, lane: OwnedLane) -> bool:
         return (lane.id.topic, lane.id.group) in self._paused

@@ -151,10 +151,13 @@ class Watcher(threading.Thread):
         groups: dict[tuple[str, str], str] = {}
         for lane, last_id in watched.items():
             place = (self._stream(lane), lane.group)
-            groups[place] = max(groups.get(place, "0-0"), last_id, key=id_pair)
+            known = groups.get(place, last_id)
+            # Mostly they are equal, and ids are compared for nothing.
+            groups[place] = last_id if known == last_id else max(known, last_id, key=id_pair)
         positions: dict[str, str] = {}
         for (stream, _group), last_id in groups.items():
-            positions[stream] = min(positions.get(stream, last_id), last_id, key=id_pair)
+            known = positions.get(stream, last_id)
+            positions[stream] = last_id if known == last_id else min(known, last_id, key=id_pair)
         return positions
 
     def _take_in(self, reply: object, watched: dict[LaneId, str]) -> None:
@@ -164,6 +167,8 @@ class Watcher(threading.Thread):
             self._control_id = control[-1][0].decode()
             self._doubting = self._doubting or RESTORED.encode() in control[-1][1]
             self._on_hint()
+        if not news:
+            return
         newest = {stream: id_pair(entries[-1][0]) for stream, entries in news.items()}
         behind = [
             lane

@@ -435,6 +435,33 @@ def test_an_overview_of_300_topics_takes_at_most_6_round_trips(
     assert lags == [Lag(2), Lag(3)]
 
 
+def test_declaring_groups_walks_through_all_that_there_are_once_however_many_topics(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given how often a list of all groups is walked through, and how many round trips are made
+    walks = []
+
+    class Walked(list[GroupSpec]):
+        def __iter__(self) -> Iterator[GroupSpec]:
+            walks.append(len(self))
+            return super().__iter__()
+
+    read, look = bus.registry.groups, bus.registry.look
+    monkeypatch.setattr(bus.registry, "groups", lambda topic=None: Walked(read(topic)))
+    monkeypatch.setattr(bus.registry, "look", lambda: replace(look(), groups=Walked(look().groups)))
+    costs = []
+    for count in (20, 200):
+        names = [f"topic-{count}-{number:03}" for number in range(count)]
+        walks.clear()
+        trips = Trips(monkeypatch)
+        bus.registry.project(TopicSpec(name=name) for name in names)
+        bus.registry.declare_groups(GroupSpec(topic=name, name=GROUP) for name in names)
+        costs.append((len(walks), len(trips) / count))
+    # then neither grows faster than the number of topics
+    assert costs[0][0] == costs[1][0] <= 2
+    assert costs[1][1] <= costs[0][1] < 8
+
+
 @pytest.mark.both_servers
 def test_counting_adds_a_bounded_number_of_round_trips(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(bus, 4, inventory="key")

@@ -6,11 +6,12 @@ from bus import codec
 from bus.keys import Keys
 from bus.lane import Lane, LaneId
 from bus.values import Message
+from bus.waiting import Waiting
 
 
 def a_lane() -> Lane:
     lane = Lane(LaneId("orders", 0, "ledger"), Keys("t").partition("orders", 0), "a:1", "key")
-    lane.load([], [], 0)
+    lane.load(Waiting([], [], 0))
     lane.recovered()
     return lane
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from django.db import DatabaseError
 
 from bus.errors import BusError, BusUnavailable
+from bus.values import TopicSpec
 from tests.waiting import wait_until
 from workers.chores import Chores, _in_each
 from workers.upkeep import Step, Upkeep
@@ -29,6 +32,22 @@ def running(*steps: Step, leads: Callable[[], bool] = lambda: True) -> Iterator[
     upkeep.stop()
     upkeep.join(timeout=10)
     assert not upkeep.is_alive()
+
+
+@pytest.mark.parametrize(("partitions", "seconds"), [(8, 30), (256, 60), (1024, 210)])
+def test_losses_are_looked_for_at_a_bounded_rate(
+    partitions: int, seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    now = 1_000.0
+    monkeypatch.setattr("workers.chores.time.monotonic", lambda: now)
+    monkeypatch.setattr("workers.chores.losses.look", lambda _bus: looks.append(now) or [])
+    tables = SimpleNamespace(topics={"t": TopicSpec(name="t", partitions=partitions)})
+    chores = Chores(cast(Any, SimpleNamespace(registry=SimpleNamespace(tables=lambda: tables))))
+    for _ in range(20):  # as the thread calls it
+        chores.count_losses()
+        now += 30
+    assert {after - before for before, after in itertools.pairwise(looks)} == {seconds}
 
 
 def test_what_keeps_people_waiting_has_threads_of_its_own() -> None:

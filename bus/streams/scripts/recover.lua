@@ -9,7 +9,8 @@
 -- with nothing pending go. Pending ids whose entry is gone from the stream are acknowledged and counted as lost
 -- by trimming.
 local stream, lease, retry, held, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local group, lane, count, ordering = ARGV[2], ARGV[3], tonumber(ARGV[5]), ARGV[6]
+local group, lane, ordering = ARGV[2], ARGV[3], ARGV[6]
+local count = math.min(150, tonumber(ARGV[5])) -- each is looked up in four keys; the rest is for the next page
 local enough = 256 * 1024 -- bytes of what was looked at; the rest is for the next page
 
 local current = redis.call('GET', lease) or ''
