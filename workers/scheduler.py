@@ -40,8 +40,8 @@ class Scheduler:
         self._lock = threading.RLock()
         self._lanes: dict[LaneId, OwnedLane] = {}
         self._queue: deque[LaneId] = deque()
-        self._taken: set[LaneId] = set()
-        """Lanes that were taken back, among them some that are not any more."""
+        self._taken: dict[LaneId, None] = {}
+        """Lanes that were taken back, in that order, among them some that are not any more."""
         self._slots = Slots(progress, slots, clock)
         self._mean: dict[tuple[str, str], float] = {}
         self._paused: frozenset[tuple[str, str]] = frozenset()
@@ -282,7 +282,7 @@ class Scheduler:
                 if id(lane) in ours:
                     before = None if view.took_in else lane.fallen
                     lane.take_back(lane.left(view, index, reason) if reason else before)
-                    self._taken.add(lane.id)
+                    self._taken[lane.id] = None
 
     def ended(self, slot: int, *, died: str | None = None) -> Ended:
         """A slice has ended; `died`: why, if its process was lost with it."""
@@ -360,7 +360,7 @@ class Scheduler:
         """Lanes that were taken back and have no new lease yet; again after a while, if Redis was away."""
         late = self._clock() - BACKOFF_SECONDS[1]
         taken = [lane for id in self._taken if (lane := self._lanes.get(id)) and lane.state == "taken back"]
-        self._taken = {lane.id for lane in taken}
+        self._taken = dict.fromkeys(lane.id for lane in taken)
         lanes = [lane for lane in taken if lane.since <= late]
         for lane in lanes:
             lane.since = self._clock()
@@ -371,7 +371,7 @@ class Scheduler:
         for index, lane in enumerate(running.lanes):
             if index != stuck and id(lane) in ours and not lane.leaving:
                 lane.take_back(lane.left(view, index, ""))
-                self._taken.add(lane.id)
+                self._taken[lane.id] = None
 
     def share_out(self) -> None:
         """Have lanes dealt out anew where a slot is free and another slice has several that are busy."""

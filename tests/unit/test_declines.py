@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.lane import LaneId
+from bus.lane import ORDERED_LANE, LaneId
 from bus.worker_record import load_lane
 from workers.declines import DECLINE_SECONDS, PATIENCE_SECONDS, REST_SECONDS, Declines
 
@@ -93,7 +93,7 @@ def test_lanes_that_are_starved_one_after_the_other_do_not_cost_a_look_each(worl
 names = st.from_regex(r"[A-Za-z0-9._-]{1,20}", fullmatch=True)
 
 
-@given(st.sets(st.builds(LaneId, names, st.integers(0, 1023), names), min_size=1))
+@given(st.sets(st.builds(LaneId, names, st.integers(0, 1023), names, st.just(ORDERED_LANE)), min_size=1))
 def test_lanes_come_out_of_a_beat_as_they_went_in(lanes):
     declines = Declines(lambda: 0.0)
     declines.see(dict.fromkeys(lanes, DECLINE_SECONDS), at_rest=False)
