@@ -1,8 +1,9 @@
-"""A Celery broker that takes connections and answers nothing does not stop consuming."""
+"""A Celery broker that takes connections and answers nothing: a worker that runs consumes all the same."""
 
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from bus.streams.embedded import EmbeddedServer
 from tests.acceptance.shopping import ROOT, Shop
+from tests.proxy import Proxy
 from tests.servers import valkey_server
 from tests.waiting import wait_until
 from workers.celery import broker_url
@@ -75,3 +77,69 @@ def test_a_worker_stops_while_its_broker_is_frozen(shop: Shop, broker: EmbeddedS
     worker.wait(90)
     # Its lanes are free at once, not only when somebody finds it dead
     assert set(shop.owners("keyed")) == {None}
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_a_worker_that_starts_beside_a_silent_broker_says_what_it_waits_for_and_ends_when_told(
+    shop: Shop, scheme: str
+) -> None:
+    # Given a broker that takes connections (the kernel does) and never says a word
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        shop.environment["CELERY_BROKER_URL"] = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}//"
+        # When a worker starts
+        worker = shop.worker("one", "-c", "2", "-E", chatty=True)
+        # Then it says so, again and again, and does not hang in the first read
+        wait_until(
+            lambda: worker.log.read_text(errors="replace").count("Cannot connect to") >= 2,
+            60,
+            "the second try",
+        )
+        assert worker.runs
+        # And it ends when it is told to
+        worker.signal(signal.SIGTERM)
+        worker.wait(60)
+
+
+@pytest.mark.timeout(200)
+def test_a_worker_consumes_once_a_broker_answers_that_was_silent_from_its_start(
+    shop: Shop, broker: EmbeddedServer
+) -> None:
+    shop.publish("keyed", 20)
+    broker.freeze()
+    worker = shop.worker("one", "-c", "2", "-E", chatty=True)
+    wait_until(lambda: worker.says("Cannot connect to"), 60, "the first try")
+    broker.thaw()
+    worker.wait_ready()
+    shop.wait_idle("keyed")
+    shop.assert_each_once("keyed", 20)
+    assert worker.stop() == 0
+
+
+@pytest.mark.timeout(200)
+def test_connections_that_go_silent_beside_a_broker_that_lives_do_not_stop_consuming(
+    shop: Shop, broker: EmbeddedServer
+) -> None:
+    # Given a worker whose broker is behind something that forgets connections, as firewalls do
+    with Proxy(broker.url) as proxy:
+        shop.environment["CELERY_BROKER_URL"] = proxy.url
+        worker = shop.worker("one", "-c", "2", "-E", chatty=True).wait_ready()
+        shop.publish("keyed", 1)
+        shop.wait_idle("keyed")
+        # When those that it has go silent
+        assert proxy.hold() > 0
+        began, longest, number = time.monotonic(), 0.0, 1
+        while time.monotonic() < began + 30:
+            sent = time.monotonic()
+            shop.publish("keyed", 1, first=number)
+            number += 1
+            shop.wait_lines(number, topic="keyed", timeout=60)
+            longest = max(longest, time.monotonic() - sent)
+            time.sleep(0.1)
+        print("longest wait", longest, "messages", number)
+        # Then messages are handled all the time, and its lanes are free once it is told to stop
+        assert longest < 15
+        shop.assert_each_once("keyed", number)
+        worker.signal(signal.SIGTERM)
+        worker.wait(90)
+        assert set(shop.owners("keyed")) == {None}

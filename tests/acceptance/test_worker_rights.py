@@ -17,6 +17,7 @@ from bus.streams.connect import is_forbidden
 from bus.streams.embedded import EmbeddedServer
 from bus.terminal.direct import Direct
 from tests.acceptance.shopping import Shop
+from tests.acceptance.test_exactly_once import Bank
 from tests.acls import as_user, rules, user_url
 from tests.waiting import wait_until
 from workers.celery import broker_url
@@ -43,7 +44,10 @@ def employ(shop: Shop, server: EmbeddedServer, *less: str) -> None:
 
 
 def refusals(shop: Shop) -> list[str]:
-    log = (shop.directory / "one.log").read_text(errors="replace")
+    return refused((shop.directory / "one.log").read_text(errors="replace"))
+
+
+def refused(log: str) -> list[str]:
     return [line for line in log.splitlines() if re.search(r"NOPERM|ACL failure|can't run|forbid", line)]
 
 
@@ -101,6 +105,40 @@ def run_verbs(bus: Bus) -> None:
     hands.change_topic("wages", {"partitions": 3})
     hands.delete_group("wages", "payroll")
     hands.delete_topic("wages", "wages")
+
+
+@pytest.mark.both_servers
+@pytest.mark.timeout(200)
+def test_atomic_handlers_the_inbox_and_the_relay_of_the_outbox_need_no_more(
+    own_server: EmbeddedServer, prefix: str, tmp_path: Path
+) -> None:
+    # given atomic handlers, one of which publishes in its transaction, and a worker with the rules alone
+    bank = Bank(own_server.url, prefix, tmp_path, "")
+    try:
+        bank.environment["CELERY_BROKER_URL"] = broker_url(own_server.url)
+        bank.environment["BUS_URL"] = user_url(own_server, "worker", granted(prefix))
+        for topic in ("transfers", "forwarded"):
+            bank.bus.topic(topic, partitions=4)
+        bank.bus.registry.project(bank.bus.declared.specs().values())
+        bank.open_accounts("forward", "collect")
+        for number in range(40):
+            bank.bus.publish("transfers", {"n": number}, key=f"k{number % 10}")
+        # when it comes
+        worker = bank.worker(("forward", "collect")).wait_ready()
+        # then each message has its effect once, and so has what it published
+        for topic, group in (("transfers", "forward"), ("forwarded", "collect")):
+            wait_until(lambda: bank.query("SELECT COUNT(*) FROM bank_entry") == [(80,)], 60, "all effects")
+            wait_until(lambda at=(topic, group): bank.settled(*at), 60, f"{group} to be settled")
+            bank.assert_exact(group, 40)
+        assert bank.query("SELECT COUNT(*) FROM jitney_outboxrow") == [(0,)]
+        # and the rows of the inbox go, as the marks go up
+        wait_until(
+            lambda: bank.query("SELECT COUNT(*) FROM jitney_inboxrow") == [(0,)], 60, "the inbox to shrink"
+        )
+        assert worker.stop() == 0
+        assert refused(worker.log.read_text(errors="replace")) == []
+    finally:
+        bank.end()
 
 
 @pytest.mark.both_servers
