@@ -118,12 +118,14 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
     def __init__(self, consumer: Any, **_: Any) -> None:
         self._consumer: Consumer | None = getattr(consumer.controller, "bus_consumer", None)
         self._slices: _Slices | None = None
+        if isinstance(consumer, PatientConsumer):
+            consumer.begin = lambda: self.start(consumer)
 
     def include_if(self, _consumer: Any) -> bool:
         return self._consumer is not None
 
     def start(self, c: Any) -> None:
-        """The broker is connected, for the first time or again."""
+        """The broker is connected, for the first time or again; or a worker starts and it does not answer."""
         assert self._consumer is not None
         if self._slices is None:
             self._slices = _Slices(c, self._consumer)

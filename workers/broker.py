@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from celery.worker import loops, state
@@ -22,7 +23,8 @@ from kombu.exceptions import OperationalError
 
 logger = logging.getLogger("jitney.workers")
 
-#: How often the broker is tried while it is away. Seconds.
+#: How often the broker is tried while it is away, and how long a worker that starts waits for its first
+#: answer before it begins without it. Seconds.
 PROBE_SECONDS = 1.0
 #: How long the main loop waits for the broker's answer, unless the project says so itself
 #: (broker_transport_options). Seconds.
@@ -34,6 +36,8 @@ MAX_EVENTS = 1_000
 class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
     """Waits for the broker with the main loop running."""
 
+    begin: Callable[[], None] | None = None
+    """Starts consuming from the bus; set by the step that does it."""
     _events: Any = None
 
     @property
@@ -47,17 +51,23 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         self._events = _Events(dispatcher) if detached else dispatcher
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Called at each (re)connection. The first one of a worker waits as Celery does.
-
-        So do further connections beside the main one, whose place in the loop must not be taken.
+        """Called at each (re)connection. Those beside the main one wait as Celery does: its place in the loop
+        must not be taken. So does the first one where the project wants it to be tried once only.
         """
         if _is_redis(conn):
             options = conn.transport_options
             options.setdefault("socket_timeout", ANSWER_SECONDS)
             options.setdefault("socket_connect_timeout", ANSWER_SECONDS)
-        if not self.first_connection_attempt and self.hub is not None and self.connection is None:
+        if self.hub is not None and self.connection is None and self._retries():
             self._run_until_reachable(conn)
         return super().ensure_connected(conn)
+
+    def _retries(self) -> bool:
+        """Whether the broker is tried again and again, by the settings of the project."""
+        retry = self.app.conf.broker_connection_retry
+        if self.first_connection_attempt and self.app.conf.broker_connection_retry_on_startup is not None:
+            retry = self.app.conf.broker_connection_retry_on_startup
+        return bool(retry) or not self.first_connection_attempt
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         _sever(self.connection)
@@ -76,10 +86,18 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
 
     def _run_until_reachable(self, conn: Any) -> None:
         probe, began, said = _Probe(conn), time.monotonic(), False
-        before = loops._timer_entries(self.hub.timer)
-        # Celery has reset the loop: the pool must be entered in it again, as asynloop does at its start.
-        self.pool.register_with_event_loop(self.hub)
         probe.start()
+        if self.first_connection_attempt:
+            probe.join(PROBE_SECONDS)
+            if not probe.is_alive():
+                return
+        if not self.strategies:
+            self.update_strategies()
+        if self.begin is not None:
+            self.begin()
+        before = loops._timer_entries(self.hub.timer)
+        # The pool must be entered in the loop (Celery resets it with each connection), as asynloop does.
+        self.pool.register_with_event_loop(self.hub)
         loop = self.hub.create_loop()
         try:
             while probe.is_alive():

@@ -74,7 +74,11 @@ class MainLoop(threading.Thread):
 
     def run(self) -> None:
         while not self._done.wait(LOOK_SECONDS):
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                # Whatever it is: a loop that stands still must still be seen.
+                logger.exception("Celery's main loop could not be looked at; that is tried again.")
 
     def look(self) -> None:
         now = self._clock()
