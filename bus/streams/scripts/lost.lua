@@ -12,8 +12,8 @@
 -- the formula finds the gap later. Others put entries-read right, and only a limit is left: what was removed
 -- since the last look, and not by retention (`cut`), ahead of where the group was.
 --
--- In the state: `lost`, `lost_maybe`; `lost_last`, JSON: n, between which ids, at (ms); `look`, JSON: what
--- was seen last, with the run of the server in which entries-read was right.
+-- In the state: `lost`, `lost_maybe`; `lost_last`, JSON: n at most, of which so many only maybe, between which
+-- ids, at (ms); `look`, JSON: what was seen last, with the run of the server in which entries-read was right.
 local stream, run = KEYS[1], ARGV[1]
 -- Entries that are counted in one call, over all groups, and after how many bytes of them it is enough.
 local most, enough = 2000, 256 * 1024
@@ -111,7 +111,7 @@ local function count(name, group, state)
     local time = redis.call('TIME')
     local at = time[1] * 1000 + math.floor(time[2] / 1000)
     redis.call('HSET', state, 'lost_last',
-      cjson.encode({n = lost + maybe, after = after, before = before, at = at}))
+      cjson.encode({n = lost + maybe, maybe = maybe, after = after, before = before, at = at}))
     redis.pcall('HINCRBY', state, 'lost', lost) -- unless somebody has overwritten it
     redis.pcall('HINCRBY', state, 'lost_maybe', maybe)
   end
