@@ -264,10 +264,10 @@ def test_the_last_loss_that_an_older_version_kept_is_a_limit() -> None:
     assert last.words == "up to 5"
 
 
-def refused(ledger: Ledger, server: EmbeddedServer) -> Bus:
+def refused(ledger: Ledger, server: EmbeddedServer, command: str = "info") -> Bus:
     """The bus of a user who may not ask for INFO."""
-    granted = ["on", f">{acls.PASSWORD}", "~*", "&*", "+@all", "-info"]
-    return acls.as_user(server, "without-info", granted, prefix=ledger.bus.settings.prefix)
+    granted = ["on", f">{acls.PASSWORD}", "~*", "&*", "+@all", f"-{command}"]
+    return acls.as_user(server, f"without-{command}", granted, prefix=ledger.bus.settings.prefix)
 
 
 def test_without_info_losses_are_counted_as_long_as_the_server_is_that_of_the_last_look(
@@ -288,6 +288,19 @@ def test_without_info_losses_are_counted_as_long_as_the_server_is_that_of_the_la
     assert losses.look(bus) == []
     assert ledger.counted() == ledger.truth()
     ledger.check()
+    bus.close()
+
+
+def test_losses_are_counted_though_the_time_may_not_be_asked_for(
+    ledger: Ledger, server: EmbeddedServer
+) -> None:
+    bus = refused(ledger, server, "time")
+    ledger.add(10)
+    ledger.give("second", 4, look=False)
+    ledger.trim(keep=3)
+    losses.look(bus)
+    assert ledger.counted() == ledger.truth() == {"first": 7, "second": 3, "third": 7}
+    assert losses.look(bus) == []
     bus.close()
 
 

@@ -108,10 +108,12 @@ local function count(name, group, state)
     if not first or not less(position, first) then
       if lost > 0 and tombs then before = deleted elseif first then after, before = look.position, position end
     end
-    local time = redis.call('TIME')
-    local at = time[1] * 1000 + math.floor(time[2] / 1000)
-    redis.call('HSET', state, 'lost_last',
-      cjson.encode({n = lost + maybe, maybe = maybe, after = after, before = before, at = at}))
+    local time = redis.pcall('TIME')
+    if not time.err then -- who may not ask for it counts all the same: entries-read is right by now
+      local at = time[1] * 1000 + math.floor(time[2] / 1000)
+      redis.call('HSET', state, 'lost_last',
+        cjson.encode({n = lost + maybe, maybe = maybe, after = after, before = before, at = at}))
+    end
     redis.pcall('HINCRBY', state, 'lost', lost) -- unless somebody has overwritten it
     redis.pcall('HINCRBY', state, 'lost_maybe', maybe)
   end

@@ -77,10 +77,11 @@ local function waiting_as(id, padded)
   return (known and known.k or '') .. ':' .. padded
 end
 
+-- Due at once. Who may not ask for the time puts it right all the same: an error here would undo nothing of what
+-- was written before.
 local function wait_for_retry(id)
-  local time = redis.call('TIME') -- only here: who may not ask for it can put all else right
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  redis.call('ZADD', retry, 'NX', now, id)
+  local time = redis.pcall('TIME')
+  redis.call('ZADD', retry, 'NX', time.err and 0 or time[1] * 1000 + math.floor(time[2] / 1000), id)
 end
 
 local hashes, seen, go_on, looked = {}, {}, '', 0
