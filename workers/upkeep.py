@@ -67,8 +67,9 @@ class Upkeep(threading.Thread):
         try:
             step.work()
         except (BusError, Error) as error:
+            hint = ". Did `manage.py migrate` run?" if isinstance(error, Error) else ""
             self._complaints.say(
-                (step.name, type(error)), "Upkeep (%s) failed and is tried again: %s", step.name, error
+                (step.name, type(error)), "Upkeep (%s) failed and is tried again: %s%s", step.name, error, hint
             )
             close_old_connections()
         except Exception as error:
