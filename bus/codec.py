@@ -106,7 +106,7 @@ def decode(fields: list[bytes]) -> Decoded:
     if b"v" not in named:
         names = ", ".join(shown(name, 50) for name in sorted(named)[:10]) or "none"
         raise Undecodable(f"The entry has no field 'v' (fields: {names}).")
-    if len(fields) > 4 and fields[-2] == FOR_GROUP and not is_group(fields[-1]):
+    if fields[-2] == FOR_GROUP and not is_group(fields[-1]):
         raise Undecodable(f"The entry is for the group {shown(fields[-1])}, which no group can be named.")
     value = named[b"v"] if named.get(b"e") == _RAW else _load("The value is", named[b"v"])
     try:

@@ -206,7 +206,7 @@ class Lane:
 
     def messages(self, entries: Sequence[Sequence[Any]]) -> list[Message]:
         """Entries of the stream as messages."""
-        if any(len(entry[1]) > 4 for entry in entries):
+        if codec.FOR_GROUP in [entry[1][-2] for entry in entries]:
             entries = [entry for entry in entries if self._is_for_us(entry)]
         if self.failures:
             return [self._message(entry[0].decode(), entry[1]) for entry in entries]
@@ -215,7 +215,7 @@ class Lane:
     def _is_for_us(self, entry: Sequence[Any]) -> bool:
         """False for a copy that redrive.lua made for another group: here it is settled, unhandled."""
         message_id, fields = entry
-        if len(fields) <= 4 or fields[-2] != codec.FOR_GROUP or fields[-1] == self.id.group.encode():
+        if len(fields) < 4 or fields[-2] != codec.FOR_GROUP or fields[-1] == self.id.group.encode():
             return True
         if not codec.is_group(fields[-1]):
             return True  # nobody's copy: it becomes a dead letter

@@ -14,6 +14,7 @@ from typing import Any
 from bus.client import Bus
 from bus.errors import Forbidden, ServerError
 from bus.observe.info import Info
+from bus.observe.loss import loss_words
 from bus.streams import commands
 from bus.streams.connect import check
 from bus.values import TopicSpec
@@ -34,9 +35,9 @@ class Loss:
     """How many more it may have been: the group had read on before anybody looked."""
 
     def __str__(self) -> str:
-        most = f" to {self.count + self.at_most:,}" if self.at_most else ""
+        number = loss_words(self.count, self.at_most)
         return (
-            f"Group {self.group} lost {self.count:,}{most} messages of {self.topic}/{self.partition}: "
+            f"Group {self.group} lost {number} messages of {self.topic}/{self.partition}: "
             "they were removed from Redis before it was given them"
         )
 

@@ -82,7 +82,9 @@ def _counted(client: Client, stream: str, asked: Sequence[Any]) -> tuple[str, st
 def give_back(client: Client, keys: PartitionKeys, group: str) -> None:
     """Have all that waits in a group that was made again be pending again. Raises BusUnavailable."""
     own = [keys.stream, keys.retry(group), keys.held(group), keys.state(group)]
-    while True:
-        reply = commands.run_many(client, "giveback", [(own, [group, PAGE])])[0]
-        if commands.is_nogroup(reply) or not check(reply):
-            return  # done; or lost once more: then it begins anew when the group is made again
+    at = b"0"
+    while at:
+        reply = commands.run_many(client, "giveback", [(own, [group, PAGE, at])])[0]
+        if commands.is_nogroup(reply):
+            return  # lost once more: then it begins anew when the group is made again
+        at = check(reply)

@@ -145,17 +145,17 @@ class Leases:
     def _settle(self, owned: OwnedLane, value: str, fallen: Fallen) -> bool:
         """Settle it under this value of the lease; False if the server refuses."""
         keys, group = self._bus.keys.partition(owned.id.topic, owned.id.partition), owned.id.group
-        *known, now = self._bus.client.pipe([*waiting.first(keys, group), ("TIME",)])
-        lane = Lane(owned.id, keys, value, owned.ordering)
-        known = [check(reply) for reply in known]
-        lane.load(check(waiting.rest(self._bus.client.pipe, keys, group, known)))
-        fallen.settle_in(lane, None, int(seconds_of(now)) * 1000)
         own = [
             keys.stream, keys.lease(group, owned.id.lane), keys.retry(group), keys.held(group),
             keys.state(group), keys.dead(group), keys.mark(group),
         ]  # fmt: skip
-        limit, outcomes = self._bus.settings.dead_limit, lane.outcomes.dump(lane.acks)
         try:
+            *known, now = self._bus.client.pipe([*waiting.first(keys, group), ("TIME",)])
+            lane = Lane(owned.id, keys, value, owned.ordering)
+            known = [check(reply) for reply in known]
+            lane.load(check(waiting.rest(self._bus.client.pipe, keys, group, known)))
+            fallen.settle_in(lane, None, int(seconds_of(now)) * 1000)
+            limit, outcomes = self._bus.settings.dead_limit, lane.outcomes.dump(lane.acks)
             commands.run(self._bus.client, "turn", own, [value, group, owned.id.lane, 0, limit, outcomes, ""])
         except Forbidden as error:  # the lane goes on all the same: others may be allowed to settle it
             self._complaints.say(

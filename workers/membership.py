@@ -293,7 +293,10 @@ class Membership(threading.Thread):
                     "Redis came back with older data: %s settled messages are passed over.", settled
                 )
         except (Error, ImproperlyConfigured) as error:
-            logger.warning("The copies of the marks cannot be read, so none is used: %s", error)
+            logger.warning(
+                "The copies of the marks cannot be read, so none is used: %s. Did `manage.py migrate` run?",
+                error,
+            )
         finally:
             connections.close_all()  # this thread may not need it again for weeks
 

@@ -67,9 +67,12 @@ class Upkeep(threading.Thread):
         try:
             step.work()
         except (BusError, Error) as error:
+            hint = ". Did `manage.py migrate` run?" if isinstance(error, Error) else ""
             self._complaints.say(
-                (step.name, type(error)), "Upkeep (%s) failed and is tried again: %s", step.name, error
-            )
+                (step.name, type(error)),
+                "Upkeep (%s) failed and is tried again: %s%s",
+                step.name, error, hint,
+            )  # fmt: skip
             close_old_connections()
         except Exception as error:
             # A thread that ends would leave the other steps undone, as long as this worker leads.

@@ -14,7 +14,8 @@ from django.utils.translation import gettext as _
 from admin_ui import durations
 from bus import unreadable
 from bus.moments import BEYOND
-from bus.observe import Lag
+from bus.observe import GroupSnapshot, Lag
+from bus.observe.loss import LastLoss
 
 register = template.Library()
 
@@ -43,6 +44,25 @@ def amount(value: int | Lag | None) -> str:
         return _grouped(lag.count) if lag.count else ZERO
     title = _("at least %(count)s: it could not be counted to the end") % {"count": _grouped(lag.count)}
     return format_html('<span title="{}">≥&nbsp;{}</span>', title, _grouped(lag.count))
+
+
+@register.filter
+def lost(group: GroupSnapshot) -> str:
+    """Messages that were removed before they were given; "up to 5", "2 to 5" where only a limit is known."""
+    return _loss_words(group.lost or 0, group.lost_maybe or 0)
+
+
+@register.filter
+def last_lost(last: LastLoss) -> str:
+    """The same, of those that were found last."""
+    return _loss_words(last.count - last.maybe, last.maybe)
+
+
+def _loss_words(surely: int, maybe: int) -> str:
+    words = {"least": _grouped(surely), "most": _grouped(surely + maybe)}
+    if not maybe:
+        return words["most"]
+    return _("%(least)s to %(most)s") % words if surely else _("up to %(most)s") % words
 
 
 @register.filter

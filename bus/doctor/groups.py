@@ -8,6 +8,7 @@ from bus import newcomers, observe
 from bus.client import Bus
 from bus.doctor.finding import Finding
 from bus.observe import GroupSnapshot
+from bus.observe.loss import loss_words
 
 _LEAVE = "Leave removing to retention: no XTRIM, XDEL, or MAXLEN by other programs."
 
@@ -70,8 +71,7 @@ def _refused(bus: Bus) -> Iterator[Finding]:
 
 def _losses(one: GroupSnapshot) -> str:
     lost, maybe = one.lost or 0, one.lost_maybe or 0
-    number = f"{lost:,} to {lost + maybe:,}" if maybe else f"{lost:,}"
-    return f"{one.group} of {one.topic}: {number}"
+    return f"{one.group} of {one.topic}: {loss_words(lost, maybe)}"
 
 
 def _some(names: list[str]) -> str:

@@ -8,11 +8,22 @@ from datetime import UTC, datetime
 import orjson
 
 
+def loss_words(surely: int, maybe: int) -> str:
+    """How many messages were lost: "5"; "2 to 5" or "up to 5" where only a limit is known."""
+    most = f"{surely + maybe:,}"
+    if not maybe:
+        return most
+    return f"{surely:,} to {most}" if surely else f"up to {most}"
+
+
 @dataclass(frozen=True, slots=True)
 class LastLoss:
     """The losses that were found last, of one group in one partition."""
 
     count: int
+    """How many at most."""
+    maybe: int
+    """So many of them are no more than a limit; all of them where an older version has not said."""
     after: str
     """They came after the message with this id …"""
     before: str
@@ -26,6 +37,12 @@ class LastLoss:
         try:
             known = orjson.loads(raw or b"null")
             found = datetime.fromtimestamp(known["at"] / 1000, UTC)
-            return cls(int(known["n"]), str(known["after"]), str(known["before"]), found)
+            count = int(known["n"])
+            maybe = min(count, max(0, int(known.get("maybe", count))))
+            return cls(count, maybe, str(known["after"]), str(known["before"]), found)
         except (ValueError, TypeError, KeyError, OverflowError, OSError):
             return None
+
+    @property
+    def words(self) -> str:
+        return loss_words(self.count - self.maybe, self.maybe)

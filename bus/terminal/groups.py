@@ -8,6 +8,7 @@ import click
 
 from bus import observe
 from bus.observe import GroupPartitionSnapshot, GroupSnapshot
+from bus.observe.loss import loss_words
 from bus.terminal.kinds import GROUP, START, TOPIC, Branch
 from bus.terminal.output import Table, answer, count, duration_words, lag_words, remark, time_words
 from bus.terminal.session import Session, pass_session
@@ -126,18 +127,15 @@ def group_table(found: Sequence[GroupSnapshot]) -> Table:
 
 
 def lost_words(one: GroupSnapshot | GroupPartitionSnapshot) -> str:
-    """Messages that were removed before they were settled; "3 to 5" where only a limit is known."""
+    """Messages that were removed before they were settled; "up to 5" where only a limit is known."""
     known = [part for part in (one.trimmed, one.lost) if part is not None]
-    if not known:
-        return count(None)
-    most = sum(known) + (one.lost_maybe or 0)
-    return count(most) if not one.lost_maybe else f"{count(sum(known))} to {count(most)}"
+    return loss_words(sum(known), one.lost_maybe or 0) if known else count(None)
 
 
 def loss_lines(found: Sequence[GroupPartitionSnapshot]) -> list[str]:
     """Where and when somebody removed messages that had not been given yet."""
     return [
-        f"Partition {one.partition}: messages were removed before they were given, last {last.count:,} after "
+        f"Partition {one.partition}: messages were removed before they were given, last {last.words} after "
         f"{last.after} and up to {last.before}, found {time_words(last.found)} UTC."
         for one in found
         if (last := one.lost_last) is not None

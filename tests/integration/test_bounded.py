@@ -22,7 +22,7 @@ from bus.streams import commands
 from bus.streams.connect import Client
 from bus.streams.embedded import EmbeddedServer
 from bus.turn import Turns
-from bus.values import Message, Ordering, TopicSpec
+from bus.values import Message, Ordering, TopicSpec, id_pair
 
 TOPIC, GROUP, LEASE = "orders", "stock", "worker:1"
 
@@ -275,9 +275,9 @@ def test_giving_back_can_be_ended_before_any_page_and_is_gone_on_with(scene: Sce
     assert handled == [*retrying[100:], *held, *[f"{n}-0" for n in range(1_701, 2_001)]]
 
 
-def drain(scene: Scene) -> list[str]:
+def drain(scene: Scene, ordering: Ordering = "key") -> list[str]:
     """Handle all there is, as a slice does; the ids in the order in which they were handled."""
-    turns = scene.lane()
+    turns = scene.lane(ordering)
     lane, handled, empty = turns.lanes[0], [], 0
     for _ in range(2_000):
         if empty == 2:
@@ -324,12 +324,13 @@ def test_a_group_can_be_served_while_it_is_given_back(
     own = [scene.keys.stream, scene.keys.retry(GROUP), scene.keys.held(GROUP), scene.keys.state(GROUP)]
     handled: list[Message] = []
     tried: set[str] = set()
-    giving, idle = True, 0
+    giving, idle, at = True, 0, b"0"
     for _ in range(2_000):
         if not (giving or idle < 3 or lane.retrying or lane.held):
             break
         if giving and dice.random() < 0.6:
-            giving = bool(commands.run(scene.client, "giveback", own, [GROUP, 3]))
+            at = commands.run(scene.client, "giveback", own, [GROUP, 3, at])
+            giving = bool(at)
             continue
         messages = [message for _, batch in turns.take(10) for message in batch]
         for message in messages:
@@ -352,6 +353,105 @@ def test_a_group_can_be_served_while_it_is_given_back(
         assert mine == [id for n, id in enumerate(ids) if n % 5 == number and n >= begins]
     assert scene.pending() == []
     assert scene.state("giving") is None
+
+
+def fetched(turns: Turns) -> tuple[Lane, list[Message]]:
+    """What the next turn that brings anything brings, of the one lane."""
+    for _ in range(5):
+        for lane, messages in turns.take(100):
+            if messages:
+                return lane, messages
+    raise AssertionError("nothing came")
+
+
+def in_hand_at_the_loss(scene: Scene, forgetful: bool) -> list[str]:
+    """An unordered group that is lost just when a lane has claimed what was due; the ids of that."""
+    scene.declare("none")
+    ids = scene.add(20)
+    turns = scene.lane("none")
+    lane, messages = fetched(turns)
+    for number, message in enumerate(messages):
+        if number % 2:
+            lane.done(message)
+        else:
+            lane.retry(message, 0, "again", 1)
+    turns.settle()
+    marks.note_unordered(scene.bus, scene.bus.registry.groups(TOPIC))
+    assert scene.client.call("GET", scene.keys.mark(GROUP)) == ids[-1].encode()
+    if forgetful:
+        scene.client.call("HDEL", scene.keys.state(GROUP), ids[0], ids[4])
+    _, claimed = fetched(turns)
+    assert [message.id for message in claimed] == ids[::2]
+    assert scene.client.call("EXISTS", scene.keys.retry(GROUP)) == 0
+    scene.client.call("XGROUP", "DESTROY", scene.keys.stream, GROUP)
+    if (link := turns.close()) is not None:
+        link.close()
+    return ids[::2]
+
+
+@pytest.mark.parametrize("forgetful", [False, True], ids=["", "without a state"])
+def test_retries_that_an_unordered_lane_had_in_hand_when_the_group_was_lost_are_given_back(
+    scene: Scene, forgetful: bool
+) -> None:
+    in_hand = in_hand_at_the_loss(scene, forgetful)
+    # Given that one of them is gone from the stream, too
+    scene.client.call("XTRIM", scene.keys.stream, "MINID", "2-0")
+    scene.bus.registry.restore_partition(TOPIC, 0)
+    assert scene.state("giving") is None
+    # Then it is counted, and all others are tried again; what was settled is not
+    assert sorted(drain(scene, "none"), key=id_pair) == in_hand[1:]
+    assert scene.state("trimmed") == b"1"
+    assert scene.pending() == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_was_in_hand_is_given_back_though_lanes_are_put_right_and_served_meanwhile(
+    scene: Scene, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "PAGE", 3)
+    dice = random.Random(seed)
+    in_hand = in_hand_at_the_loss(scene, False)
+    # Given that the process that gives back ends before some page, and a slice serves the group after that
+    scene.scripts.end_at = len(scene.scripts.names) + 1 + dice.randrange(4)
+    try:
+        scene.bus.registry.restore_partition(TOPIC, 0)
+    except BusUnavailable:
+        assert scene.state("giving") is not None
+    scene.scripts.end_at = None
+    handled = drain(scene, "none")
+    # When another one goes on
+    scene.bus.registry.restore_partition(TOPIC, 0)
+    assert scene.state("giving") is None
+    handled += drain(scene, "none")
+    # Then each was handled, and once
+    assert sorted(handled, key=id_pair) == in_hand
+    assert scene.pending() == []
+
+
+def test_what_a_lane_settles_late_is_not_given_back(scene: Scene) -> None:
+    scene.declare("none")
+    [id] = scene.add(1)
+    turns = scene.lane("none")
+    lane, [message] = fetched(turns)
+    lane.retry(message, 0, "again", 1)
+    turns.settle()
+    _, [message] = fetched(turns)
+    scene.client.call("SET", scene.keys.mark(GROUP), id)
+    # Given that the group is lost and made again while its handler runs
+    scene.client.call("XGROUP", "DESTROY", scene.keys.stream, GROUP)
+    scene.scripts.end_at = len(scene.scripts.names) + 1
+    with pytest.raises(BusUnavailable):
+        scene.bus.registry.restore_partition(TOPIC, 0)
+    scene.scripts.end_at = None
+    # When it returns before the giving back has come so far
+    lane.done(message)
+    turns.settle()
+    scene.bus.registry.restore_partition(TOPIC, 0)
+    # Then nothing is left to do
+    if (link := turns.close()) is not None:
+        link.close()
+    assert drain(scene, "none") == []
+    assert (scene.pending(), scene.state(id)) == ([], None)
 
 
 # ---------------------------------------------------------------------- moving to a mark

@@ -257,6 +257,34 @@ def test_a_copy_is_for_its_group_alone_whatever_fields_the_message_had(scene: Sc
     assert scene.given() == [(id.decode(), 1)]
 
 
+@pytest.mark.parametrize("ordering", ["key", "partition", "none"])
+@pytest.mark.parametrize("fields", [["v", "1"], ["v", "1", "k", "a"], ["v", "1", "h", '{"t":"x"}']])
+def test_a_copy_that_an_older_version_made_is_for_its_group_alone(
+    bus: Bus, ordering: Ordering, fields: list[str]
+) -> None:
+    # Given copies as older versions made them: of a message without key and headers just four fields
+    scene = Scene(bus, ordering)
+    call = scene.bus.client.call
+    copy = call("XADD", scene.keys.stream, "*", *fields, "g", GROUP).decode()
+    between = call("XADD", scene.keys.stream, "*", "v", "2", "k", "a").decode()
+    # Then its own group is given it, and the others settle it unhandled: as new …
+    assert scene.given() == [(copy, 1), (between, 1)]
+    assert scene.given(OTHER) == [(between, 1)]
+    assert (scene.pending(), scene.pending(OTHER)) == (0, 0)
+    # … as what another worker left over …
+    call("XGROUP", "SETID", scene.keys.stream, OTHER, "0")
+    call("XREADGROUP", "GROUP", OTHER, "0", "STREAMS", scene.keys.stream, ">")
+    assert scene.given(OTHER) == [(between, 1)]
+    # … and as one that was tried again, in a group to which an older worker gave it
+    call("XCLAIM", scene.keys.stream, OTHER, "0", 0, copy, "FORCE", "JUSTID")
+    call("HSET", scene.keys.state(OTHER), copy, '{"k":"","a":1}')
+    call("ZADD", scene.keys.retry(OTHER), 1, copy)
+    assert scene.given(OTHER) == []
+    assert scene.pending(OTHER) == 0
+    assert call("EXISTS", scene.keys.retry(OTHER)) == 0
+    assert call("HEXISTS", scene.keys.state(OTHER), copy) == 0
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_large_dead_letters_are_retried_a_few_in_one_script(scene: Scene, kept: bool) -> None:
     # Given 20 dead letters of 100,000 bytes, whose messages are still there or not

@@ -30,9 +30,6 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 #: Seconds that the key may be so before it is removed again.
 PATIENCE = 30
 
-#: Keys whose junk is tried by tests of their own: what workers say of themselves, and what they own.
-ELSEWHERE = {"workers", "lease"}
-
 Mangle = Callable[[bytes], bytes]
 """What somebody else makes of a real value."""
 
@@ -90,7 +87,7 @@ class Junk:
 
 junk = st.builds(
     Junk,
-    name=st.sampled_from(sorted(TYPES.keys() - ELSEWHERE)),
+    name=st.sampled_from(sorted(TYPES)),
     group=st.sampled_from(sorted(GROUPS)),
     other_type=st.one_of(st.none(), st.none(), st.sampled_from(["string", "list", "hash", "zset", "stream"])),
     field=names,

@@ -8,12 +8,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.test import Client
+from django.urls import reverse
 
 from bus import doctor, losses, observe, retention
 from bus.client import Bus
+from bus.errors import Forbidden
 from bus.groups import delete
+from bus.observe.loss import LastLoss
 from bus.registry import GroupSpec
+from bus.streams.connect import check
 from bus.streams.embedded import EmbeddedServer
+from bus.terminal import groups as terminal
+from tests import acls
 
 pytestmark = pytest.mark.both_servers
 
@@ -214,6 +221,108 @@ def test_a_group_that_reads_on_behind_a_gap_gets_the_number_or_an_upper_limit(
     else:
         assert (one.lost, one.lost_maybe) == (0, 5)
     assert losses.look(ledger.bus) == []
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("surely", [0, 1], ids=["only a limit", "some surely"])
+def test_where_only_a_limit_is_known_no_text_gives_an_exact_number(
+    ledger: Ledger, surely: int, server: EmbeddedServer, settings: Any, admin_client: Client
+) -> None:
+    if observe.server(ledger.bus).kind == "Redis":
+        pytest.skip("the number is known here: see the test before")
+    # given a group that may have lost 5, and surely lost one more or none: that one lies ahead of it
+    ledger.add(10)
+    ledger.give("first", 2)
+    ledger.give("first", 3, look=False)
+    ledger.trim(keep=3)
+    ledger.give("first", 1, look=False)
+    if surely:
+        ledger.remove(ledger.ids[8])
+
+    (told,) = [str(loss) for loss in losses.look(ledger.bus) if loss.group == "first"]
+
+    (one,) = [one for one in observe.groups(ledger.bus, "orders") if one.group == "first"]
+    (place,) = observe.group(ledger.bus, "orders", "first")[1]
+    assert one.lost == surely
+    assert one.lost_maybe is not None
+    words = f"{surely} to {surely + one.lost_maybe}" if surely else f"up to {one.lost_maybe}"
+    assert one.lost_maybe >= 2  # the truth is among them
+    assert f"Group first lost {words} messages" in told
+    assert terminal.lost_words(one) == terminal.lost_words(place) == words
+    assert f"before they were given, last {words} after" in terminal.loss_lines([place])[0]
+    (finding,) = [found for found in doctor.examine(ledger.bus) if found.check == "lost"]
+    assert f"first of orders: {words}" in finding.text
+    settings.BUS = {"URL": server.url, "PREFIX": ledger.bus.settings.prefix}
+    page = admin_client.get(reverse("admin:jitney_group_page", args=["orders", "first"])).content.decode()
+    assert f"<dd>{words}</dd>" in page
+    assert f"{words} removed before they were given" in page
+
+
+def test_the_last_loss_that_an_older_version_kept_is_a_limit() -> None:
+    last = LastLoss.load(b'{"n":5,"after":"1-0","before":"6-0","at":1764294000000}')
+    assert last is not None
+    assert last.words == "up to 5"
+
+
+def refused(ledger: Ledger, server: EmbeddedServer, command: str = "info") -> Bus:
+    """The bus of a user who may not ask for INFO."""
+    granted = ["on", f">{acls.PASSWORD}", "~*", "&*", "+@all", f"-{command}"]
+    return acls.as_user(server, f"without-{command}", granted, prefix=ledger.bus.settings.prefix)
+
+
+def test_without_info_losses_are_counted_as_long_as_the_server_is_that_of_the_last_look(
+    ledger: Ledger, server: EmbeddedServer
+) -> None:
+    bus = refused(ledger, server)
+    with pytest.raises(Forbidden):
+        check(bus.client.pipe([("INFO", "server")])[0])
+    # given a look by somebody who may ask (that of the fixture), when messages go
+    ledger.add(10)
+    ledger.give("second", 4, look=False)
+    losses.look(bus)
+    ledger.trim(keep=3)
+    # then all are counted, once
+    assert {loss.group: (loss.count, loss.at_most) for loss in losses.look(bus)} == {
+        "first": (7, 0), "second": (3, 0), "third": (7, 0)
+    }  # fmt: skip
+    assert losses.look(bus) == []
+    assert ledger.counted() == ledger.truth()
+    ledger.check()
+    bus.close()
+
+
+def test_losses_are_counted_though_the_time_may_not_be_asked_for(
+    ledger: Ledger, server: EmbeddedServer
+) -> None:
+    bus = refused(ledger, server, "time")
+    ledger.add(10)
+    ledger.give("second", 4, look=False)
+    ledger.trim(keep=3)
+    losses.look(bus)
+    assert ledger.counted() == ledger.truth() == {"first": 7, "second": 3, "third": 7}
+    assert losses.look(bus) == []
+    bus.close()
+
+
+def test_without_info_and_without_a_look_before_nothing_is_said_and_nothing_lost_of_what_comes_to_be_known(
+    ledger: Ledger, server: EmbeddedServer
+) -> None:
+    # given that nobody who may ask for INFO has looked so far
+    bus = refused(ledger, server)
+    for group in GROUPS:
+        ledger.call("HDEL", bus.keys.partition("orders", 0).state(group), "look")
+    ledger.add(10)
+    ledger.trim(keep=3)
+    # then no number is made up
+    assert losses.look(bus) == []
+    assert set(ledger.counted().values()) == {0}
+    bus.close()
+    # and who may ask finds all of it where the server itself keeps how far groups have read
+    found = {loss.group: loss.count for loss in losses.look(ledger.bus)}
+    if observe.server(ledger.bus).kind == "Redis":
+        assert found == {}
+    else:
+        assert found == dict.fromkeys(GROUPS, 7)
 
 
 def test_a_group_that_is_deleted_and_made_again_begins_to_count_anew(ledger: Ledger) -> None:

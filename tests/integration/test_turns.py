@@ -654,6 +654,37 @@ def test_a_lane_with_ten_thousand_messages_held_behind_nothing_is_put_right_in_p
         assert own == sorted(own)
 
 
+@pytest.mark.parametrize("sick", [0, 1, 3])
+def test_round_trips_of_putting_right_do_not_grow_with_what_is_healthy(server, sick):
+    def writes(healthy):
+        """Of a takeover of so many lanes with waiting messages that fit together, and of the sick ones."""
+        world = World(server, partitions=sick + healthy)
+        call = world.bus.client.call
+        for lane in world.lanes:
+            for number in range(4):
+                call("XADD", lane.keys.stream, f"{number + 1}-0", "v", "1", "k", "a")
+        while batch := world.take():
+            for lane, message in batch:
+                lane.hold(message) if lane.must_wait(message) else lane.retry(message, 60, "no", 1)
+        world.turns.settle()
+        for lane in world.lanes:
+            assert call("ZCARD", lane.keys.held(GROUP)) == 3
+        for lane in world.lanes[:sick]:
+            call("DEL", lane.keys.retry(GROUP), lane.keys.state(GROUP))
+        world.turns.close().close()
+        lanes = [world.lane(number, f"me:{number + 2}") for number in range(sick + healthy)]
+        world.endpoint.writes.clear()
+        world.open(lanes, held_limit=1000)
+        assert [lane.retrying for lane in lanes] == [3] * sick + [
+            1
+        ] * healthy  # those of the sick were let go
+        world.close()
+        return len(world.endpoint.writes)
+
+    writes(healthy=1)  # from here on the server knows the scripts
+    assert writes(healthy=1) == writes(healthy=12)
+
+
 # ---------------------------------------------------------------------- large messages
 
 #: Nearly as large as a message may be.

@@ -70,7 +70,10 @@ for _, row in ipairs(page) do
   last = row[1]
   if not redis.call('ZSCORE', retry, last) and not is_held(last) then settled[#settled + 1] = last end
 end
-if #settled > 0 then redis.call('XACK', stream, group, unpack(settled)) end
+if #settled > 0 then
+  redis.call('XACK', stream, group, unpack(settled))
+  redis.call('HDEL', KEYS[5], unpack(settled)) -- what has a state counts as open when a group is lost (giveback.lua)
+end
 if last and (#page == count or last ~= page[#page][1]) then return {#settled, '(' .. last} end
 
 redis.call('XGROUP', 'SETID', stream, group, target, 'ENTRIESREAD', offset)

@@ -7,7 +7,9 @@
 --
 -- In ordered groups a due message stays in the retry zset until it is settled: it keeps its key
 -- held back. Claiming (ordering "none", where lanes share the zset) takes it out, so that no other
--- lane runs it too; it is then an ordinary left-over of the lane that claimed it.
+-- lane runs it too; it is then an ordinary left-over of the lane that claimed it. Its state stays until it is
+-- settled: it may lie below the mark, and if the group is lost now nothing else says that it is open
+-- (giveback.lua).
 local stream, lease, retry, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, lane, claim = ARGV[2], ARGV[3], ARGV[5] == '1'
 
@@ -37,13 +39,19 @@ local function take(id)
     -- It is never due: else it would be in the way of those behind it, again and again.
     redis.call('ZADD', retry, 'XX', '+inf', id)
   elseif entry then
-    entries[#entries + 1] = entry
-    states[#states + 1] = known
     -- FORCE: a group that was lost and made again does not know it as pending, so nothing could be settled.
     if claim or #redis.call('XPENDING', stream, group, id, id, 1, lane) == 0 then
       redis.call('XCLAIM', stream, group, lane, 0, id, 'FORCE', 'JUSTID')
     end
-    if claim then redis.call('ZREM', retry, id) end
+    if claim then
+      if known == '' then
+        known = '{"k":"","a":0}'
+        redis.call('HSET', state, id, known)
+      end
+      redis.call('ZREM', retry, id)
+    end
+    entries[#entries + 1] = entry
+    states[#states + 1] = known
   else
     -- Forgotten by the turn that releases the next of its key, or that would wait for ever.
     trimmed[#trimmed + 1] = {id, known}

@@ -109,7 +109,8 @@ for i = 2, #ARGV, 3 do
     if read then
       redis.call('XGROUP', 'CREATE', stream, group, id, 'ENTRIESREAD', read)
       created = created + 1
-      if redis.call('EXISTS', retry) + redis.call('EXISTS', held) > 0 then
+      -- One field of the state is the era; others may be of messages that were in hand.
+      if redis.call('EXISTS', retry) + redis.call('EXISTS', held) > 0 or redis.call('HLEN', state) > 1 then
         redis.call('HSET', state, 'giving', 'held:')
       else
         redis.call('HDEL', state, 'giving')

@@ -1,19 +1,23 @@
 #!lua flags=allow-oom
 -- After a lost group was made again (ensure.lua): have what waits be pending again, a page at a time.
 -- KEYS    1 stream   2 retry   3 held   4 state     (all of one group)
--- ARGV    1 group   2 how many
--- Reply   1 if there is more to do, else 0
+-- ARGV    1 group   2 how many   3 where to go on in the state ("0" = at the beginning)
+-- Reply   "" if that was all, else where to go on in the state
 --
 -- Field `giving` of the state says where to go on: first through held, in its order, then through retry, by due
--- time. What is released meanwhile goes from held to retry, and so is met there; what is already pending may be
--- met twice, which changes nothing. Until the field is gone nothing is trimmed (trim.lua). What has vanished
--- from the stream stays where it is, or the next of its key would wait for ever; `g` in its state has turn.lua
--- count it when it is due.
+-- time, then through the state, where a cursor counts only for who was given it: another server may order a hash
+-- otherwise. What is released meanwhile goes from held to retry, and so is met there; what is already pending may
+-- be met twice, which changes nothing. Until the field is gone nothing is trimmed (trim.lua), and no state is
+-- removed as that of a settled message (mend.lua). What has vanished from the stream stays where it is, or the
+-- next of its key would wait for ever; `g` in its state has turn.lua count it when it is due.
+--
+-- In the state are the messages that a lane of an unordered group had in hand when the group was lost, having
+-- claimed them from retry (due.lua): failing, not settled, and below the mark. They wait for a retry once more.
 local stream, retry, held, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, count = ARGV[1], tonumber(ARGV[2])
 
 local at = redis.call('HGET', state, 'giving')
-if not at then return 0 end
+if not at then return '' end
 local stage, place = at:match('^(%a+):(.*)$')
 
 local function claim(id, hash)
@@ -34,7 +38,47 @@ end
 
 local function go_on(next_stage, next_place)
   redis.call('HSET', state, 'giving', next_stage .. ':' .. next_place)
-  return 1
+  return '0'
+end
+
+local function pad(id)
+  local ms, seq = id:match('^(%d+)%-(%d+)$')
+  if not ms or #ms > 20 or #seq > 20 then return nil end
+  return string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
+end
+
+local function is_open(id, raw)
+  if redis.call('ZSCORE', retry, id) then return false end
+  local read, known = pcall(cjson.decode, raw)
+  local hash = read and type(known) == 'table' and type(known.k) == 'string' and known.k or ''
+  if redis.call('ZSCORE', held, hash .. ':' .. pad(id)) then return false end
+  return #redis.call('XPENDING', stream, group, id, id, 1) == 0
+end
+
+if stage == 'state' then
+  -- What comes to the group as new needs no giving back.
+  local position
+  for _, each in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local named = {}
+    for i = 1, #each, 2 do named[each[i]] = each[i + 1] end
+    if named['name'] == group then position = pad(named['last-delivered-id']) end
+  end
+  if not position then return redis.error_reply('NOGROUP No such consumer group') end
+  local time = redis.pcall('TIME') -- who may not ask for it can give back all the same: due at once
+  local now = time.err and 0 or time[1] * 1000 + math.floor(time[2] / 1000)
+  local page = redis.call('HSCAN', state, ARGV[3], 'COUNT', math.ceil(count / 2)) -- up to ten commands for each
+  for i = 1, #page[2], 2 do
+    local id = page[2][i]
+    local padded = pad(id)
+    if padded and padded <= position and is_open(id, page[2][i + 1]) then
+      redis.call('ZADD', retry, 'NX', now, id)
+      local failed = claim(id, '')
+      if failed then return failed end
+    end
+  end
+  if page[1] ~= '0' then return page[1] end
+  redis.call('HDEL', state, 'giving')
+  return ''
 end
 
 if stage ~= 'retry' then
@@ -64,5 +108,4 @@ for i = 1, #rows, 2 do
   if failed then return failed end
 end
 if #rows == 2 * count then return go_on('retry', rows[#rows] .. ' ' .. rows[#rows - 1]) end
-redis.call('HDEL', state, 'giving')
-return 0
+return go_on('state', '')

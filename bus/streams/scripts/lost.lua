@@ -12,8 +12,8 @@
 -- the formula finds the gap later. Others put entries-read right, and only a limit is left: what was removed
 -- since the last look, and not by retention (`cut`), ahead of where the group was.
 --
--- In the state: `lost`, `lost_maybe`; `lost_last`, JSON: n, between which ids, at (ms); `look`, JSON: what
--- was seen last, with the run of the server in which entries-read was right.
+-- In the state: `lost`, `lost_maybe`; `lost_last`, JSON: n at most, of which so many only maybe, between which
+-- ids, at (ms); `look`, JSON: what was seen last, with the run of the server in which entries-read was right.
 local stream, run = KEYS[1], ARGV[1]
 -- Entries that are counted in one call, over all groups, and after how many bytes of them it is enough.
 local most, enough = 2000, 256 * 1024
@@ -108,10 +108,12 @@ local function count(name, group, state)
     if not first or not less(position, first) then
       if lost > 0 and tombs then before = deleted elseif first then after, before = look.position, position end
     end
-    local time = redis.call('TIME')
-    local at = time[1] * 1000 + math.floor(time[2] / 1000)
-    redis.call('HSET', state, 'lost_last',
-      cjson.encode({n = lost + maybe, after = after, before = before, at = at}))
+    local time = redis.pcall('TIME')
+    if not time.err then -- who may not ask for it counts all the same: entries-read is right by now
+      local at = time[1] * 1000 + math.floor(time[2] / 1000)
+      redis.call('HSET', state, 'lost_last',
+        cjson.encode({n = lost + maybe, maybe = maybe, after = after, before = before, at = at}))
+    end
     redis.pcall('HINCRBY', state, 'lost', lost) -- unless somebody has overwritten it
     redis.pcall('HINCRBY', state, 'lost_maybe', maybe)
   end

@@ -3,7 +3,7 @@
 -- older dump, or because somebody removed a key. One page; the stages go in this order:
 --   retry   what waits for its retry is pending in this lane, has a state with its key, and is not held as well
 --   held    what is held back is pending in this lane, under its own key, and not waiting for a retry as well
---   state   what is settled has no state
+--   state   what is settled has no state (not while a lost group is given back what waits: giveback.lua)
 -- KEYS    1 stream   2 lease   3 retry   4 held   5 state
 -- ARGV    1 lease value   2 group   3 lane   4 ordering ("key", "partition" or "none")
 --         5 stage   6 where to go on in it ("" = at the beginning)   7 how many to look at, over all stages
@@ -77,10 +77,11 @@ local function waiting_as(id, padded)
   return (known and known.k or '') .. ':' .. padded
 end
 
+-- Due at once. Who may not ask for the time puts it right all the same: an error here would undo nothing of what
+-- was written before.
 local function wait_for_retry(id)
-  local time = redis.call('TIME') -- only here: who may not ask for it can put all else right
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  redis.call('ZADD', retry, 'NX', now, id)
+  local time = redis.pcall('TIME')
+  redis.call('ZADD', retry, 'NX', time.err and 0 or time[1] * 1000 + math.floor(time[2] / 1000), id)
 end
 
 local hashes, seen, go_on, looked = {}, {}, '', 0
@@ -157,6 +158,7 @@ function stages.held()
 end
 
 function stages.state()
+  if redis.call('HEXISTS', state, 'giving') == 1 then return end -- not all that is open is pending yet
   local info, newest = redis.call('XINFO', 'STREAM', stream), ''
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then newest = pad(info[i + 1]) end

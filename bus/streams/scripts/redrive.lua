@@ -108,8 +108,8 @@ end
 
 local result, waiting, bytes = {}, false, 0
 
--- A group skips a copy for another one only where it has more than four fields: messages have no more than
--- that as a rule, and are not looked at. So it always has six or more, and `g` stands last.
+-- `g` stands last. And a copy has six fields or more: older workers look for `g` only behind more than four,
+-- and one may run beside this version.
 local function for_group_alone(message)
   if message[#message - 1] == 'g' then
     message[#message] = nil
