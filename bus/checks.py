@@ -4,11 +4,13 @@ jitney.E001   the BUS setting is wrong
 jitney.E002   another package is imported under the name of one of Jitney's
 jitney.E003   the app `workers` is installed without `bus` (reported by workers.apps)
 jitney.E004   a handler is atomic in a database where it cannot be
+jitney.E005   a consumers.py cannot be imported, so no worker could start
 jitney.W001   our tables are in a database of a kind that was never tried
 """
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,15 +34,31 @@ def check_setting(**_: Any) -> list[CheckMessage]:
     return []
 
 
-def check_databases(**_: Any) -> list[CheckMessage]:
-    """Of the handlers that are known to this process: `consumers.py` is imported in workers."""
+def check_handlers(**_: Any) -> list[CheckMessage]:
+    """Handlers can be imported, and the atomic ones have a database where they can be.
+
+    Of the handlers that are known to this process. The command `check` imports `consumers.py` for that, as a
+    worker does; other commands run these checks too, but a web process needs none of what handlers import,
+    and `migrate` must not fail because of them.
+    """
+    from bus import autodiscover
     from bus.inbox import check_databases as check
 
+    if _is_check_command():
+        try:
+            autodiscover.consumers()
+        except Exception as error:  # whatever a module of the project raises
+            text = f"A consumers.py cannot be imported: {type(error).__name__}: {error}"
+            return [Error(text, hint="No worker could start with it.", id="jitney.E005")]
     try:
         check(default.subscriptions)
     except ConfigurationError as error:
         return [Error(str(error), hint="Give the alias of a database, or True.", id="jitney.E004")]
     return []
+
+
+def _is_check_command() -> bool:
+    return "django.core.management" in sys.modules and sys.argv[1:2] == ["check"]
 
 
 def check_vendors(**_: Any) -> list[CheckMessage]:

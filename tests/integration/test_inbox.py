@@ -379,7 +379,7 @@ def test_an_unknown_alias_is_an_error_at_the_start_of_a_worker_and_in_the_system
     with pytest.raises(ConfigurationError, match="no alias of DATABASES"):
         Consumer(Bus("redis://nowhere.invalid:1/0"), [wrong], slots=1)
     monkeypatch.setattr(default, "subscriptions", [wrong])
-    (error,) = checks.check_databases()
+    (error,) = checks.check_handlers()
     assert error.id == "jitney.E004"
 
 
