@@ -176,3 +176,20 @@ def test_a_database_of_an_unknown_kind_is_refused_for_atomic_handlers_and_else_s
     assert "that database is Oracle" in error.msg
     settings.DATABASE_ROUTERS = [_KeepsOut()]
     assert checks.check_vendors() == []
+
+
+def test_mysql_is_told_from_mariadb_where_databases_may_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given what Django has for both, which know each other apart by a connection only
+    monkeypatch.setattr(connections["default"], "vendor", "mysql")
+    monkeypatch.setattr(connections["default"], "display_name", "MySQL")
+    monkeypatch.setattr(connections["default"], "mysql_is_mariadb", False, raising=False)
+
+    # then nobody is asked in a plain check, and `check --database default` and `migrate` say it
+    assert checks.check_vendors(databases=None) == []
+    assert checks.check_vendors(databases=["other"]) == []
+    (warning,) = checks.check_vendors(databases=["default"])
+    assert (warning.id, warning.msg) == (
+        "jitney.W001", "Database 'default' is MySQL. Jitney was never tried with it."
+    )  # fmt: skip
+    monkeypatch.setattr(connections["default"], "mysql_is_mariadb", True, raising=False)
+    assert checks.check_vendors(databases=["default"]) == []
