@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,6 +16,10 @@ from bus.client import Bus
 from bus.models import AuditRecord
 from bus.registry import Declared
 from bus.streams.embedded import EmbeddedServer
+from bus.terminal import tree
+from bus.terminal.audited import Audited
+from bus.terminal.direct import Direct
+from bus.terminal.session import Session
 from tests.ui import scene
 
 pytestmark = pytest.mark.django_db
@@ -48,6 +53,12 @@ VERBS = {
     f"{DEAD}retry/": "retry_dead_letters",
     f"{DEAD}discard/": "discard_dead_letters",
 }
+#: Commands that show what is in Redis.
+COMMANDS = (
+    "topics", "topic describe orders", "groups", "group describe orders inventory", "workers", "doctor",
+    "group describe orders other", "pending list orders inventory", "dead list orders inventory",
+    "dead retry orders inventory --all", "delayed list orders", "tail orders", "topic delete orders",
+)  # fmt: skip
 IMPLY_LOOKING = (
     "view_topic", "change_topic", "peek_messages", "manage_groups", "retry_dead_letters",
     "discard_dead_letters",
@@ -181,8 +192,8 @@ def test_who_may_not_read_messages_finds_no_audit_record_by_its_reasons(bus: Bus
     assert "discard dead letters" in reader.get(f"{path}?detail__icontains=reason-4711").content.decode()
 
 
-def test_what_strangers_wrote_into_the_tables_is_made_visible_on_every_page(
-    bus: Bus, admin_client: Client
+def test_what_strangers_wrote_into_the_tables_is_made_visible_on_every_page_and_by_every_command(
+    bus: Bus, admin_client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call, name = bus.client.call, f"stranger{EVIL}"
     worker = {"beat": 1, "host": name, "groups": [name], "serves": [f"orders/{name}", "orders/inventory"]}
@@ -201,3 +212,11 @@ def test_what_strangers_wrote_into_the_tables_is_made_visible_on_every_page(
             assert not set(EVIL) & set(shown), path
             seen += shown
     assert "stranger\\u202e\\u200b" in seen
+
+    bus.publish("orders", {f"a{EVIL}": name}, key=name, headers={name: name}, delay=3600)
+    for command in COMMANDS:
+        for operator, option in product((Audited, Direct), ((), ("--json",))):
+            tree.run(Session(lambda: bus, operator), (*command.split(), *option), "bus")
+            told = "".join(capsys.readouterr())
+            assert told, command
+            assert not set(EVIL) & set(told), command
