@@ -181,6 +181,13 @@ class AuditRecordAdmin(admin.ModelAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: AuditRecord | None = None) -> list[str]:
         return self.get_fields(request, obj)
 
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """Not by what is not shown: Django takes any field in the address, and what is found tells it."""
+        shown = lookup.partition("__")[0] in self.list_display
+        return (shown or permissions.may(request, permissions.PEEK)) and super().lookup_allowed(
+            lookup, value, request
+        )
+
     @admin.display(description=_("error"))
     def error_text(self, record: AuditRecord) -> str:
         return visible(record.error, keep="\n\t")

@@ -20,12 +20,12 @@ class BusConfig(AppConfig):
         from django.conf import settings
 
         from bus import autodiscover, declarations, testrun
-        from bus.checks import check_databases, check_places, check_setting, check_vendors
+        from bus.checks import check_handlers, check_places, check_setting, check_vendors
 
         testrun.sign()  # marks what this process starts, if it runs tests
         checks.register(check_setting, "jitney")
         checks.register(check_places, "jitney")
-        checks.register(check_databases, "jitney")
+        checks.register(check_handlers, "jitney")
         checks.register(check_vendors, "jitney")
         _mask(getattr(settings, "BUS", None))
         setting_changed.connect(_follow_setting, dispatch_uid="jitney.setting")

@@ -4,11 +4,14 @@ jitney.E001   the BUS setting is wrong
 jitney.E002   another package is imported under the name of one of Jitney's
 jitney.E003   the app `workers` is installed without `bus` (reported by workers.apps)
 jitney.E004   a handler is atomic in a database where it cannot be
+jitney.E005   a consumers.py cannot be imported, so no worker could start
 jitney.W001   our tables are in a database of a kind that was never tried
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,10 +35,22 @@ def check_setting(**_: Any) -> list[CheckMessage]:
     return []
 
 
-def check_databases(**_: Any) -> list[CheckMessage]:
-    """Of the handlers that are known to this process: `consumers.py` is imported in workers."""
+def check_handlers(**_: Any) -> list[CheckMessage]:
+    """Handlers can be imported, and the atomic ones have a database where they can be.
+
+    Of the handlers that are known to this process. The command `check` imports `consumers.py` for that, as a
+    worker does; other commands run these checks too, but a web process needs none of what handlers import,
+    and `migrate` must not fail because of them.
+    """
+    from bus import autodiscover
     from bus.inbox import check_databases as check
 
+    if _is_check_command():
+        try:
+            autodiscover.consumers()
+        except Exception as error:  # whatever a module of the project raises
+            text = f"A consumers.py cannot be imported: {type(error).__name__}: {error}"
+            return [Error(text, hint="No worker could start with it.", id="jitney.E005")]
     try:
         check(default.subscriptions)
     except ConfigurationError as error:
@@ -43,9 +58,16 @@ def check_databases(**_: Any) -> list[CheckMessage]:
     return []
 
 
-def check_vendors(**_: Any) -> list[CheckMessage]:
-    """Databases that may have our tables are of a kind that the tests run on. Opens no connection."""
-    from bus.floor import SUPPORTED
+def _is_check_command() -> bool:
+    return "django.core.management" in sys.modules and sys.argv[1:2] == ["check"]
+
+
+def check_vendors(*, databases: Collection[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """Databases that may have our tables are of a kind that the tests run on.
+
+    Opens a connection only to `databases`, which Django gives to `check --database` and `migrate`: Django has
+    one vendor for MariaDB and MySQL, and only the server tells which of them it is.
+    """
     from bus.models import OutboxRow
 
     return [
@@ -55,8 +77,17 @@ def check_vendors(**_: Any) -> list[CheckMessage]:
             id="jitney.W001",
         )
         for alias in connections
-        if connections[alias].vendor not in SUPPORTED and router.allow_migrate_model(alias, OutboxRow)
+        if router.allow_migrate_model(alias, OutboxRow) and not _is_tried(alias, alias in (databases or ()))
     ]
+
+
+def _is_tried(alias: str, may_ask: bool) -> bool:
+    from bus.floor import SUPPORTED
+
+    connection: Any = connections[alias]
+    if connection.vendor == "mysql" and may_ask:
+        return bool(connection.mysql_is_mariadb)
+    return connection.vendor in SUPPORTED
 
 
 def check_places(**_: Any) -> list[CheckMessage]:

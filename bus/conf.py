@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -29,8 +28,20 @@ ENVIRONMENT = {
     "READ_ONLY": "BUS_READ_ONLY",
 }
 
+#: Of each number: its kind, the least, the most. The most are what the server, a socket, or the calendar can
+#: take (an argument of Redis has 512 MiB); a fraction would be refused by the server, message by message.
+_NUMBERS: dict[str, tuple[Any, float, float]] = {
+    "timeout": (int | float, 0.05, 86_400),
+    "max_message_bytes": (int, 1, 512 * 1024 * 1024),
+    "dedupe_window": (int, 1, 10 * 366 * 86_400),
+    "history_bytes": (int, 0, 1 << 50),
+    "held_limit": (int, 1, 1 << 50),
+    "dead_limit": (int, 1, 1 << 50),
+}
+
 _CREDENTIALS = ("username", "password", "sentinel_username", "sentinel_password")
-_WORDS = {
+#: What yes and no can be in the environment.
+WORDS = {
     "1": True, "true": True, "yes": True, "on": True,
     "0": False, "false": False, "no": False, "off": False,
 }  # fmt: skip
@@ -78,24 +89,20 @@ class Settings:
         if not isinstance(self.read_only, bool):
             raise ConfigurationError(f"BUS['READ_ONLY'] must be True or False, not {self.read_only!r}.")
         check_name("BUS['PREFIX']", self.prefix)
-        for name, least in (("timeout", 0.05), ("max_message_bytes", 1), ("dedupe_window", 1),
-                            ("history_bytes", 0), ("held_limit", 1), ("dead_limit", 1)):  # fmt: skip
+        for name, (kind, least, most) in _NUMBERS.items():
             number = getattr(self, name)
-            if (
-                isinstance(number, bool)
-                or not isinstance(number, int | float)
-                or not least <= number < math.inf
-            ):
+            if isinstance(number, bool) or not isinstance(number, kind) or not least <= number <= most:
+                noun = "whole number" if kind is int else "number"
                 raise ConfigurationError(
-                    f"BUS[{name.upper()!r}] must be a number, {least} or more, not {number!r}."
+                    f"BUS[{name.upper()!r}] must be a {noun} from {least} to {most}, not {number!r}."
                 )
         slots = self.slots
         if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
             raise ConfigurationError(f"BUS['SLOTS'] must be a whole number, 1 or more, not {slots!r}.")
-        most = self.new_group_limit
-        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
+        limit = self.new_group_limit
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
             raise ConfigurationError(
-                f"BUS['NEW_GROUP_LIMIT'] must be a whole number, 0 or more, not {most!r}."
+                f"BUS['NEW_GROUP_LIMIT'] must be a whole number, 0 or more, not {limit!r}."
             )
         for group in self.groups or ():
             check_name("Group", group)
@@ -120,7 +127,9 @@ def _masking(name: str, value: Any) -> Any:
         return value
     if name == "url":
         return Url(value)
-    return Secret(value) if name in ("password", "sentinel_password") else value
+    # Under a key that is spelled wrong, which is an error soon, anything may stand.
+    known = {each.name for each in fields(Settings)} - {"password", "sentinel_password"}
+    return value if name in known else Secret(value)
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Settings:
@@ -182,7 +191,7 @@ def environment_mapping(environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {key: environ[name] for key, name in ENVIRONMENT.items() if environ.get(name)}
     if "READ_ONLY" in values:
         # A word that is not understood is an error when Settings see it: "no" was not meant by it.
-        values["READ_ONLY"] = _WORDS.get(values["READ_ONLY"].strip().lower(), values["READ_ONLY"])
+        values["READ_ONLY"] = WORDS.get(values["READ_ONLY"].strip().lower(), values["READ_ONLY"])
     return values
 
 

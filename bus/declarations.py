@@ -17,6 +17,7 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, connectio
 
 from bus import default, testrun
 from bus.errors import BusError, ConfigurationError, ForeignData, ReadOnly
+from bus.unreadable import SHOWN, visible
 from bus.values import TopicSpec
 from bus.verbs import check_writable
 
@@ -95,7 +96,8 @@ def drift(bus: Bus | None = None) -> list[Drift]:
     for name in sorted(declared.keys() | rows.keys() | look.specs.keys() | strange.keys()):
         if name in strange:
             mendable = name in declared.keys() | rows.keys() and not strange[name].newer
-            found.append(Drift(name, f"its record in Redis {strange[name].why}", mendable))
+            shown = visible(name[:SHOWN])  # it may be the name of nothing, and of any text
+            found.append(Drift(shown, f"its record in Redis {strange[name].why}", mendable))
         elif "" not in strange:  # else nothing is known of what Redis has
             found += _drift_of(name, declared.get(name), rows.get(name), look.specs.get(name))
     return found

@@ -153,6 +153,6 @@ def _moment(topic: str, at: object) -> int:
     if at.utcoffset() is None:
         raise InvalidMessage(
             f"Message for {topic!r}: at={at.isoformat()!r} has no time zone, so it names no moment. "
-            "Use an aware datetime, such as django.utils.timezone.now() + timedelta(hours=1)."
+            "Use an aware datetime, such as datetime.now(UTC) + timedelta(hours=1)."
         )
     return max(0, math.ceil(at.timestamp() * 1000))

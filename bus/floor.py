@@ -82,8 +82,11 @@ class Floors:
         try:
             found = rows.first()
         except DatabaseError as error:
+            if connections[self._alias].in_atomic_block:
+                raise
             self._explain(error)
-            raise
+            # The table is there, perhaps since a moment ago: no message is at fault for a migration that ran.
+            found = rows.first()
         if fresh := found is None:
             self._require_transactions()
             floors.bulk_create([InboxFloor(**place)], ignore_conflicts=True)
@@ -97,11 +100,10 @@ class Floors:
             self._known.pop(where, None)
 
     def _explain(self, error: DatabaseError) -> None:
+        """Raise InboxUnavailable if the table is missing."""
         from bus.models import InboxFloor
 
         connection = connections[self._alias]
-        if connection.in_atomic_block:
-            return
         connection.close_if_unusable_or_obsolete()
         if InboxFloor._meta.db_table not in connection.introspection.table_names():
             raise InboxUnavailable(

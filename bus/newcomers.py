@@ -129,11 +129,12 @@ def backlog(bus: Bus, spec: GroupSpec) -> Lag:
 
 
 def refusals(bus: Bus) -> Iterator[Refusal]:
-    """The groups that workers were refused within FRESH."""
+    """The groups that workers were refused within FRESH, and that nobody has made since."""
     table, clock = bus.client.pipe([("HGETALL", bus.keys.refused), ("TIME",)])
     if stands_at(bus.keys.refused, table):
         return
     now = datetime.fromtimestamp(seconds_of(clock), UTC)
+    made = bus.registry.group_names()  # by hand: the worker that was refused may be gone by then
     for place, raw in sorted(fields_of(check(table)).items()):
         topic, _, group = place.partition("/")
         try:
@@ -141,7 +142,7 @@ def refusals(bus: Bus) -> Iterator[Refusal]:
             at, messages = datetime.fromtimestamp(known["at"] / 1000, UTC), int(known["messages"])
         except (ValueError, TypeError, KeyError, OverflowError, OSError):
             continue  # what is not ours there says nothing of a group
-        if now - at < FRESH:
+        if now - at < FRESH and (topic, group) not in made:
             yield Refusal(topic, group, messages)
 
 

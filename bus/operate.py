@@ -89,7 +89,7 @@ def check_change_topic(
     check_writable(bus, "change topic")
     topic = _changed(name, partitions, retention, notes)
     topic.full_clean()
-    _check_projectable(bus, topic)
+    bus.registry.check_projectable([topic.spec])
 
 
 def _changed(
@@ -107,15 +107,15 @@ def _changed(
 def save_topic(bus: Bus, topic: Topic, *, actor: Actor) -> Topic:
     """Check and store a row, new or changed, and project it to Redis after the commit.
 
-    Raises ValidationError (a rule of Topic.clean), ConfigurationError (Redis has more partitions), ReadOnly
-    or BusUnavailable, and then nothing was done. If Redis goes away between the check and the commit,
-    BusError is raised *after* the commit (out of the outermost `atomic`): then the row is stored, and
-    `bus topic sync` projects it.
+    Raises ValidationError (a rule of Topic.clean), ConfigurationError (Redis has more partitions, or a newer
+    layout), ForeignData, ReadOnly or BusUnavailable, and then nothing was done. If Redis goes away between
+    the check and the commit, BusError is raised *after* the commit (out of the outermost `atomic`): then the
+    row is stored, and `bus topic sync` projects it.
     """
     verb = "change topic" if topic.pk else "create topic"
     with _audited(bus, actor, verb, topic.name, detail=_change(topic)) as record:
         topic.full_clean()
-        _check_projectable(bus, topic)
+        bus.registry.check_projectable([topic.spec])  # better found out before the commit
         with transaction.atomic():
             topic.save()
             record.save()
@@ -351,16 +351,6 @@ def _save_failed(record: AuditRecord, error: BusError | ValidationError) -> None
     if record.error != text:
         record.fail(text)
         record.save()
-
-
-def _check_projectable(bus: Bus, topic: Topic) -> None:
-    """Redis answers, and has no more partitions than the row. Better found out before the commit."""
-    known = bus.registry.specs().get(topic.name)
-    if known is not None and known.partitions > topic.partitions:
-        raise ConfigurationError(
-            f"Topic {topic.name!r} has {known.partitions} partitions in Redis and cannot shrink to "
-            f"{topic.partitions}. Give it at least as many, or use another name."
-        )
 
 
 def _change(topic: Topic) -> dict[str, Any]:

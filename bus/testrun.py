@@ -18,6 +18,7 @@ from typing import Any
 from bus import conf
 from bus.conf import Settings
 from bus.errors import ConfigurationError
+from bus.streams.url import parse
 
 #: In the environment of what a test run starts: the process id of the run. "0": nothing here is a test run.
 MARK = "BUS_TEST_RUN"
@@ -123,7 +124,7 @@ def _of_tests(
         # Another server by its text may be the same one: a prefix of its own is right on any.
         merged["PREFIX"] = f"{chosen.get('PREFIX', conf.PREFIX)}-test"
     settings = conf.from_mapping(merged)
-    if (settings.url, settings.prefix) == (own.get("URL"), own.get("PREFIX", conf.PREFIX)):
+    if settings.prefix == own.get("PREFIX", conf.PREFIX) and _is_same_place(settings, own.get("URL")):
         raise ConfigurationError(
             f"This is a test run ({why}), and tests have no bus of their own: nothing is published, read or "
             "consumed, so that they touch nothing real. Put BUS['TEST'] = {'PREFIX': 'test'} into the "
@@ -132,6 +133,16 @@ def _of_tests(
             f"{MARK}=0 in the environment says that this is no test run."
         )
     return settings
+
+
+def _is_same_place(settings: Settings, url: object) -> bool:
+    """Whether a URL leads where these settings do, however it is written."""
+    if not isinstance(url, str) or not url:
+        return False
+    try:
+        return settings.address.is_same_place(parse(url))
+    except ConfigurationError:  # the project's own URL is wrong: nothing real is there
+        return settings.url == url
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:

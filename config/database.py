@@ -27,13 +27,20 @@ def database(url: str, data: Path) -> dict[str, Any]:
             "JITNEY_DATABASE must be postgresql://user:password@host:port/name, the same with mariadb://, or "
             "empty for SQLite."
         )
+    try:
+        port = parts.port
+    except ValueError:
+        # Its text is a part of the password where that has a slash: Python's own error would quote it.
+        raise ValueError(
+            "JITNEY_DATABASE: the port is no number; write %2F for '/' and %3A for ':' in a password."
+        ) from None
     return {
         **(_mariadb() if parts.scheme == "mariadb" else _postgresql()),
         "NAME": name,
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
         "HOST": unquote(parts.hostname or ""),
-        "PORT": str(parts.port or ""),
+        "PORT": str(port or ""),
     }
 
 

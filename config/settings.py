@@ -27,13 +27,18 @@ import os
 from pathlib import Path
 
 from bus import private
+from bus.conf import WORDS
 from config.database import database
 from config.secret import secret_key
 from config.tls import behind_tls
 
 
 def _flag(name: str, default: str) -> bool:
-    return os.environ.get(name, default).strip().lower() in ("1", "true", "yes", "on")
+    """Raises ValueError for another word: who wrote BUS_READ_ONLY=ja did not mean "no"."""
+    word = os.environ.get(name) or default
+    if word.strip().lower() not in WORDS:
+        raise ValueError(f"{name} must be 1 or 0 (or true, yes, on; false, no, off), not {word!r}.")
+    return WORDS[word.strip().lower()]
 
 
 def _words(name: str) -> list[str]:

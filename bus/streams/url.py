@@ -6,6 +6,7 @@ For the same reason errors are raised where no frame holds the URL in pieces: de
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -16,6 +17,8 @@ from urllib.parse import quote, unquote, unquote_plus, urlsplit
 from bus.errors import ConfigurationError
 from bus.secret import Secret
 from bus.streams.options import OPTIONS, REFUSED, SCHEMES, SENTINEL, TLS, WrongError, number, secret
+
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
 class Url(str):
@@ -61,6 +64,14 @@ class Address:
     masked: str = ""
     """The URL without passwords, for logs, errors and pages."""
 
+    def is_same_place(self, other: Address) -> bool:
+        """Whether both lead to the same keys, as far as what they say shows it.
+
+        Who comes there, and whether with TLS, is no part of the place.
+        """
+        mine, theirs = _place(self), _place(other)
+        return mine[1:] == theirs[1:] and (mine[0] == theirs[0] or not mine[0].isdisjoint(theirs[0]))
+
     @property
     def has_tls(self) -> bool:
         return self.scheme in TLS
@@ -77,6 +88,15 @@ def parse(url: str, credentials: Credentials | None = None) -> Address:
     if address is None:
         raise ConfigurationError(f"{_scheme_alone(url)} is not a server URL that can be used: {wrong}")
     return address
+
+
+def _place(address: Address) -> tuple[frozenset[tuple[str, int]], str, str, int]:
+    """One of several sentinels in common is enough: they know the same servers by the same names."""
+    hosts = frozenset(
+        ("localhost" if host.lower() in _THIS_MACHINE else host.lower(), port) for host, port in address.hosts
+    )
+    path = os.path.realpath(os.path.expanduser(address.path)) if address.path else ""
+    return hosts, path, address.master, address.db
 
 
 def masked(url: str) -> str:

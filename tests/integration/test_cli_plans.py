@@ -11,6 +11,7 @@ import pytest
 
 from bus import declarations
 from bus.client import Bus
+from bus.models import Topic
 from bus.registry import GroupSpec
 from bus.streams.embedded import EmbeddedServer
 from bus.terminal import tree
@@ -39,7 +40,10 @@ COMMANDS = {
 }  # fmt: skip
 
 #: What may be so of the topic.
-STATES = ("of the database", "of code", "in Redis alone", "read-only")
+STATES = (
+    "of the database", "of code", "in Redis alone", "read-only", "of a newer layout", "unreadable",
+    "of a newer version", "larger in Redis",
+)  # fmt: skip
 
 
 def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -74,6 +78,15 @@ def make_bus(server: EmbeddedServer, prefix: str) -> Iterator[Callable[[str], Bu
             run(bus, Audited, "topic", "create", "wages", "--partitions", "2")
         bus.registry.declare_groups([GroupSpec(topic="wages", name="payroll")])
         bus.publish("wages", 1, delay=3600)
+        topics, call = bus.keys.topics, bus.client.call
+        if state == "of a newer layout":
+            call("HSET", bus.keys.meta, "layout", "99")
+        elif state == "unreadable":
+            call("HSET", topics, "wages", "junk")
+        elif state == "of a newer version":
+            call("HSET", topics, "wages", '{"partitions": "two"}')
+        elif state == "larger in Redis":
+            bus.registry.project([TopicSpec(name="wages", partitions=8)])
         if state == "read-only":
             object.__setattr__(bus.settings, "read_only", True)
         return bus
@@ -108,6 +121,17 @@ def test_a_plan_that_ends_well_can_be_applied(
 
     assert planned == applied, said.err + capsys.readouterr().err
     assert (planned == 0) == ("add --apply" in said.out)
+
+
+@pytest.mark.parametrize("state", ["of a newer layout", "of a newer version", "larger in Redis"])
+def test_a_change_that_redis_would_refuse_changes_nothing_in_the_database(
+    make_bus: Callable[[str], Bus], state: str
+) -> None:
+    bus = make_bus(state)
+
+    assert run(bus, Audited, "topic", "change", "wages", "--partitions", "4", "--apply") == 1
+
+    assert Topic.objects.get(name="wages").partitions == 2
 
 
 def test_a_change_of_a_topic_that_code_declares_is_refused_by_its_plan(

@@ -10,6 +10,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connections
 
+from bus import checks
 from bus.databases import LOOK_SECONDS, Databases, distinct
 from bus.models import InboxRow, OutboxRow, OutboxShard
 from config.database import database as database_of
@@ -70,3 +71,8 @@ def test_distinct_places_are_found_in_order_by_one_query_each(
         found = list(distinct(InboxRow.objects.all(), "group", "topic", "partition"))
     assert found == [("a", "orders", 0), ("a", "orders", 2), ("b", "orders", 0), ("b", "orders", 2)]
     assert list(distinct(OutboxShard.objects.all(), "prefix", "topic")) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_nothing_is_said_of_the_databases_that_the_tests_run_on_though_they_are_asked(database: str) -> None:
+    assert checks.check_vendors(databases=["default"]) == [], database

@@ -372,6 +372,26 @@ def test_an_atomic_batch_handler_refuses_single_messages_as_any_other(database: 
     assert (effects(), rows()) == (["1700-1"], [(1700, 1)])
 
 
+def test_a_database_that_is_migrated_just_when_its_tables_are_missed_costs_no_attempt(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a migration that ends between the failure and the look why it failed
+    call_command("migrate", "jitney", "0004", verbosity=0)
+    introspection = connection.introspection
+    look = introspection.table_names
+
+    def migrated_meanwhile(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(introspection, "table_names", look)
+        call_command("migrate", "jitney", verbosity=0)
+        return look(*arguments, **options)
+
+    monkeypatch.setattr(introspection, "table_names", migrated_meanwhile)
+
+    assert dispatcher(effect).handle(message("1700-1")) is None
+
+    assert (effects(), rows()) == (["1700-1"], [(1700, 1)])
+
+
 def test_an_unknown_alias_is_an_error_at_the_start_of_a_worker_and_in_the_system_check(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -379,7 +399,7 @@ def test_an_unknown_alias_is_an_error_at_the_start_of_a_worker_and_in_the_system
     with pytest.raises(ConfigurationError, match="no alias of DATABASES"):
         Consumer(Bus("redis://nowhere.invalid:1/0"), [wrong], slots=1)
     monkeypatch.setattr(default, "subscriptions", [wrong])
-    (error,) = checks.check_databases()
+    (error,) = checks.check_handlers()
     assert error.id == "jitney.E004"
 
 

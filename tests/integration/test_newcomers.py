@@ -180,6 +180,17 @@ def test_a_wrong_limit_is_an_error(server: EmbeddedServer, limit: object) -> Non
         Bus(server.url, new_group_limit=limit)
 
 
+def test_a_refused_group_that_somebody_made_is_not_named_any_more_though_its_worker_is_gone(bus: Bus) -> None:
+    strict = limited(bus, 31)
+    Newcomers(strict).declare([GroupSpec(topic="orders", name="mailer")])
+    assert [one.check for one in doctor.examine(bus) if one.check == "refused"] == ["refused"]
+
+    groups.create(bus, "orders", "mailer", start="latest")
+
+    assert [one.text for one in doctor.examine(bus) if one.check == "refused"] == []
+    strict.close()
+
+
 def test_junk_among_the_refusals_is_passed_over(bus: Bus) -> None:
     for number, junk in enumerate(("junk", "[1]", '{"at": 1e300, "messages": 3}', b"\xff")):
         bus.client.call("HSET", bus.keys.refused, f"a/{number}", junk)

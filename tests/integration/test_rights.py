@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,6 +16,10 @@ from bus.client import Bus
 from bus.models import AuditRecord
 from bus.registry import Declared
 from bus.streams.embedded import EmbeddedServer
+from bus.terminal import tree
+from bus.terminal.audited import Audited
+from bus.terminal.direct import Direct
+from bus.terminal.session import Session
 from tests.ui import scene
 
 pytestmark = pytest.mark.django_db
@@ -47,6 +53,12 @@ VERBS = {
     f"{DEAD}retry/": "retry_dead_letters",
     f"{DEAD}discard/": "discard_dead_letters",
 }
+#: Commands that show what is in Redis.
+COMMANDS = (
+    "topics", "topic describe orders", "groups", "group describe orders inventory", "workers", "doctor",
+    "group describe orders other", "pending list orders inventory", "dead list orders inventory",
+    "dead retry orders inventory --all", "delayed list orders", "tail orders", "topic delete orders",
+)  # fmt: skip
 IMPLY_LOOKING = (
     "view_topic", "change_topic", "peek_messages", "manage_groups", "retry_dead_letters",
     "discard_dead_letters",
@@ -162,3 +174,49 @@ def test_an_error_on_a_page_shows_foreign_text_visibly(bus: Bus, admin_client: C
         assert response.status_code == 404
         assert "\u202e" not in response.content.decode()
         assert "a\\u202eb" in response.content.decode()
+
+
+def test_who_may_not_read_messages_finds_no_audit_record_by_its_reasons(bus: Bus) -> None:
+    letters = [{"letter": "0/1-0", "message": "1-0", "reason": "reason-4711", "outcome": "discarded"}]
+    AuditRecord.objects.create(
+        source="cli", verb="discard dead letters", topic="orders", detail={"letters": letters}
+    )
+    path = f"{BASE}auditrecord/"
+    clerk = sign_in("view_auditrecord")
+
+    for query in ("detail__icontains=reason-4711", "detail__icontains=other", "detail__letters__0__reason=x"):
+        assert clerk.get(f"{path}?{query}").status_code == 400, query
+    assert "discard dead letters" in clerk.get(f"{path}?topic=orders").content.decode()
+    User.objects.all().delete()
+    reader = sign_in("view_auditrecord", "peek_messages")
+    assert "discard dead letters" in reader.get(f"{path}?detail__icontains=reason-4711").content.decode()
+
+
+def test_what_strangers_wrote_into_the_tables_is_made_visible_on_every_page_and_by_every_command(
+    bus: Bus, admin_client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call, name = bus.client.call, f"stranger{EVIL}"
+    worker = {"beat": 1, "host": name, "groups": [name], "serves": [f"orders/{name}", "orders/inventory"]}
+    call("HSET", bus.keys.workers, "stranger", json.dumps(worker), name, name)
+    call("HSET", bus.keys.topics, name, name, "junk", name)
+    call("HSET", bus.keys.groups, name, name, "orders/other", json.dumps({"ordering": name, "start": name}))
+    keys = bus.keys.partition("orders", 0)
+    call("XREADGROUP", "GROUP", "inventory", name, "STREAMS", keys.stream, ">")
+    call("SET", keys.lease("inventory", "0"), f"{name}:1")
+    call("HSET", keys.state("inventory"), "ordering", name, name, name)
+    seen = ""
+
+    for path in (*LOOK.values(), LOOK["group"].replace("inventory", "other")):
+        for live in ("", "?live=1"):
+            shown = admin_client.get(path + live).content.decode()
+            assert not set(EVIL) & set(shown), path
+            seen += shown
+    assert "stranger\\u202e\\u200b" in seen
+
+    bus.publish("orders", {f"a{EVIL}": name}, key=name, headers={name: name}, delay=3600)
+    for command in COMMANDS:
+        for operator, option in product((Audited, Direct), ((), ("--json",))):
+            tree.run(Session(lambda: bus, operator), (*command.split(), *option), "bus")
+            told = "".join(capsys.readouterr())
+            assert told, command
+            assert not set(EVIL) & set(told), command

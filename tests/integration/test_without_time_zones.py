@@ -12,11 +12,13 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connections, transaction
 from django.test import Client
+from django.utils import timezone
 
 import bus as jitney
 from admin_ui import queries
 from bus import default, forgetting, marks, operate, outbox
 from bus.client import Bus
+from bus.errors import InvalidMessage
 from bus.registry import Declared, GroupSpec
 from bus.terminal import tree
 from bus.terminal.audited import Audited
@@ -90,3 +92,10 @@ def test_every_page_is_shown(bus: Bus) -> None:
     client.force_login(User.objects.create_superuser("root"))
     for path in PAGES:
         assert client.get(f"/admin/jitney/{path}").status_code == 200, path
+
+
+def test_what_the_error_of_a_naive_time_advises_works_here(bus: Bus) -> None:
+    with pytest.raises(InvalidMessage, match=r"such as datetime\.now\(UTC\) \+ timedelta\(hours=1\)"):
+        bus.publish(TOPIC, 1, at=timezone.now())  # naive in such a project
+
+    assert bus.publish(TOPIC, 1, at=datetime.now(UTC) + timedelta(hours=1)).id.startswith("d")

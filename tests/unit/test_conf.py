@@ -59,9 +59,16 @@ def test_without_a_url_the_error_gives_an_example(mapping):
         ("TIMEOUT", True),
         ("TIMEOUT", math.nan),
         ("TIMEOUT", math.inf),
+        ("TIMEOUT", 1e12),  # more than a socket can wait
         ("MAX_MESSAGE_BYTES", 0),
         ("DEDUPE_WINDOW", -1),
+        ("DEDUPE_WINDOW", 1.5),  # the server would refuse it at the first publish
+        ("DEDUPE_WINDOW", 10**30),
+        ("MAX_MESSAGE_BYTES", 2**40),
+        ("HISTORY_BYTES", 0.5),
         ("HELD_LIMIT", 0),
+        ("HELD_LIMIT", 5.5),
+        ("HELD_LIMIT", True),
         ("DEAD_LIMIT", None),
         ("SLOTS", 0),
         ("SLOTS", True),
@@ -131,6 +138,14 @@ def test_the_groups_of_a_worker_can_come_from_its_environment(settings, monkeypa
 def test_settings_cannot_be_changed_by_accident():
     with pytest.raises(AttributeError):
         settings().prefix = "other"
+
+
+@pytest.mark.parametrize("key", ["URI", "PASWORD", "REDIS_URL"])
+def test_a_password_under_a_key_that_is_spelled_wrong_is_masked_too(key: str) -> None:
+    masked = conf.masking({"URL": URL, "PREFIX": "shop", key: "redis://:zebra@a"})
+
+    assert "zebra" not in repr(masked)
+    assert "shop" in repr(masked)
 
 
 def test_what_tests_have_for_themselves_is_masked_too() -> None:

@@ -148,6 +148,47 @@ def test_the_place_of_the_project_is_refused_however_tests_name_it(guarded: Any)
             testrun.from_django()
 
 
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        (OWN, "redis://localhost"),
+        (OWN, "redis://127.0.0.1:6379"),
+        (OWN, "rediss://LOCALHOST/0"),
+        (OWN, "redis://u:p@[::1]?db=0"),
+        ("unix:///run/redis.sock", "unix://:p@/run/../run/redis.sock"),
+        ("redis+sentinel://a,b/shop", "redis+sentinel://b:26379/shop/0"),
+        ("embedded:///srv/shop", "embedded:///srv/other/../shop"),
+    ],
+)
+def test_the_bus_of_the_project_is_known_however_its_url_is_written(
+    guarded: Any, own: str, other: str
+) -> None:
+    guarded({"URL": own})
+
+    with (
+        override_settings(BUS={"URL": other}),
+        pytest.raises(ConfigurationError, match="tests have no bus of their own"),
+    ):
+        default.get()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "redis://localhost:6380/0",
+        "redis://localhost/1",
+        "redis://elsewhere/0",
+        "unix:///a",
+        "redis+sentinel://localhost:6379/m",
+    ],
+)
+def test_another_place_is_a_bus_of_their_own(guarded: Any, other: str) -> None:
+    guarded({"URL": OWN})
+
+    with override_settings(BUS={"URL": other}):
+        assert default.get().settings.url == other
+
+
 def test_an_overridden_setting_is_the_bus_of_that_test_unless_it_is_still_that_of_the_project(
     guarded: Any,
 ) -> None:

@@ -26,7 +26,7 @@ print(json.dumps({name: getattr(s, name) for name in (
 
 def project(tmp_path: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     names = (
-        "ALLOWED_HOSTS", "DEBUG", "HTTPS", "TRUSTED_ORIGINS", "PROXY_HEADER", "HSTS_SECONDS",
+        "BUS_READ_ONLY", "ALLOWED_HOSTS", "DEBUG", "HTTPS", "TRUSTED_ORIGINS", "PROXY_HEADER", "HSTS_SECONDS",
         "DJANGO_ALLOW_ASYNC_UNSAFE",  # set for tests of pages, which may run in this process
     )  # fmt: skip
     inherited = {name: value for name, value in os.environ.items() if name not in names}
@@ -82,6 +82,14 @@ def test_each_of_it_can_be_chosen(tmp_path: Path) -> None:
     assert found["CSRF_TRUSTED_ORIGINS"] == ["https://b:8443", "http://c"]
     plain = settings_of(tmp_path, ALLOWED_HOSTS="a", HTTPS="0")
     assert (plain["DEBUG"], plain["SESSION_COOKIE_SECURE"], plain["SECURE_HSTS_SECONDS"]) == (False, False, 0)
+
+
+@pytest.mark.parametrize("name", ["BUS_READ_ONLY", "HTTPS", "DEBUG"])
+def test_a_word_that_is_neither_yes_nor_no_is_refused_and_not_taken_for_no(name: str, tmp_path: Path) -> None:
+    run = project(tmp_path, "manage.py", "check", ALLOWED_HOSTS="a", **{name: "ja"})
+
+    assert run.returncode != 0
+    assert f"{name} must be 1 or 0 (or true, yes, on; false, no, off), not 'ja'" in run.stderr
 
 
 @pytest.mark.parametrize(
