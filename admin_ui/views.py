@@ -118,8 +118,8 @@ def dead_letters(request: HttpRequest, site: AdminSite, name: str, group_name: s
     if letters.needs_peek(request.GET):
         permissions.require(request, permissions.PEEK)
     if "search" in request.GET:  # the form: from here on an empty value is a mistake of somebody else
-        query = letters.without_empty(request.GET)
-        return HttpResponseRedirect(f"{request.path}?{query}" if query else request.path)
+        query, page = letters.without_empty(request.GET), _url(site, "group_dead", name, group_name)
+        return HttpResponseRedirect(f"{page}?{query}" if query else page)
     frame = Frame(
         title=_("Dead letters of %(group)s") % {"group": group_name},
         subtitle=_("Group of the topic"),

@@ -238,7 +238,10 @@ def test_a_list_that_is_not_searched_leads_to_all_and_another_to_what_matches(
     bury(bus, 1)
     bury(bus, 1, partition=1)
 
-    for query, count in (("", 2), ("partition=1", 1), ("since=1h&key=a", 2)):
+    newest = next(deadletters.find(bus, "orders", "inventory", newest_first=True)).place
+    for query, count in (
+        ("", 2), (f"before={newest}", 2), ("partition=1", 1), ("since=1h&key=a", 2), (f"id={newest}", 1),
+    ):  # fmt: skip
         page = text_of(admin_client.get(f"{DEAD}?{query}"))
         links = re.findall(r'href="([^"]*/discard/\?[^"]*)">Discard all', page)
         assert len(links) == 1
