@@ -196,6 +196,18 @@ def test_the_same_letter_confirmed_twice_is_discarded_once(bus: Bus, admin_clien
     assert left(bus) == 1
 
 
+def test_a_retry_confirmed_twice_gives_each_message_back_once(bus: Bus, admin_client: Client) -> None:
+    bury(bus)  # their originals are gone, so that a retry adds a copy to the topic
+    stream = bus.keys.partition("orders", 0).stream
+    address, form = form_of(admin_client.get(f"{DEAD}retry/?all=1"))
+
+    for _ in range(2):
+        assert admin_client.post(f"{DEAD}retry/{address}", form).status_code == 302
+
+    assert bus.client.call("XLEN", stream) == 3
+    assert left(bus) == 0
+
+
 def test_a_duration_is_a_moment_from_its_confirmation_on(bus: Bus, admin_client: Client) -> None:
     bury(bus)
     address, form = form_of(admin_client.get(f"{DEAD}retry/?since=2h"))
