@@ -11,7 +11,9 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST
 
-from admin_ui import permissions
+from admin_ui import permissions, refusals, views
+from admin_ui.asked import BadQuery, nothing_asked
+from admin_ui.live import Link
 from bus import default, operate
 from bus.client import Bus
 from bus.errors import BusError
@@ -49,11 +51,17 @@ def _group_verb(
 ) -> HttpResponse:
     """Do it, say what became of it, and go back to the page of the group."""
     permissions.require(request, permissions.MANAGE_GROUPS)
+    page = reverse(f"admin:{permissions.APP}_group_page", args=(name, group_name), current_app=site.name)
     try:
+        nothing_asked(request)
         verb(default.get(), name, group_name, actor=actor_of(request))
+    except BadQuery as error:
+        back = Link(_("To the page of the group"), page)
+        return refusals.refuse(
+            request, site, error, crumbs=views.group_crumbs(site, name, group_name), back=back
+        )
     except BusError as error:
         messages.error(request, visible(str(error)))
     else:
         messages.success(request, done)
-    page = reverse(f"admin:{permissions.APP}_group_page", args=(name, group_name), current_app=site.name)
     return HttpResponseRedirect(page)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from django.contrib import messages
@@ -15,8 +15,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods
 
-from admin_ui import letters, permissions, views
+from admin_ui import letters, permissions, refusals, views
 from admin_ui.actions import actor_of
+from admin_ui.asked import BadQuery
 from admin_ui.live import Link
 from bus import deadletters, default, operate
 from bus.client import Bus
@@ -59,11 +60,18 @@ def _ask_or_do(request: HttpRequest, site: AdminSite, verb: Verb, topic: str, gr
     page = reverse(f"admin:{permissions.APP}_group_dead", args=(topic, group), current_app=site.name)
     try:
         bus = default.get()
-        selection = replace(letters.searched(request.GET), before=None)
         if request.method != "POST":
-            return _ask(request, site, verb, topic, group, bus, selection)
-        counted = replace(selection, until=letters.until(request.POST))
+            return _ask(request, site, verb, topic, group, bus)
+        now = deadletters.bounded(bus, Selection()).until
+        assert now is not None
+        counted = letters.counted(request.GET, request.POST, now)
+        letters.check_partitions(bus, topic, counted)
         tally = verb.work(bus, topic, group, counted, actor=actor_of(request))
+    except BadQuery as error:
+        crumbs = [*views.group_crumbs(site, topic, group), Link(_("Dead letters"), page)]
+        return refusals.refuse(
+            request, site, error, crumbs=crumbs, back=Link(_("To the dead letters of the group"), page)
+        )
     except BusError as error:
         messages.error(request, visible(str(error)))
     else:
@@ -71,11 +79,11 @@ def _ask_or_do(request: HttpRequest, site: AdminSite, verb: Verb, topic: str, gr
     return HttpResponseRedirect(page)
 
 
-def _ask(
-    request: HttpRequest, site: AdminSite, verb: Verb, topic: str, group: str, bus: Bus, selection: Selection
-) -> HttpResponse:
+def _ask(request: HttpRequest, site: AdminSite, verb: Verb, topic: str, group: str, bus: Bus) -> HttpResponse:
     if bus.settings.read_only:
         raise ReadOnly(_("This project is read-only (BUS['READ_ONLY'])."))
+    selection = letters.meant(request.GET)
+    letters.check_partitions(bus, topic, selection)
     bounded = deadletters.bounded(bus, selection)
     assert bounded.until is not None
     count = deadletters.count_matching(bus, topic, group, bounded)
@@ -88,6 +96,7 @@ def _ask(
         "topic_name": topic,
         "group_name": group,
         "count": count,
+        "query": letters.to_confirm(request.GET, selection),
         "until": int(bounded.until.timestamp() * 1000),
     }
     return TemplateResponse(request, "admin_ui/confirm_letters.html", context)

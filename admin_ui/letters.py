@@ -1,22 +1,33 @@
-"""Dead letters for pages: what is shown of them, and which of them a request means."""
+"""Dead letters for pages: what is shown of them, and which of them a request means.
+
+A request that does not say so clearly is refused with BadQuery.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import islice
 
 from django.http import QueryDict
 
+from admin_ui.asked import BadQuery, asked, value
 from admin_ui.messages import MessageRow, message_row
-from bus import deadletters
+from bus import deadletters, filters
 from bus.client import Bus
 from bus.deadletters import DeadLetter, Place, Selection
 from bus.errors import ConfigurationError
-from bus.unreadable import visible
+from bus.moments import moment
+from bus.unreadable import shown, visible
 
 #: Letters on one page.
 LETTERS = 50
+
+#: What letters can be searched by, as it stands in addresses.
+FILTERS = ("partition", "key", "reason", "since")
+#: Digits of a moment in milliseconds at most.
+_DIGITS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,31 +81,83 @@ def letter_row(letter: DeadLetter) -> LetterRow:
 
 
 def searched(query: QueryDict) -> Selection:
-    """What the query of a page asks for. Raises ConfigurationError for what is no id, number or time."""
-    return Selection(
-        places=tuple(Place.parse(one) for one in query.getlist("id")) or None,
-        partition=_number(query, "partition"),
-        key=query.get("key") or None,
-        reason=query.get("reason") or None,
-        before=Place.parse(query.get("before", "")) if query.get("before") else None,
-    )
+    """What the page of dead letters is to list; all where nothing is asked for."""
+    values = asked(query, ("id", *FILTERS, "before", "live"))
+    return replace(_selection(values, filters.since), before=value(values, "before", Place.parse))
+
+
+def meant(query: QueryDict) -> Selection:
+    """What is to be retried or discarded, to be counted first: one letter, or what matches, or all."""
+    return _selection(_said(query), filters.since)
+
+
+def counted(query: QueryDict, form: QueryDict, now: datetime) -> Selection:
+    """What a confirmed form means: exactly what was counted for it. `now`: by the server's clock.
+
+    Its query is as of `to_confirm`, so what it means does not move with the clock.
+    """
+    selection = _selection(_said(query), filters.moment)
+    until = value(asked(form, ("until",)), "until", _moment)
+    if until is None:
+        raise BadQuery("'until', the moment up to which they were counted, is missing: count them first.")
+    if until > now:
+        raise BadQuery("'until' is later than the clock of the server: what dies by then was not counted.")
+    return replace(selection, until=until)
+
+
+def to_confirm(query: QueryDict, selection: Selection) -> str:
+    """The query with which the form of a confirmation comes back; a duration in it is a moment now."""
+    fixed = query.copy()
+    if selection.since is not None:
+        fixed["since"] = selection.since.isoformat()
+    return fixed.urlencode()
+
+
+def check_partitions(bus: Bus, topic: str, selection: Selection) -> None:
+    """Refuse partitions that the topic does not have. Asks Redis only where some are named."""
+    named = {place.partition for place in selection.places or ()}
+    if selection.partition is not None:
+        named.add(selection.partition)
+    if named and max(named) >= (known := bus.registry.stored(topic).partitions):
+        raise BadQuery(f"Topic {topic!r} has the partitions 0 to {known - 1}, and no {max(named)}.")
 
 
 def needs_peek(query: QueryDict) -> bool:
     """True if the query asks by what messages hold: who may not read them must not find them by it either."""
-    return bool(query.get("key") or query.get("reason"))
+    return "key" in query or "reason" in query
 
 
-def until(query: QueryDict) -> datetime | None:
-    """The moment up to which letters were counted, which a confirmed form brings back."""
-    known = _number(query, "until")
-    return None if known is None else datetime.fromtimestamp(known / 1000, UTC)
+def without_empty(query: QueryDict) -> str:
+    """The query of the search form, which sends all its fields, without those that are empty."""
+    kept = query.copy()
+    for name, written in query.lists():
+        if name in ("search", "live") or (name in FILTERS and not "".join(written).strip()):
+            del kept[name]
+    return kept.urlencode()
 
 
-def _number(query: QueryDict, name: str) -> int | None:
-    written = query.get(name, "").strip()
-    if not written:
-        return None
-    if not (written.isascii() and written.isdigit() and len(written) <= 15):
-        raise ConfigurationError(f"{name} must be a whole number, not {written!r}.")
-    return int(written)
+def _said(query: QueryDict) -> dict[str, str]:
+    """The values of a query that says which letters are meant: ids, or filters, or all."""
+    values = asked(query, ("id", *FILTERS, "all"))
+    if values.get("all", "1") != "1":
+        raise BadQuery(f"'all' can be 1 only, not {shown(values['all'])}.")
+    if not filters.is_said("id" in values, values.keys() & set(FILTERS), "all" in values):
+        raise BadQuery(f"Say which: 'id', or some of {', '.join(map(repr, FILTERS))}, or 'all=1'.")
+    return values
+
+
+def _selection(values: Mapping[str, str], since: Callable[[str], datetime]) -> Selection:
+    place = value(values, "id", Place.parse)
+    return Selection(
+        places=None if place is None else (place,),
+        partition=value(values, "partition", filters.partition),
+        key=values.get("key"),
+        reason=value(values, "reason", filters.reason),
+        since=value(values, "since", since),
+    )
+
+
+def _moment(written: str) -> datetime:
+    if not (written.isascii() and written.isdigit() and len(written) <= _DIGITS):
+        raise ConfigurationError(f"{shown(written)} is not a moment in milliseconds.")
+    return moment(int(written))

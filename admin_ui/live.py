@@ -16,6 +16,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.utils.translation import gettext as _
 
+from admin_ui.asked import BadQuery
 from admin_ui.pulse import pulse
 from bus import default
 from bus.client import Bus
@@ -89,6 +90,13 @@ def respond(
 
 def trouble_of(error: BusError) -> Trouble:
     """An error of the bus in words for a page."""
+    if isinstance(error, BadQuery):
+        return Trouble(
+            status=400,
+            title=_("This cannot be asked"),
+            text=str(error),
+            advice=_("Nothing was looked for and nothing was changed. Search again on the page itself."),
+        )
     if isinstance(error, UnknownTopic | UnknownGroup):
         return Trouble(
             status=404,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.contrib.admin import AdminSite
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
@@ -117,6 +117,9 @@ def dead_letters(request: HttpRequest, site: AdminSite, name: str, group_name: s
     permissions.require(request, permissions.VIEW)
     if letters.needs_peek(request.GET):
         permissions.require(request, permissions.PEEK)
+    if "search" in request.GET:  # the form: from here on an empty value is a mistake of somebody else
+        query, page = letters.without_empty(request.GET), _url(site, "group_dead", name, group_name)
+        return HttpResponseRedirect(f"{page}?{query}" if query else page)
     frame = Frame(
         title=_("Dead letters of %(group)s") % {"group": group_name},
         subtitle=_("Group of the topic"),
@@ -127,10 +130,12 @@ def dead_letters(request: HttpRequest, site: AdminSite, name: str, group_name: s
     )
 
     def read(bus: Bus) -> Mapping[str, Any]:
-        rows = letters.letters(bus, name, group_name, letters.searched(request.GET))
+        selection = letters.searched(request.GET)
+        letters.check_partitions(bus, name, selection)
+        rows = letters.letters(bus, name, group_name, selection)
         return {"rows": rows, "read_only": bus.settings.read_only}
 
-    chosen = {field: request.GET.get(field, "") for field in ("partition", "key", "reason")}
+    chosen = {field: request.GET.get(field, "") for field in letters.FILTERS}
     return respond(
         request,
         site,
@@ -139,7 +144,7 @@ def dead_letters(request: HttpRequest, site: AdminSite, name: str, group_name: s
         topic_name=name,
         group_name=group_name,
         chosen=chosen,
-        is_filtered=any(chosen.values()),
+        is_filtered="id" in request.GET or any(chosen.values()),
         may_peek=permissions.may(request, permissions.PEEK),
         may_retry=permissions.may(request, permissions.RETRY_DEAD),
         may_discard=permissions.may(request, permissions.DISCARD_DEAD),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from bus import strangers
+from bus import filters, strangers
 from bus.errors import ConfigurationError, UnknownGroup
 from bus.lane import ORDERED_LANE
 from bus.letter import DeadLetter, Place, read
@@ -70,6 +70,10 @@ class Selection:
     """Died then or earlier, to the millisecond."""
     before: Place | None = None
     """Comes after this one when the newest are listed first."""
+
+    def __post_init__(self) -> None:
+        if self.reason is not None:
+            filters.reason(self.reason)
 
     def matches(self, letter: DeadLetter) -> bool:
         """Whether what can only be seen in a letter itself is as it should be."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from bus.errors import ConfigurationError
-from bus.values import TopicSpec
+from bus.values import TopicSpec, check_new_name
 
 
 class Declared:
@@ -16,7 +16,8 @@ class Declared:
         self._specs: dict[str, TopicSpec] = {}
 
     def add(self, spec: TopicSpec) -> None:
-        """Remember a topic. Declaring it again differently is a ConfigurationError."""
+        """Remember a topic. Declaring it again differently is a ConfigurationError, as is `.` or `..`."""
+        check_new_name("Topic", spec.name)
         with self._lock:
             known = self._specs.setdefault(spec.name, spec)
         if known != spec:

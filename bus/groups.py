@@ -10,7 +10,7 @@ from bus.errors import ConfigurationError, ForeignData, ServerError, UnknownGrou
 from bus.records import GroupSpec
 from bus.streams.commands import is_nogroup, is_wrongtype
 from bus.streams.connect import check
-from bus.values import ORDERINGS, Ordering, Position, check_name
+from bus.values import ORDERINGS, Ordering, Position, check_new_name
 from bus.verbs import verb
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def create(bus: Bus, topic: str, group: str, *, start: str = "earliest", orderin
     Raises ConfigurationError (a bad name, start or ordering, or the group exists), UnknownTopic or
     BusUnavailable.
     """
-    check_name("Group", group)
+    check_new_name("Group", group)
     Position.parse(start)
     if ordering not in ORDERINGS:
         raise ConfigurationError(f"ordering must be one of {', '.join(ORDERINGS)}, not {ordering!r}.")

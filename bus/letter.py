@@ -14,6 +14,7 @@ from bus import codec
 from bus.errors import ConfigurationError
 from bus.moments import moment, whole
 from bus.streams.commands import text
+from bus.unreadable import shown
 from bus.values import Message, id_pair, known_id
 
 #: The fields of a letter that are about it. They stand first; those of the message follow.
@@ -34,7 +35,8 @@ class Place:
         found = _PLACE.fullmatch(written)
         if found is None or max(id_pair(found[2])) >= 2**64:
             raise ConfigurationError(
-                f"{written!r} is no dead letter's id: write its partition and its own id, such as '3/1700-0'."
+                f"{shown(written)} is no dead letter's id: write its partition and its own id, "
+                "such as '3/1700-0'."
             )
         return cls(int(found[1]), found[2])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 
 from django.core.exceptions import ValidationError
@@ -10,7 +11,7 @@ from django.db import models
 from bus import default
 from bus.columns import ExactCharField, IdPartField
 from bus.errors import ConfigurationError
-from bus.values import MAX_PARTITIONS, TopicSpec, check_name
+from bus.values import MAX_PARTITIONS, TopicSpec, check_name, check_new_name
 
 
 class Topic(models.Model):
@@ -69,11 +70,11 @@ class Topic(models.Model):
     def clean(self) -> None:
         """Check every rule. Raises ValidationError with one text per field."""
         errors: dict[str, str] = {}
-        self._check_name(errors)
         self._check_partitions(errors)
         if self.retention is not None and self.retention <= timedelta(0):
             errors["retention"] = "Retention must be longer than zero; empty keeps messages for ever."
         before = type(self).objects.filter(pk=self.pk).first() if self.pk else None
+        self._check_name(errors, check_new_name if before is None else check_name)
         if before is not None:
             self._check_change(before, errors)
         elif self.declared is not None:
@@ -81,9 +82,9 @@ class Topic(models.Model):
         if errors:
             raise ValidationError(errors)
 
-    def _check_name(self, errors: dict[str, str]) -> None:
+    def _check_name(self, errors: dict[str, str], check: Callable[[str, object], str]) -> None:
         try:
-            check_name("Topic", self.name)
+            check("Topic", self.name)
         except ConfigurationError as error:
             errors["name"] = str(error)
 

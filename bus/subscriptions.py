@@ -10,7 +10,7 @@ from typing import Any
 
 from bus.errors import ConfigurationError
 from bus.handlers import check_runs, definition, is_lazy, kind_of, name_of, origin
-from bus.values import ORDERINGS, Ordering, Position, RetryPolicy, check_name
+from bus.values import ORDERINGS, Ordering, Position, RetryPolicy, check_name, check_new_name
 
 Handler = Callable[[Any], Any]
 
@@ -103,7 +103,7 @@ class Subscriptions:
 def _check(subscription: Subscription) -> None:
     where = f"subscribe({subscription.topic!r}, group={subscription.group!r})"
     check_name("Topic", subscription.topic)
-    check_name("Group", subscription.group)
+    check_new_name("Group", subscription.group)
     if subscription.ordering not in ORDERINGS:
         raise ConfigurationError(
             f"{where}: ordering must be one of {', '.join(ORDERINGS)}, not {subscription.ordering!r}."

@@ -40,6 +40,17 @@ def check_name(kind: str, name: object) -> str:
     return name
 
 
+def check_new_name(kind: str, name: object) -> str:
+    """The same for what is declared or created: it must be able to have a page, too."""
+    checked = check_name(kind, name)
+    if checked in (".", ".."):
+        raise ConfigurationError(
+            f"{kind} {checked!r} cannot be created: '.' and '..' stand for folders in addresses, so it would "
+            "have no page. Use another name."
+        )
+    return checked
+
+
 def parse_duration(text: str | timedelta | float | None) -> timedelta | None:
     """`"7d"`, `"12h"`, `"90s"`, a timedelta, or seconds → timedelta; None stays None (for ever)."""
     if text is None or isinstance(text, timedelta):

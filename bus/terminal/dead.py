@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from bus import deadletters
+from bus import deadletters, filters
 from bus.deadletters import DeadLetter, Place, Selection, Tally
-from bus.terminal.kinds import GROUP, LETTER, SINCE, TOPIC, Branch
+from bus.terminal.kinds import GROUP, LETTER, PARTITION, REASON, SINCE, TOPIC, Branch
 from bus.terminal.output import Table, answer, bar, count, many, remark, time_words
 from bus.terminal.session import Session, pass_session
 from bus.terminal.values import key_words, message_record, value_words
@@ -27,9 +27,9 @@ Verb = Callable[[str, str, Selection, Callable[[int], None]], Tally]
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--since", type=SINCE, help="Died then or later: 90s, 12h, 7d, or an ISO time."),
-        click.option("--reason", help="Text that stands in the reason, in upper or lower case."),
+        click.option("--reason", type=REASON, help="Text that stands in the reason, in upper or lower case."),
         click.option("--key", help="The key of the message."),
-        click.option("--partition", type=click.IntRange(0)),
+        click.option("--partition", type=PARTITION),
     ):
         command = option(command)
     return command
@@ -95,12 +95,12 @@ def discard_letters(session: Session, /, topic: str, group: str, apply: bool, **
     return _deal(session, topic, group, _selection(**which), apply, "Discard")
 
 
-def _selection(letters: tuple[Place, ...], everything: bool, **filters: Any) -> Selection:
+def _selection(letters: tuple[Place, ...], everything: bool, **chosen: Any) -> Selection:
     """What is meant. Nothing said means nothing, never all."""
-    filtered = any(value is not None for value in filters.values())
-    if bool(letters) + filtered + everything != 1:
+    filtered = any(value is not None for value in chosen.values())
+    if not filters.is_said(letters, filtered, everything):
         raise click.UsageError("Say which: IDs, or --partition, --key, --reason or --since, or --all.")
-    return Selection(places=letters or None, **filters)
+    return Selection(places=letters or None, **chosen)
 
 
 def _deal(session: Session, topic: str, group: str, selection: Selection, apply: bool, name: str) -> int:

@@ -10,7 +10,7 @@ import click
 
 from bus import delayed as delays
 from bus.delayed import DelayedMessage, DelayedRef
-from bus.terminal.kinds import DELAYED, TOPIC, Branch
+from bus.terminal.kinds import DELAYED, PARTITION, TOPIC, Branch
 from bus.terminal.output import Table, answer, bar, count, many, remark, time_words
 from bus.terminal.session import Session, pass_session
 from bus.terminal.values import key_words, message_record, value_words
@@ -23,7 +23,7 @@ delayed = Branch("delayed", help="Look at messages that wait until they are due,
 
 @delayed.command("list")
 @click.argument("topic", type=TOPIC)
-@click.option("--partition", type=click.IntRange(0))
+@click.option("--partition", type=PARTITION)
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @pass_session
 def list_delayed(session: Session, topic: str, partition: int | None, limit: int) -> None:
@@ -39,7 +39,7 @@ def list_delayed(session: Session, topic: str, partition: int | None, limit: int
 @delayed.command("cancel")
 @click.argument("topic", type=TOPIC)
 @click.argument("refs", type=DELAYED, nargs=-1, metavar="[ID]...")
-@click.option("--partition", type=click.IntRange(0))
+@click.option("--partition", type=PARTITION)
 @click.option("--all", "everything", is_flag=True, help="All delayed messages of the topic.")
 @click.option("--apply", is_flag=True, help="Do it; without this they are counted.")
 @pass_session

@@ -13,7 +13,7 @@ from bus import deadletters, delayed, groups
 from bus.deadletters import Fate, LetterRef, Selection, Tally
 from bus.delayed import Cancelled, DelayedRef
 from bus.errors import ConfigurationError
-from bus.values import Ordering, TopicSpec
+from bus.values import Ordering, TopicSpec, check_new_name
 from bus.verbs import check_writable
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Direct:
         check_writable(self._bus, "create topic")
         if notes:
             _needs_database("--notes")
+        check_new_name("Topic", name)
         if name in self._bus.registry.specs():
             raise ConfigurationError(f"There is a topic {name!r} already.")
         self._bus.registry.project([TopicSpec(name=name, partitions=partitions, retention=retention)])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
 
+from bus import filters
 from bus.deadletters import Place
 from bus.delayed import DelayedRef
 from bus.errors import ConfigurationError
@@ -69,16 +70,6 @@ def _header(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _since(text: str) -> datetime:
-    """An ISO time, or how long ago by the clock of this machine."""
-    try:
-        duration = parse_duration(text)
-    except ConfigurationError:
-        return _moment(text)
-    assert duration is not None
-    return datetime.now(UTC) - duration
-
-
 def _at(text: str) -> datetime:
     """An ISO time with its zone: it is a moment to act, so none is guessed."""
     try:
@@ -90,24 +81,16 @@ def _at(text: str) -> datetime:
     return moment
 
 
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigurationError(
-            f"{text!r} is neither a duration, such as 90s or 7d, nor a time, such as 2030-01-31T12:00+01:00."
-        ) from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-
-
 TOPIC = _checked("topic", lambda text: check_name("Topic", text))
 GROUP = _checked("group", lambda text: check_name("Group", text))
 DURATION = _checked("duration", parse_duration)
 RETENTION = _checked("duration", _retention)
 START = _checked("position", _start)
 HEADER = _checked("name=value", _header)
-SINCE = _checked("since", _since)
+SINCE = _checked("since", filters.since)
 AT = _checked("time", _at)
+PARTITION = _checked("partition", filters.partition)
+REASON = _checked("text", filters.reason)
 LETTER = _checked("id", Place.parse)
 DELAYED = _checked("id", DelayedRef.parse)
 PARTITIONS = click.IntRange(1, MAX_PARTITIONS)

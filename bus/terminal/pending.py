@@ -9,7 +9,7 @@ import click
 
 from bus import pending as pendings
 from bus.pending import PendingMessage
-from bus.terminal.kinds import GROUP, TOPIC, Branch
+from bus.terminal.kinds import GROUP, PARTITION, TOPIC, Branch
 from bus.terminal.output import Table, answer, count, duration_words, remark, time_words
 from bus.terminal.session import Session, pass_session
 from bus.terminal.values import key_words, message_record
@@ -23,7 +23,7 @@ pending = Branch("pending", help="Look at messages that were given and are not s
 @pending.command("list")
 @click.argument("topic", type=TOPIC)
 @click.argument("group", type=GROUP)
-@click.option("--partition", type=click.IntRange(0))
+@click.option("--partition", type=PARTITION)
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @pass_session
 def list_pending(session: Session, topic: str, group: str, partition: int | None, limit: int) -> None:

@@ -216,6 +216,7 @@ class TestTopicForms:
         ("changes", "text"),
         [
             ({"name": "a b"}, "is not a valid name"),
+            ({"name": ".."}, "cannot be created"),
             ({"partitions": 2000}, "1 to 1,024 partitions"),
             ({"partitions": 0}, "1 to 1,024 partitions"),
             ({"retention": "soon"}, "is not a duration"),

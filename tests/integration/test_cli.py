@@ -17,8 +17,11 @@ from typing import Any, NamedTuple
 import pytest
 from django.core.management import call_command
 
+from bus import topic as declared
 from bus.client import Bus
+from bus.errors import ConfigurationError
 from bus.models import AuditRecord, Topic
+from bus.registry import GroupSpec
 from bus.streams.embedded import EmbeddedServer
 from bus.terminal import tree
 from bus.terminal.audited import Audited
@@ -122,6 +125,30 @@ def test_deleting_a_topic_without_its_name_is_wrong_usage_and_with_another_name_
     assert manage("topic", "delete", "wages", "--apply").code == 2
     assert manage("topic", "delete", "wages", "--apply", "--confirm", "sages").code == 1
     assert "wages" in bus.registry.specs()
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_name_that_cannot_have_a_page_is_not_created_and_what_has_it_already_works(
+    manage: Run, jitney: Run, bus: Bus, name: str
+) -> None:
+    manage("topic", "create", "wages")
+    for run in (manage, jitney):
+        for created in (run("topic", "create", name), run("group", "create", "wages", name)):
+            assert created.code == 1
+            assert f"{name!r} cannot be created" in created.err
+        bus.registry.project([TopicSpec(name=name)])
+        bus.registry.declare_groups([GroupSpec(topic=name, name=name)])
+
+        assert run("publish", name, "1").code == 0
+        assert run("group", "pause", name, name).code == 0
+        assert run("group", "describe", name, name).code == 0
+        assert run("topic", "list", "--json").code == 0
+        assert run("group", "delete", name, name, "--apply").code == 0
+        assert run("topic", "delete", name, "--apply", "--confirm", name).code == 0
+    with pytest.raises(ConfigurationError, match="cannot be created"):
+        bus.topic(name)
+    with pytest.raises(ConfigurationError, match="cannot be created"):
+        declared(name)
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,12 @@ def test_letters_that_must_stay_are_a_failure(run: Run, scene: Scene, bus: Bus) 
         ("--all", "--key", "a"),
         ("1700-0",),
         ("--since", "yesterday"),
+        ("--since", "-5d"),
+        ("--since", "999999d"),
         ("--partition", "-1"),
+        ("--partition", ""),
+        ("--partition", "1024"),
+        ("--reason", ""),
     ],
 )
 def test_wrong_usage_does_nothing(run: Run, scene: Scene, arguments: tuple[str, ...]) -> None:

@@ -113,7 +113,7 @@ def test_all_that_match_are_discarded_and_the_confirmation_names_how_many(
 
 def test_what_dies_after_the_confirmation_page_is_left_alone(bus: Bus, open_page: Open) -> None:
     bury(bus, 2)
-    page = open_page(f"{DEAD}discard/")
+    page = open_page(f"{DEAD}discard/?all=1")
     expect(page.get_by_role("heading", name="Discard 2 dead letters?")).to_be_visible()
     bury(bus, 1)
 
@@ -159,7 +159,7 @@ def test_verbs_need_their_permission(
         int("discard_dead_letters" in allowed)
     )
     for verb in ("retry", "discard"):
-        response = page.goto(f"/admin/jitney/{DEAD}{verb}/")
+        response = page.goto(f"/admin/jitney/{DEAD}{verb}/?all=1")
         assert response is not None
         assert response.status == (200 if f"{verb}_dead_letters" in allowed else 403)
     context.close()
@@ -172,13 +172,45 @@ def test_a_read_only_project_offers_nothing_and_refuses(bus: Bus, open_page: Ope
     page = open_page(DEAD)
     expect(page.locator(".jt-region")).to_contain_text("read-only")
     expect(page.get_by_role("link", name="Retry")).to_have_count(0)
-    page = open_page(f"{DEAD}retry/")
+    page = open_page(f"{DEAD}retry/?all=1")
     expect(page.locator(".messagelist")).to_contain_text("read-only")
     assert left(bus) == 1
 
 
 def test_a_strange_query_is_answered_kindly(bus: Bus, open_page: Open) -> None:
     bury(bus, 1)
-    for query in ("?partition=x", "?id=nonsense", "?before=1", "?partition=99"):
+    for query in ("?partition=x", "?id=nonsense", "?before=1", "?partition=99", "?partition=", "?idd=0/1-1"):
         page = open_page(f"{DEAD}{query}")
-        expect(page.locator(".jt-trouble")).to_be_visible()
+        expect(page.locator(".jt-trouble")).to_contain_text("This cannot be asked")
+        expect(page.locator(".jt-region tbody tr")).to_have_count(0)
+
+
+def test_letters_that_died_lately_are_searched_with_the_other_fields_left_empty(
+    bus: Bus, open_page: Open, complaints: list[str]
+) -> None:
+    bury(bus, 2)
+    page = open_page(DEAD)
+
+    page.get_by_role("searchbox", name="Died since").fill("1h")
+    page.get_by_role("searchbox", name="Died since").press("Enter")
+    expect(page.get_by_role("link", name="Show all")).to_be_visible()
+    assert page.url.endswith("/dead/?since=1h")
+    page.get_by_role("link", name="Discard all that match").click()
+    page.get_by_role("button", name="Discard 2 dead letters").click()
+
+    expect(page.locator(".messagelist")).to_contain_text("2 dead letters are discarded")
+    assert left(bus) == 0
+    assert not complaints
+
+
+def test_an_action_that_does_not_say_which_letters_is_refused_on_a_page_that_leads_back(
+    bus: Bus, open_page: Open
+) -> None:
+    bury(bus, 1)
+
+    page = open_page(f"{DEAD}retry/?idd=0/1-1")
+    expect(page.get_by_role("heading", name="Nothing was done")).to_be_visible()
+    expect(page.get_by_role("alert")).to_contain_text("'idd' is not known here")
+    page.get_by_role("link", name="To the dead letters of the group").click()
+
+    expect(page.locator(".jt-region tbody tr")).to_have_count(1)

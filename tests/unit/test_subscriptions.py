@@ -74,6 +74,7 @@ def test_a_second_handler_for_a_group_is_an_error_that_names_both():
     [
         ({"topic": "or ders"}, "Topic 'or ders' is not a valid name"),
         ({"group": ""}, "Group '' is not a valid name"),
+        ({"group": ".."}, "Group '..' cannot be created"),
         ({"ordering": "keys"}, "ordering must be one of key, partition, none, not 'keys'"),
         ({"batch": 0}, "batch must be from 1 to 10,000"),
         ({"batch": MAX_BATCH + 1}, "batch must be from 1 to 10,000"),

@@ -18,6 +18,7 @@ from bus.values import (
     RetryPolicy,
     TopicSpec,
     check_name,
+    check_new_name,
     id_pair,
     parse_duration,
 )
@@ -36,6 +37,15 @@ def test_letters_digits_and_three_signs_make_a_name(name):
 def test_anything_else_is_no_name_and_the_error_says_what_is_allowed(name):
     with pytest.raises(ConfigurationError, match=r"Topic .* is not a valid name: use 1 to 100 letters"):
         check_name("Topic", name)
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_what_stands_for_a_folder_in_addresses_names_nothing_new_and_what_has_it_is_known(name):
+    assert check_name("Topic", name) == name
+    assert TopicSpec(name=name).name == name
+    with pytest.raises(ConfigurationError, match=r"Group '\.+' cannot be created: .* Use another name"):
+        check_new_name("Group", name)
+    assert check_new_name("Group", "...") == "..."
 
 
 @pytest.mark.parametrize("partitions", [0, -1, MAX_PARTITIONS + 1, 1.0, True, "8", None])
