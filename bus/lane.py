@@ -150,7 +150,9 @@ class Lane:
         known = states.read(self.keys.state(self.id.group), self.id.lane, waiting.state)
         for found in known.unreadable:
             tell(found)
-        self.failures, self.failing, self.suspect = known.failures, {}, known.suspect
+        self.failures, self.failing = known.failures, {}
+        suspects = (self.suspect, known.suspect)  # the former: of a process that has just died
+        self.suspect = max((each for each in suspects if each is not None), default=None)
         self.in_era(known.era)
         self.in_force(known.ordering)
         retries = waiting.retries
@@ -197,7 +199,7 @@ class Lane:
         for message_id, raw_hash in released:
             hash_ = raw_hash.decode()
             self.failing.setdefault(hash_, set()).add(id_pair(message_id))
-            self.failures.setdefault(message_id.decode(), Failure(hash_))
+            self.failures.setdefault(message_id.decode(), Failure(hash_)).hash = hash_
         self.retrying, self.held = retrying, held
         self.next_due = next_due if next_due >= 0 else None
         self.outcomes = Outcomes()

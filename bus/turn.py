@@ -125,6 +125,19 @@ class Turns:
         self._learn()
         lane.mended = True
 
+    def relearn(self, lanes: Iterable[Lane]) -> None:
+        """Read anew what Redis knows of these lanes, and put it right, where they took in what others left.
+
+        That may be of another history of the server, or of another ordering: then a message fails that is
+        not pending, or is tied to other messages than it was, and what waits behind it would wait for ever.
+        """
+        for lane in lanes:
+            lane.link = None
+        self._learn()
+        for lane in lanes:
+            lane.mended = False
+        self._mend()
+
     def _learn(self) -> None:
         self._take_in(self.need_link().pipe(self._reads()))
         self.drop([lane for lane in self.lanes if lane.lost])

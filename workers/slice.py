@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from functools import partial
 
 from bus.complaints import Complaints
 from bus.errors import BusUnavailable, InboxUnavailable, ServerError, StaleLease
@@ -139,12 +140,16 @@ class Slice:
         return len(self._turns.lanes) > 1 and ran_for > SHARE_SECONDS and self._progress.wanted(self._slot)
 
     def _take_in_the_fallen(self) -> None:
+        fallen = []
         for lane, order in zip(self._lanes, self._order.lanes, strict=True):
-            if order.fallen is not None and not lane.lost:
+            if order.fallen and not lane.lost:
                 attempts = self._hand.subscription(lane).retry.attempts
                 order.fallen.settle_in(lane, attempts, self._turns.server_now())
+                fallen.append(lane)
         self._hand.on_line(self._turns.settle)
         self._progress.took_in(self._slot)
+        if fallen:
+            self._hand.on_line(partial(self._turns.relearn, fallen))
 
     # ------------------------------------------------------------------ pace
 

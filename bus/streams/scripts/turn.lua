@@ -115,6 +115,17 @@ local function unpad(padded)
   return ms and #ms <= 20 and #seq <= 20 and ms .. '-' .. seq
 end
 
+-- Whoever has it next must know what it is tied to: of one that was in hand when its process died nobody did.
+local function tie(id, hash)
+  local raw = redis.call('HGET', state, id)
+  local read, known = pcall(cjson.decode, raw or '')
+  if not read or type(known) ~= 'table' then known = {a = 0} end
+  if known.k ~= hash then
+    known.k = hash
+    redis.call('HSET', state, id, cjson.encode(known))
+  end
+end
+
 -- Up to 100 of a key. What is no id, which only somebody else can have put there, is removed: it would be in
 -- the way of those behind it.
 local released = {}
@@ -128,9 +139,7 @@ local function release(hash)
       if id then
         -- A thousandth of a millisecond apart, so that their order by due time is their order by id.
         redis.call('ZADD', retry, string.format('%.3f', now + found / 1000), id)
-        if redis.call('HEXISTS', state, id) == 0 then
-          redis.call('HSET', state, id, cjson.encode({k = hash, a = 0}))
-        end
+        tie(id, hash)
         released[#released + 1] = {id, hash}
         found = found + 1
       end
