@@ -17,6 +17,7 @@ from bus.subscriptions import Handler, Subscription
 from bus.values import Message, Ordering
 from workers import traces
 from workers.batch import Batch, OutOfOrder
+from workers.lineage import lineage
 
 complaints = Complaints(logging.getLogger("jitney.workers"))
 
@@ -149,6 +150,13 @@ class Dispatcher:
         for message in batch.passed_over:
             failed[message.id] = _BEHIND
         return failed
+
+    def heed_end(self) -> None:
+        """Somebody was told of an outcome, and what that raised was kept back. Raises SystemExit if this
+        process is being ended; one that was forked off meanwhile ends here."""
+        lineage.leave()
+        if self._is_ending():
+            raise SystemExit(1)
 
     def _is_not_begun(self, error: BaseException) -> bool:
         """No fault of the message: the inbox cannot be used, and the handler was not called."""

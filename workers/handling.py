@@ -249,7 +249,7 @@ class Handling:
         for message in refused:
             if message not in behind:
                 failures.tell(message, failed[message.id], self.subscription(lane))
-        self._heed_end()
+        self.dispatcher(lane).heed_end()
         failed.clear()  # as above
         return behind
 
@@ -260,7 +260,7 @@ class Handling:
         if message.attempt <= subscription.retry.attempts or lane.is_suspect(message):
             return False  # suspects are looked at before they run in any case
         failures.used_up(lane, message, subscription, self._turns.server_now())
-        self._heed_end()
+        self.dispatcher(lane).heed_end()
         return True
 
     def held_back(self, lane: Lane, message: Message) -> bool:
@@ -324,7 +324,7 @@ class Handling:
         if not lane.is_suspect(message):
             return True
         failures.suspect(lane, message, self.subscription(lane), self._turns.server_now())
-        self._heed_end()
+        self.dispatcher(lane).heed_end()
         self._settle_between()
         return message.id in lane.failures and self.in_hand and not lane.lost
 
@@ -333,16 +333,7 @@ class Handling:
         record = self._record(lane, message, failed)
         self._keep(lane, [], [(message.id.encode(), record)], others=others)
         failures.tell(message, failed, self.subscription(lane))
-        self._heed_end()
-
-    def _heed_end(self) -> None:
-        """Raises SystemExit if somebody ends this process: where something was told, that was kept back.
-
-        Whoever was told may have forked off a process, too.
-        """
-        lineage.leave()
-        if self._runtime.is_ending():
-            raise SystemExit(1)
+        self.dispatcher(lane).heed_end()
 
     def _record(self, lane: Lane, message: Message, failed: Failed) -> bytes:
         return failures.record(lane, message, failed, self._turns.server_now())

@@ -76,7 +76,8 @@ class OwnedLane:
         flags = Report.BROKEN | Report.RECOVER if report is None else Report(report.flags)
         if flags & (Report.TROUBLE | Report.BROKEN):
             # As after a death: what was handled is not handled again, and what broke it has had an attempt.
-            self.fallen = self.left(view, index, "its slice was broken off by an error: see the worker's log")
+            why = "its slice was broken off by an error: see the worker's log"
+            self.fallen = self.left(view, index, why) or None
         elif view.took_in:
             self.fallen = None
         self.recover, self.blocked = bool(flags & Report.RECOVER), bool(flags & Report.BLOCKED)

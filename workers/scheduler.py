@@ -301,10 +301,7 @@ class Scheduler:
                     continue
                 if died is not None:
                     lane.died(lane.left(view, index, died))
-                    if view.pid:
-                        self._make_ready(lane, first=True)
-                    else:
-                        lane.back_off(self._clock())  # it could not even begin
+                    self._make_ready(lane, first=True)
                 else:
                     self._reported(lane, view, index, ended)
                 if lane.leaving and lane.id in self._lanes:

@@ -219,3 +219,16 @@ class Slice:
         if lane.next_due is None:
             return -1
         return max(1, int(time.monotonic() * 1000) + lane.next_due - self._turns.server_now())
+
+
+def run(runtime: Runtime, order: SliceOrder) -> None:
+    """Make the slice and run it. Raises what it does not expect, which its lanes have been told of."""
+    try:
+        made = Slice(runtime, order)
+    except Exception:
+        # Without a word it would seem to have died, and be begun again at once.
+        runtime.progress.begin(order.slot, os.getpid())
+        for number in range(len(order.lanes)):
+            runtime.progress.report(order.slot, number, int(Report.BROKEN | Report.RECOVER), 0, 0, -1)
+        raise
+    made.run()

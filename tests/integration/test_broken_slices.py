@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 from workers import consumer, failures
 from workers import slice as slices
 from workers.order import SliceOrder
-from workers.slice import Slice
+from workers.slice import run
 
 ATTEMPTS = 3
 POLICY = RetryPolicy(attempts=ATTEMPTS, delay=0.01, factor=1.0, jitter=0.0)
@@ -36,7 +36,7 @@ class Sturdy(InlineWorker):
 
     def _work(self, order: SliceOrder) -> str | None:
         try:
-            Slice(self.consumer.runtime, order).run()
+            run(self.consumer.runtime, order)
         except BaseException:
             self.broken += 1
         return None
@@ -159,17 +159,18 @@ def test_what_was_handled_before_a_slice_is_broken_off_is_not_handled_again(
     assert sorted(runs) == list(range(20))
 
 
+@pytest.mark.parametrize("place", ["__init__", "take"])
 def test_slices_that_break_at_once_are_tried_ever_more_rarely(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
 ) -> None:
-    # Given a bug that breaks each slice before it has done anything
+    # Given a bug that breaks each slice before it has begun, or before it has done anything
     began: list[None] = []
 
-    def take(self: Turns, count: int) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         began.append(None)
         raise RuntimeError("a bug of Jitney")
 
-    monkeypatch.setattr(Turns, "take", take)
+    monkeypatch.setattr(Turns, place, broken)
     publish(bus)
     # When there is work
     with caplog.at_level(logging.ERROR), Sturdy(bus, [subscriptions([])["single"]]) as worker:
