@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -59,7 +60,7 @@ class Complaints:
                 self._causes.popitem(last=False)
         if kept_back:
             text, args = f"{text} (%s more like this since the last line)", (*args, f"{kept_back:,}")
-        self._logger.log(level, text, *args, exc_info=exc_info)
+        write(self._logger, level, text, *args, exc_info=exc_info)
         return True
 
     def trouble(self, error: BaseException, text: str, *args: Any) -> None:
@@ -70,12 +71,23 @@ class Complaints:
         if isinstance(error, Forbidden):
             self.say((text, str(error)), text, *args)
         else:
-            self._logger.debug(text, *args)
+            write(self._logger, logging.DEBUG, text, *args)
 
     def over(self, cause: Hashable) -> None:
         """This cause is gone: should it come back, that is said at once."""
         with self._lock:
             self._causes.pop(cause, None)
+
+
+def write(logger: logging.Logger, level: int, text: str, *args: Any, exc_info: Any = None) -> None:
+    """Log `text % args`. What a filter or a handler of the project's LOGGING raises harms only this line,
+    which goes to stderr."""
+    try:
+        logger.log(level, text, *args, exc_info=exc_info)
+    except Exception as error:
+        if sys.__stderr__ is not None:
+            why = f"{type(error).__name__} while it was logged"
+            print(f"{logging.getLevelName(level)}: {text % args} ({why})", file=sys.__stderr__, flush=True)
 
 
 class _Cause:

@@ -12,6 +12,7 @@ from zlib import crc32
 from bus import codec
 from bus.errors import InvalidMessage
 from bus.keys import PartitionKeys
+from bus.moments import delay_seconds
 from bus.streams.commands import add_command, script
 from bus.streams.wire import Argument, Command
 from bus.values import Receipt
@@ -20,9 +21,6 @@ Headers = Mapping[str, str]
 
 #: Longest message_id, in bytes of UTF-8: it becomes a part of the name of a key.
 MAX_MESSAGE_ID = 200
-
-#: Delays and times beyond this are a mistake in the unit, not a plan: 100 years. Seconds.
-_MAX_DELAY = 100 * 366 * 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,9 +133,8 @@ def _due(topic: str, delay: float | timedelta | None, at: datetime | None) -> tu
     if delay is not None and at is not None:
         raise InvalidMessage(f"Message for {topic!r}: give delay or at, not both.")
     if delay is not None:
-        seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
-        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        if not number or not 0 <= seconds <= _MAX_DELAY:  # NaN is in no range
+        seconds = delay_seconds(delay)
+        if seconds is None or seconds < 0:
             raise InvalidMessage(
                 f"Message for {topic!r}: delay must be seconds, from 0 to 100 years, not {delay!r}."
             )

@@ -26,7 +26,10 @@ Retry, Reject               raised by handlers, to be tried again or to become a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
+
+from bus.moments import delay_seconds
 
 
 class BusError(Exception):
@@ -104,6 +107,9 @@ class StaleLease(BusError):
 class InboxUnavailable(BusError):
     """An atomic handler cannot begin, for no fault of its message: its database lacks the tables."""
 
+    begun = False
+    """The handler had begun, and raised this itself: a failure like any other."""
+
 
 class ReadOnly(BusError, PermissionError):
     """BUS["READ_ONLY"] is set: operator verbs are refused here."""
@@ -130,11 +136,23 @@ class ForeignData(ServerError):
 
 
 class Retry(Exception):
-    """Raised by a handler: try this message again after `delay` seconds (None: as the policy says)."""
+    """Raised by a handler: try this message again after `delay` (None: as the policy says).
 
-    def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
+    `delay`: seconds or a timedelta, at most 100 years; less than 0 is 0, since a moment to wait for may have
+    passed. Raises ConfigurationError for anything else, which is then what the handler has failed with.
+    """
+
+    def __init__(self, reason: str = "", *, delay: float | timedelta | None = None) -> None:
         super().__init__(reason or "the handler asked for a retry")
-        self.delay = delay
+        self.delay: float | None = None
+        """Seconds."""
+        if delay is not None:
+            seconds = delay_seconds(delay)
+            if seconds is None:
+                raise ConfigurationError(
+                    f"Retry: delay must be seconds or a timedelta, up to 100 years, not {delay!r}."
+                )
+            self.delay = max(0.0, seconds)
 
 
 class Reject(Exception):

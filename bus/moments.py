@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 #: The last moment that a datetime can be, with room for any time zone. What is later is shown as this one is:
 #: as BEYOND_WORDS.
@@ -13,6 +13,8 @@ BEYOND_WORDS = "time out of range"
 _LAST_MS = BEYOND.timestamp() * 1000
 #: All whole numbers up to this one are exact as doubles, which scores of Redis and numbers of Lua are.
 MAX_EXACT = 2**53
+#: Delays and times beyond this are a mistake in the unit, not a plan: 100 years. Seconds.
+MAX_DELAY = 100 * 366 * 86400.0
 
 
 def moment(milliseconds: float) -> datetime:
@@ -25,3 +27,14 @@ def moment(milliseconds: float) -> datetime:
 def whole(raw: bytes) -> int:
     """A score of a zset as whole milliseconds, cut to what is exact. Raises ValueError for no number."""
     return int(max(-MAX_EXACT, min(float(raw), MAX_EXACT)))
+
+
+def delay_seconds(delay: object) -> float | None:
+    """A delay as people give it, seconds or a timedelta, in seconds; None for what is no number, not finite,
+    or more than MAX_DELAY."""
+    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return None
+    if not -math.inf < seconds <= MAX_DELAY:  # NaN is in no range
+        return None
+    return float(max(seconds, -MAX_DELAY))

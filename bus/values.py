@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Literal
 
 from bus.errors import ConfigurationError
 from bus.moments import moment
@@ -182,7 +183,28 @@ Decoded = tuple[Any, str | None, Mapping[str, str]]
 class Message:
     """One message of a topic, as a handler gets it. Decoded when first read, or a little before."""
 
-    __slots__ = ("_decode", "_era", "_fields", "_prove", "_value", "attempt", "id", "partition", "topic")
+    __slots__ = (
+        "_attempt", "_decode", "_era", "_fields", "_id", "_partition", "_prove", "_topic", "_value",
+    )  # fmt: skip
+
+    # They cannot be changed: a message is settled under these names when its handler has ended. C code reads
+    # them, since a handler may ask for them each time.
+    if TYPE_CHECKING:
+
+        @property
+        def topic(self) -> str: ...
+        @property
+        def partition(self) -> int: ...
+        @property
+        def id(self) -> str: ...
+        @property
+        def attempt(self) -> int: ...
+
+    else:
+        topic = property(attrgetter("_topic"), doc="The name of its topic.")
+        partition = property(attrgetter("_partition"), doc="The number of its partition.")
+        id = property(attrgetter("_id"), doc="The id of its stream entry.")
+        attempt = property(attrgetter("_attempt"), doc="Which attempt this is, from 1.")
 
     def __init__(
         self,
@@ -196,10 +218,10 @@ class Message:
         era: str = "",
     ) -> None:
         """`decode`: gives value, key and headers of the fields, when one of them is first asked for."""
-        self.topic = topic
-        self.partition = partition
-        self.id = id
-        self.attempt = attempt
+        self._topic = topic
+        self._partition = partition
+        self._id = id
+        self._attempt = attempt
         self._fields = fields
         self._decode = decode
         self._prove = prove
@@ -220,10 +242,10 @@ class Message:
         messages, new = [], cls.__new__
         for message_id, fields in entries:
             message = new(cls)
-            message.topic = topic
-            message.partition = partition
-            message.id = message_id.decode()
-            message.attempt = 1
+            message._topic = topic
+            message._partition = partition
+            message._id = message_id.decode()
+            message._attempt = 1
             message._fields = fields
             message._decode = decode
             message._prove = prove

@@ -9,6 +9,7 @@ its hands before it handles them; all are then handled again, one by one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 from bus.codec import raw_key
@@ -66,12 +67,13 @@ class Batch(Sequence[Message]):
         """This message can never succeed: it becomes a dead letter; the others are not touched by it."""
         self.refused[message.id] = Reject(reason)
 
-    def retry(self, message: Message, *, delay: float | None = None, reason: str = "") -> None:
-        """Try this message again after `delay` seconds (None: as the retry policy says).
+    def retry(self, message: Message, *, delay: float | timedelta | None = None, reason: str = "") -> None:
+        """Try this message again after `delay`, seconds or a timedelta (None: as the retry policy says).
 
         Later messages of its key leave the batch and wait for it, so `for message in batch` passes over them.
-        Raises OutOfOrder where the handler has one of them already. Let it pass: each message is then handled
-        again, alone, in order. To try all of a batch again raise an exception.
+        Raises ConfigurationError for a delay that is none (see Retry), and OutOfOrder where the handler has
+        one of them already. Let both pass: each message is then handled again, alone, in order. To try all
+        of a batch again raise an exception.
         """
         self.refused[message.id] = Retry(reason, delay=delay)
         given = max([self._taken, *(len(self) - loop.__length_hint__() for loop in self._loops)])

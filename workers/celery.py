@@ -113,10 +113,10 @@ def _run_slice(order: SliceOrder) -> None:
     runtime = BusWorkerStep.runtime
     if runtime is None or not isinstance(order, SliceOrder) or order.nonce != runtime.nonce:
         raise PermissionError("A slice of the bus can only be started by its own worker.")
-    from workers.slice import Slice
+    from workers.slice import run
 
     try:
-        Slice(runtime, order).run()
+        run(runtime, order)
     except Exception:
         raise
     except BaseException as error:

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bus.client import Bus
+from bus.complaints import Complaints
 from bus.handlers import check_runs
 from bus.inbox import check_databases
 from bus.lane import LaneId
 from bus.signals import lease_lost
 from bus.subscriptions import Subscription, Subscriptions
 from bus.values import TopicSpec
+from workers import failures
 from workers.chores import Chores
 from workers.forks import forks
 from workers.identity import this_process
@@ -33,6 +35,12 @@ from workers.upkeep import Upkeep
 from workers.watcher import Watcher
 
 logger = logging.getLogger("jitney.workers")
+complaints = Complaints(logger)
+
+#: Said of a lane whose slices break.
+BROKEN = (
+    "%s/%s for %s: %s slice(s) in a row were broken off by an error, which this log has; it is tried again."
+)
 
 #: A thread that did not go round its loop for so long hangs: every wait in it is shorter. Seconds.
 STALLED_SECONDS = 120.0
@@ -205,7 +213,12 @@ class Consumer:
         assert self._membership is not None
         self._membership.release(ended.free)
         for lane in ended.lost:
-            lease_lost.send(type(self), lane=lane.id)
+            failures.announce(lease_lost, type(self), lane=lane.id)
+        for lane in ended.broken:
+            complaints.say(
+                ("broken", lane.id), BROKEN, lane.id.topic, lane.id.partition, lane.id.group,
+                lane.troubles, level=logging.ERROR,
+            )  # fmt: skip
         if ended.gone:
             self._membership.repair()
         elif ended.lost:

@@ -81,13 +81,16 @@ class Crew:
         return True
 
     def end(self, message: Message, failed: Failed | None) -> None:
-        self.busy += time.monotonic() - self._since.pop(message.id)
+        self.busy += time.monotonic() - self._since[message.id]
         self.ended += 1
+        others = len(self._since) > 1
         if failed is None:
             self._lane.done(message)
-            self._hand.show_finished(self._lane, message, others=bool(self._since))
+            self._hand.show_finished(self._lane, message, others=others)
         else:
-            self._hand.fail(self._lane, message, failed, others=bool(self._since))
+            self._hand.fail(self._lane, message, failed, others=others)
+        # Not before: what breaks the slice while it is told of has run.
+        del self._since[message.id]
         self._show()
 
     def tick(self) -> None:

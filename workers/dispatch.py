@@ -12,10 +12,12 @@ from typing import Any, Literal
 from bus.complaints import Complaints
 from bus.errors import InboxUnavailable, Reject, Retry, Undecodable
 from bus.handlers import kind_of, refuse_awaitable
+from bus.moments import delay_seconds
 from bus.subscriptions import Handler, Subscription
 from bus.values import Message, Ordering
 from workers import traces
 from workers.batch import Batch, OutOfOrder
+from workers.lineage import lineage
 
 complaints = Complaints(logging.getLogger("jitney.workers"))
 
@@ -75,9 +77,9 @@ class Dispatcher:
             result = self._call(message)
             if result is not None:
                 refuse_awaitable(result)
-        except InboxUnavailable:
-            raise  # no fault of the message, and the handler was not called
         except BaseException as error:
+            if self._is_not_begun(error):
+                raise
             return self._outcome(message, error)
         return None
 
@@ -133,9 +135,9 @@ class Dispatcher:
         try:
             refuse_awaitable(self._call(batch))
             batch.check()
-        except InboxUnavailable:
-            raise  # as in handle()
         except BaseException as error:
+            if self._is_not_begun(error):
+                raise
             if len(messages) > 1 and not self._is_ending():
                 if isinstance(error, OutOfOrder):
                     name = self.subscription.handler_name
@@ -149,16 +151,36 @@ class Dispatcher:
             failed[message.id] = _BEHIND
         return failed
 
+    def heed_end(self) -> None:
+        """Somebody was told of an outcome, and what that raised was kept back. Raises SystemExit if this
+        process is being ended; one that was forked off meanwhile ends here."""
+        lineage.leave()
+        if self._is_ending():
+            raise SystemExit(1)
+
+    def _is_not_begun(self, error: BaseException) -> bool:
+        """No fault of the message: the inbox cannot be used, and the handler was not called."""
+        return (
+            self.subscription.atomic is not None and isinstance(error, InboxUnavailable) and not error.begun
+        )
+
     def _outcome(self, message: Message, error: BaseException) -> Failed:
-        """What an exception means for its message. Raises SystemExit if this process is being ended."""
+        """What an exception means for its message. Raises SystemExit if this process is being ended, and
+        nothing else, whatever the exception is made of."""
+        try:
+            failed = self._judged(message, error)
+        except BaseException:
+            failed = self._by_policy(message, traces.name(error), traces.name(error), None, error)
         if self._is_ending():
             # Also where it is no SystemExit: what a handler raises while it is torn down is not its failure.
             raise error if isinstance(error, SystemExit) else SystemExit(1) from error
+        return failed
+
+    def _judged(self, message: Message, error: BaseException) -> Failed:
         subscription = self.subscription
-        policy = subscription.retry
         reason = traces.reason(error)
         if isinstance(error, Reject):
-            text = traces.clipped(error.reason)
+            text = traces.clipped(getattr(error, "reason", error))  # a subclass may lack it
             return Failed("dead", text, text, exception=error)
         if isinstance(error, Undecodable):
             text = traces.clipped(f"undecodable: {error}")
@@ -171,11 +193,19 @@ class Dispatcher:
         )
         if final:
             return Failed("dead", reason, text, exception=error)
+        # A subclass may lack the delay, and anybody may have set it to anything.
+        asked = delay_seconds(getattr(error, "delay", None)) if isinstance(error, Retry) else None
+        return self._by_policy(message, reason, text, asked, error)
+
+    def _by_policy(
+        self, message: Message, reason: str, text: str, asked: float | None, error: BaseException
+    ) -> Failed:
+        """Another attempt, after `asked` seconds if that is given, or none if this was the last."""
+        policy = self.subscription.retry
         if message.attempt >= policy.attempts:
             return Failed(
                 "dead", f"{reason} (attempt {message.attempt} of {policy.attempts})", text, exception=error
             )
-        asked = error.delay if isinstance(error, Retry) else None
         delay = policy.delay_after(message.attempt) if asked is None else max(0.0, asked)
         return Failed("retry", reason, text, delay, exception=error)
 

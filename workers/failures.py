@@ -6,7 +6,11 @@ Logs and signals carry topic, partition and id, never the payload.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
+from django.dispatch import Signal
+
+from bus.complaints import Complaints, write
 from bus.lane import Lane
 from bus.signals import message_dead, message_retried
 from bus.subscriptions import Subscription
@@ -16,6 +20,7 @@ from workers import traces
 from workers.dispatch import Failed
 
 logger = logging.getLogger("jitney.workers")
+complaints = Complaints(logger)
 
 
 def record(lane: Lane, message: Message, failed: Failed, now: int) -> bytes:
@@ -26,11 +31,13 @@ def record(lane: Lane, message: Message, failed: Failed, now: int) -> bytes:
 
 
 def tell(message: Message, failed: Failed, subscription: Subscription) -> None:
-    """Log and signal what was recorded."""
+    """Log and signal what was recorded. Raises nothing, whatever the project has hung in there."""
     if failed.kind == "dead":
         _tell_dead(message, failed.reason, subscription, failed.exception)
         return
-    logger.warning(
+    write(
+        logger,
+        logging.WARNING,
         "Message %s of group %s failed (attempt %s) and is tried again in %.1f s.",
         _where(message),
         subscription.group,
@@ -38,9 +45,24 @@ def tell(message: Message, failed: Failed, subscription: Subscription) -> None:
         failed.delay,
         exc_info=traces.exc_info(failed.exception),
     )
-    message_retried.send_robust(
-        Lane, message=message, subscription=subscription, exception=failed.exception, delay=failed.delay
+    announce(
+        message_retried,
+        Lane,
+        message=message,
+        subscription=subscription,
+        exception=failed.exception,
+        delay=failed.delay,
     )
+
+
+def announce(signal: Signal, sender: type, **named: Any) -> None:
+    """Send a signal. Django keeps the exceptions of receivers, but not SystemExit and its like, nor what a
+    filter of the log raises when it tells of them."""
+    try:
+        signal.send_robust(sender, **named)
+    except BaseException as error:
+        complaints.say((sender, type(error)), "A receiver of a signal of %s was broken off by %s.",
+                       sender.__name__, traces.reason(error), level=logging.ERROR)  # fmt: skip
 
 
 def suspect(lane: Lane, message: Message, subscription: Subscription, now: int) -> None:
@@ -50,7 +72,7 @@ def suspect(lane: Lane, message: Message, subscription: Subscription, now: int) 
         lane.note(message, "worker lost", now)
         return
     reason = f"worker lost ({attempts} of {attempts} attempts)"
-    message.attempt = attempts
+    message._attempt = attempts
     lane.dead(message, reason, reason, now)
     _tell_dead(message, reason, subscription, None)
 
@@ -61,7 +83,7 @@ def used_up(lane: Lane, message: Message, subscription: Subscription, now: int) 
     attempts = message.attempt - 1
     last = lane.failures[message.id].error.rstrip().rpartition("\n")[2]
     reason = f"{last or 'worker lost'} ({attempts} of {subscription.retry.attempts} attempts)"
-    message.attempt = attempts
+    message._attempt = attempts
     lane.dead(message, reason, lane.failures[message.id].error, now)
     _tell_dead(message, reason, subscription, None)
 
@@ -69,7 +91,9 @@ def used_up(lane: Lane, message: Message, subscription: Subscription, now: int) 
 def _tell_dead(
     message: Message, reason: str, subscription: Subscription, error: BaseException | None
 ) -> None:
-    logger.error(
+    write(
+        logger,
+        logging.ERROR,
         "Message %s of group %s is a dead letter after attempt %s: %s",
         _where(message),
         subscription.group,
@@ -77,7 +101,7 @@ def _tell_dead(
         visible(reason),
         exc_info=traces.exc_info(error),
     )
-    message_dead.send_robust(Lane, message=message, subscription=subscription, exception=error, reason=reason)
+    announce(message_dead, Lane, message=message, subscription=subscription, exception=error, reason=reason)
 
 
 def _where(message: Message) -> str:

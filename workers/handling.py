@@ -25,6 +25,7 @@ from workers import failures
 from workers.chains import CONCURRENCY, Chains
 from workers.crew import Crew
 from workers.dispatch import Dispatcher, Failed
+from workers.lineage import lineage
 from workers.liveness import DEAD_SECONDS
 from workers.runtime import Runtime
 
@@ -73,6 +74,7 @@ class Handling:
 
         After a break nothing is in hand: what had been fetched is looked up in the pending list.
         """
+        lineage.leave()  # a process that a receiver of a signal has forked off, say
         gives_up = time.monotonic() + RECONNECT_SECONDS
         delay = 0.05
         try:
@@ -131,7 +133,7 @@ class Handling:
                 self.fail(lane, message, failed)
                 failed = None  # its traceback leads back to this frame: a circle that would keep the batch
                 break
-            acks.append(message.id)
+            acks.append(message._id)
             if lane.lost:  # the handler has asked
                 progress.finished(slot)
                 break
@@ -247,6 +249,7 @@ class Handling:
         for message in refused:
             if message not in behind:
                 failures.tell(message, failed[message.id], self.subscription(lane))
+        self.dispatcher(lane).heed_end()
         failed.clear()  # as above
         return behind
 
@@ -257,6 +260,7 @@ class Handling:
         if message.attempt <= subscription.retry.attempts or lane.is_suspect(message):
             return False  # suspects are looked at before they run in any case
         failures.used_up(lane, message, subscription, self._turns.server_now())
+        self.dispatcher(lane).heed_end()
         return True
 
     def held_back(self, lane: Lane, message: Message) -> bool:
@@ -320,6 +324,7 @@ class Handling:
         if not lane.is_suspect(message):
             return True
         failures.suspect(lane, message, self.subscription(lane), self._turns.server_now())
+        self.dispatcher(lane).heed_end()
         self._settle_between()
         return message.id in lane.failures and self.in_hand and not lane.lost
 
@@ -328,6 +333,7 @@ class Handling:
         record = self._record(lane, message, failed)
         self._keep(lane, [], [(message.id.encode(), record)], others=others)
         failures.tell(message, failed, self.subscription(lane))
+        self.dispatcher(lane).heed_end()
 
     def _record(self, lane: Lane, message: Message, failed: Failed) -> bytes:
         return failures.record(lane, message, failed, self._turns.server_now())

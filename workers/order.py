@@ -30,7 +30,9 @@ class Report(IntFlag):
     GONE = 16
     """The stream or the group has vanished."""
     TROUBLE = 32
-    """Redis could not be reached, or the slice broke: back off."""
+    """Redis could not be reached: back off."""
+    BROKEN = 64
+    """The slice ended by an error that nobody expects: back off."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from bus.reordering import Change, Place
 from bus.signals import lease_lost
 from bus.values import Ordering
 from bus.worker_record import where
+from workers.failures import announce
 from workers.leases import Leases, Swap, Taken
 from workers.scheduler import Scheduler
 
@@ -99,7 +100,7 @@ class Orderings:
         # A change of the ordering frees all lanes.
         level = logging.INFO if gone is not None and gone.closed else logging.WARNING
         _bursts.say("lost", "The lease of %s is not ours any more.", where(lane), level=level)
-        lease_lost.send_robust(type(self), lane=lane)
+        announce(lease_lost, type(self), lane=lane)
 
     def change(self) -> None:
         """Put what is declared into effect in those of our homes where nothing waits any more."""

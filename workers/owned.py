@@ -10,7 +10,7 @@ from typing import Literal
 
 from bus.lane import LaneId
 from bus.values import Ordering
-from workers.order import Fallen, LaneOrder, SliceOrder
+from workers.order import Fallen, LaneOrder, Report, SliceOrder
 from workers.seen import SlotView
 
 #: Back-off of a lane whose slice had trouble, doubling from the first to the second. Seconds.
@@ -68,6 +68,28 @@ class OwnedLane:
         if view.batch_end is not None:
             return Fallen(finished, refused, view.batch_end, True, reason)
         return Fallen(finished, refused, running.id, False, reason)
+
+    def hear(self, view: SlotView, index: int) -> Report:
+        """Its slice, of which this was lane number `index`, has ended: take in what it says of this lane."""
+        report = next((each for each in view.reports if each.lane_index == index), None)
+        # Without a report the slice broke before it could say anything.
+        flags = Report.BROKEN | Report.RECOVER if report is None else Report(report.flags)
+        if flags & (Report.TROUBLE | Report.BROKEN):
+            # As after a death: what was handled is not handled again, and what broke it has had an attempt.
+            why = "its slice was broken off by an error: see the worker's log"
+            self.fallen = self.left(view, index, why) or None
+        elif view.took_in:
+            self.fallen = None
+        self.recover, self.blocked = bool(flags & Report.RECOVER), bool(flags & Report.BLOCKED)
+        self.due = report.next_due_ms / 1000 if report is not None and report.next_due_ms >= 0 else None
+        if report is None or flags & (Report.TROUBLE | Report.BROKEN | Report.GONE):
+            self.last_id = None
+            if flags & Report.GONE:
+                self.seen = None  # what is made again may begin anywhere
+        else:
+            self.troubles, self.history = 0, report.history
+            self.last_id = self.seen = f"{report.last_ms}-{report.last_seq}"
+        return flags
 
     def order(self) -> LaneOrder:
         """For the next slice."""
@@ -133,5 +155,7 @@ class Ended:
     free: list[OwnedLane] = field(default_factory=list)
     """Lanes that can be given back now."""
     lost: list[OwnedLane] = field(default_factory=list)
+    broken: list[OwnedLane] = field(default_factory=list)
+    """Lanes whose slice ended by an error that nobody expects."""
     gone: bool = False
     """A stream or group has vanished and must be made again."""

@@ -153,7 +153,7 @@ class Progress:
         place, since = base + _STATE, base + _SINCE
         idle = words[place] = words[place] & ~_KIND_MASK
         count = idle >> _COUNT_SHIFT & _COUNT_MASK
-        self._lay_out(base, count, lane_index, [message.id.encode() for message in messages])
+        self._lay_out(base, count, lane_index, [message._id.encode() for message in messages])
         for message in islice(messages, MAX_FINISHED - count):
             now = clock()
             if now > until or words[0] or words[base]:

@@ -17,6 +17,7 @@ from bus.sizes import Sizes
 from bus.streams.wire import Link
 from bus.subscriptions import Subscriptions
 from workers.dispatch import Dispatcher
+from workers.lineage import lineage
 from workers.middleware import default_async_middleware, default_middleware
 from workers.progress import Progress
 
@@ -74,7 +75,16 @@ class Runtime:
         if runner is None or self.local.runner_pid != os.getpid():
             runner = self.local.runner = asyncio.Runner()
             self.local.runner_pid = os.getpid()
+            lineage.on_birth = self._end_copy_of_loop
         return runner
+
+    def _end_copy_of_loop(self) -> None:
+        """In a process that an `async def` handler has forked off: it may not await anything, or the copied
+        loop would go on with all handlers that run here, and with its parent's descriptors."""
+        runner: asyncio.Runner | None = getattr(self.local, "runner", None)
+        if runner is not None and runner.get_loop().is_running():
+            why = RuntimeError("A process that an async def handler has forked off cannot await anything.")
+            runner.get_loop().call_soon(lineage.leave, why)
 
     def close_runner(self) -> None:
         """End the event loop of this thread, if it has one."""

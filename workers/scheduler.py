@@ -91,8 +91,11 @@ class Scheduler:
             given_up = []
             for running, view, died in self._slots.unheard(unbegun=self.standing):
                 for lane in self._still_ours(running):
+                    index = running.lanes.index(lane)
                     if died:
-                        lane.fallen = lane.left(view, running.lanes.index(lane), "worker lost")
+                        lane.fallen = lane.left(view, index, "worker lost")
+                    elif view.reports:
+                        lane.hear(view, index)
                     given_up.append(self._remove(lane))
             return given_up
 
@@ -314,26 +317,17 @@ class Scheduler:
         ]
 
     def _reported(self, lane: OwnedLane, view: SlotView, index: int, ended: Ended) -> None:
-        report = next((each for each in view.reports if each.lane_index == index), None)
-        # Without a report the slice broke before it could say anything.
-        flags = Report.TROUBLE | Report.RECOVER if report is None else Report(report.flags)
+        flags = lane.hear(view, index)
         if flags & Report.LOST:
             ended.lost.append(self._remove(lane))
             return
         doubted, lane.doubted = lane.doubted, False
-        lane.fallen = None if view.took_in else lane.fallen
-        lane.recover = bool(flags & Report.RECOVER)
-        lane.blocked = bool(flags & Report.BLOCKED)
-        lane.due = report.next_due_ms / 1000 if report is not None and report.next_due_ms >= 0 else None
-        if report is None or flags & (Report.TROUBLE | Report.GONE):
-            lane.last_id = None
-            if flags & Report.GONE:
-                lane.seen = None  # what is made again may begin anywhere
-                ended.gone = True
+        if flags & (Report.TROUBLE | Report.BROKEN | Report.GONE):
+            ended.gone = ended.gone or bool(flags & Report.GONE)
+            if flags & Report.BROKEN:
+                ended.broken.append(lane)
             lane.back_off(self._clock())
             return
-        lane.troubles, lane.history = 0, report.history
-        lane.last_id = lane.seen = f"{report.last_ms}-{report.last_seq}"
         if doubted:
             self._make_ready(lane)
             lane.doubt()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from functools import partial
 
@@ -18,7 +19,9 @@ from bus.plan import GroupLost
 from bus.signals import lease_lost
 from bus.turn import Turns
 from bus.values import id_pair
+from workers import failures, traces
 from workers.handling import Handling, pause
+from workers.lineage import lineage
 from workers.middleware.log_context import forget
 from workers.order import SLICE_SECONDS, LaneOrder, Report, SliceOrder
 from workers.runtime import Runtime
@@ -28,6 +31,8 @@ complaints = Complaints(logger)
 #: What may happen to many lanes in one moment: one line a second for each cause, which counts the others.
 bursts = Complaints(logger, seconds=1.0)
 
+#: Reports of lanes that the next slice must learn anew.
+NOT_KEPT = Report.LOST | Report.GONE | Report.TROUBLE | Report.BROKEN
 #: How long a slice that ran empty waits for more while nobody waits for its slot. Seconds.
 LINGER_SECONDS = 0.05
 #: A slice over several lanes runs so long at least before it ends because another slot waits. Seconds.
@@ -79,6 +84,7 @@ class Slice:
 
     def run(self) -> None:
         """Work on the lanes until they are empty, the time is over, or the slot is wanted back."""
+        lineage.begin()
         self._runtime.make_room()
         self._progress.begin(self._slot, os.getpid())
         try:
@@ -95,6 +101,8 @@ class Slice:
             complaints.trouble(error, "The slice of %s gives up for now: %s", self._place(), error)
             self._trouble = Report.TROUBLE | Report.RECOVER
         except InboxUnavailable as error:
+            # The message in hand has not begun.
+            self._progress.stopped(self._slot)
             group = self._order.lanes[0].id.group
             complaints.say(
                 (self._settings.prefix, group), "Group %s waits: %s", group, error, level=logging.ERROR
@@ -105,15 +113,17 @@ class Slice:
             bursts.say(("refused", error.code), "The server refuses the slice of %s: %s",
                        self._place(), error, level=logging.ERROR)  # fmt: skip
             self._trouble = Report.TROUBLE | Report.RECOVER
-        except Exception:
-            self._trouble = Report.TROUBLE | Report.RECOVER
-            raise
-        except BaseException:
-            # SystemExit out of a handler, or the end of this process: the main process goes by what is in
-            # the slot, settles what was finished and counts an attempt of what ran.
-            self._silent = True
+        except BaseException as error:
+            # The main process goes by what is in the slot: what was finished is settled, and what ran has had
+            # an attempt. If somebody ends this process, its end says so.
+            self._silent = self._runtime.is_ending()
+            self._trouble = Report.BROKEN | Report.RECOVER
+            if not self._silent:
+                complaints.say(("broken", self._order.lanes[0].id), "The slice of %s was broken off by %s.",
+                               self._place(), traces.reason(error), level=logging.ERROR)  # fmt: skip
             raise
         finally:
+            lineage.leave(sys.exception())  # in whatever way it has come here
             if not self._silent:
                 self._report()
             self._runtime.leave_link(self._turns.close())
@@ -195,7 +205,7 @@ class Slice:
             elif lane.lost:
                 flags |= Report.LOST
             if flags & Report.LOST and not self._progress.revoked(self._slot):
-                lease_lost.send_robust(type(self), lane=lane.id)
+                failures.announce(lease_lost, type(self), lane=lane.id)
                 bursts.say("lost", "The lease of %s/%s for %s was lost; another worker goes on there.",
                            lane.id.topic, lane.id.partition, lane.id.group)  # fmt: skip
             if lane.recovering:
@@ -204,7 +214,7 @@ class Slice:
                 flags |= Report.MORE
             if not lane.may_fetch(self._settings.held_limit):
                 flags |= Report.BLOCKED
-            if lane.ordering != "none" and not flags & (Report.LOST | Report.GONE | Report.TROUBLE):
+            if lane.ordering != "none" and not flags & NOT_KEPT:
                 self._runtime.lanes[order.id] = (order.serial, lane)
             ms, seq = id_pair(lane.last_id or "0-0")
             self._progress.report(self._slot, number, int(flags), ms, seq, due[id(lane)], lane.history)
@@ -214,3 +224,16 @@ class Slice:
         if lane.next_due is None:
             return -1
         return max(1, int(time.monotonic() * 1000) + lane.next_due - self._turns.server_now())
+
+
+def run(runtime: Runtime, order: SliceOrder) -> None:
+    """Make the slice and run it. Raises what it does not expect, which its lanes have been told of."""
+    try:
+        made = Slice(runtime, order)
+    except Exception:
+        # Without a word it would seem to have died, and be begun again at once.
+        runtime.progress.begin(order.slot, os.getpid())
+        for number in range(len(order.lanes)):
+            runtime.progress.report(order.slot, number, int(Report.BROKEN | Report.RECOVER), 0, 0, -1)
+        raise
+    made.run()

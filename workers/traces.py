@@ -29,27 +29,48 @@ def reason(error: BaseException) -> str:
     try:
         return clipped(f"{type(error).__name__}: {error}")
     except BaseException:
-        return type(error).__name__
+        return name(error)
+
+
+def name(error: object) -> str:
+    """The name of an exception's type, whatever that is."""
+    try:
+        return clipped(type(error).__name__)
+    except BaseException:
+        return "an exception without a name"
 
 
 def kept(error: BaseException) -> str:
     """The traceback: where it began, and the end, which says where it broke."""
-    return clipped("".join(traceback.format_exception(error)))
+    try:
+        return clipped("".join(traceback.format_exception(error)))
+    except BaseException:  # such as a SyntaxError whose line is no text
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        return clipped(f"Traceback (most recent call last):\n{frames}{reason(error)}\n")
 
 
 def exc_info(error: BaseException | None) -> Any:
-    """For a line of the log. An error with a text that is far too long is replaced by one with less of it."""
+    """For a line of the log. An error whose text is far too long is replaced by one with less of it, and so
+    is one whose traceback cannot be made."""
     if error is None:
         return None
-    if all(len(_text(each)) <= MAX_BYTES for each in _chain(error)):
+    if all(len(_text(each)) <= MAX_BYTES for each in _chain(error)) and _can_be_shown(error):
         return type(error), error, error.__traceback__
     short = type(type(error).__name__, (Exception,), {"__module__": type(error).__module__})
     return short, short(clipped(error)), error.__traceback__
 
 
+def _can_be_shown(error: BaseException) -> bool:
+    try:
+        traceback.format_exception(error)
+    except BaseException:
+        return False
+    return True
+
+
 def _text(value: object) -> str:
     try:
-        return str(value)
+        return str.__str__(str(value))  # no subclass of str with methods of its own
     except BaseException:
         return f"({type(value).__name__}, whose text cannot be made)"
 

@@ -16,7 +16,7 @@ from django.db.transaction import TransactionManagementError
 
 from bus import checks, codec, default, inbox
 from bus.client import Bus
-from bus.errors import ConfigurationError, Reject
+from bus.errors import ConfigurationError, InboxUnavailable, Reject
 from bus.inbox import Inbox
 from bus.models import AuditRecord, InboxRow, Topic
 from bus.registry import GroupSpec
@@ -447,3 +447,18 @@ def test_a_group_whose_database_is_not_migrated_waits_and_makes_no_dead_letter(
         wait_until(lambda: len(effects()) == 3, 30, "all to be handled")
     assert effects() == ids
     assert bus.client.call("EXISTS", bus.keys.partition("orders", 0).dead(GROUP)) == 0
+
+
+@pytest.mark.parametrize("batch", [None, 10])
+def test_a_handler_that_says_by_itself_that_the_inbox_is_away_has_failed(
+    database: str, batch: int | None
+) -> None:
+    def handle(_delivery: Any) -> None:
+        raise InboxUnavailable("told to say so")
+
+    subscription = Subscription(topic="orders", group=GROUP, handler=handle, atomic="default", batch=batch)
+    dispatcher = Dispatcher(subscription, default_middleware)
+    failed = dispatcher.handle(message()) if batch is None else dispatcher.handle_batch([message()])
+    assert failed
+    assert effects() == []
+    assert rows() == []

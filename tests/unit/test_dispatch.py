@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from datetime import timedelta
 
 import orjson
 import pytest
 
 from bus import codec
-from bus.errors import Reject, Retry
+from bus.complaints import Complaints
+from bus.errors import ConfigurationError, InboxUnavailable, Reject, Retry
 from bus.lane import MAX_ERROR
+from bus.signals import message_dead
 from bus.subscriptions import Subscription
 from bus.values import Message, RetryPolicy
 from tests import loops
-from workers.dispatch import Dispatcher
+from workers import failures
+from workers.batch import Batch
+from workers.dispatch import Dispatcher, Failed
 from workers.middleware.time_limit import async_time_limit
 
 GOOD = [b"v", b"1"]
@@ -338,3 +344,154 @@ def test_a_batch_keeps_its_messages_in_the_order_in_effect_not_in_that_of_the_co
     keyed = [message(number, fields=[b"v", b"1", b"k", key]) for number, key in ((1, b"a"), (2, b"b"))]
     assert set(dispatcher(handler, batch=10).handle_batch(keyed)) == {"1-0"}
     assert set(dispatcher(handler, batch=10).handle_batch(keyed, "partition")) == {"1-0", "2-0"}
+
+
+# ---------------------------------------------------------------------- what nothing can be made of
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise SystemExit(3)
+
+
+class Bare(Retry):
+    def __init__(self):
+        pass
+
+
+class Unasked(Retry):
+    @property
+    def delay(self):
+        raise KeyboardInterrupt
+
+    @delay.setter
+    def delay(self, _delay):
+        pass
+
+
+def changed(delay):
+    error = Retry("changed")
+    error.delay = delay
+    return error
+
+
+BROKEN = {
+    "unprintable": Unprintable("x"),
+    "no text": SyntaxError("x", ("f.py", 1, 1, b"line")),
+    "bare": Bare(),
+    "unasked": Unasked(),
+    "text": changed("soon"),
+    "list": changed([1]),
+    "infinite": changed(float("inf")),
+    "no number": changed(float("nan")),
+    "long": changed(10**400),
+    "group": BaseExceptionGroup("many", [SyntaxError("x", ("f.py", 1, 1, b"line"))]),
+    "inbox": InboxUnavailable("told to say so"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("batch", [None, 10])
+def test_whatever_an_exception_is_made_of_it_is_an_attempt_by_the_policy(kind, batch):
+    error = BROKEN[kind]
+    handle = dispatcher(raising(error), batch=batch)
+    for attempt, wanted in ((1, ("retry", 2.0)), (2, ("retry", 4.0)), (3, ("dead", 0.0))):
+        given = message(attempt=attempt)
+        failed = handle.handle(given) if batch is None else handle.handle_batch([given])[given.id]
+        assert (failed.kind, failed.delay) == wanted
+        assert type(error).__name__ in failed.error
+        orjson.dumps([failed.reason, failed.error])
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_whatever_an_exception_is_made_of_it_can_be_told_of(kind, caplog):
+    subscription = dispatcher(raising(BROKEN[kind])).subscription
+    for outcome in ("retry", "dead"):
+        failures.tell(message(), Failed(outcome, "x", "x", exception=BROKEN[kind]), subscription)
+        assert "Message orders/0/1-0 of group stock" in caplog.text
+        assert caplog.records[-1].exc_info
+        caplog.clear()
+
+
+def test_a_log_that_cannot_be_written_to_breaks_nothing(monkeypatch, capfd):
+    def refuse(_record):
+        raise RuntimeError("told to break the log")
+
+    logger = logging.getLogger("jitney.workers")
+    logger.addFilter(refuse)
+    monkeypatch.setattr(failures, "complaints", Complaints(logger))
+    try:
+        failed = Failed("retry", "x", "x", exception=ValueError("no"))
+        failures.tell(message(), failed, dispatcher(print).subscription)
+    finally:
+        logger.removeFilter(refuse)
+    assert "Message orders/0/1-0 of group stock failed" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, ValueError])
+def test_a_receiver_of_a_signal_breaks_nothing(error, caplog):
+    def receive(**_):
+        raise error
+
+    message_dead.connect(receive)
+    try:
+        failed = Failed("dead", "x", "x", exception=ValueError("no"))
+        failures.tell(message(), failed, dispatcher(print).subscription)
+    finally:
+        message_dead.disconnect(receive)
+    assert "is a dead letter" in caplog.text
+    assert error.__name__ in caplog.text
+
+
+@pytest.mark.parametrize("delay", ["soon", b"1", [1], True, float("inf"), float("nan"), 1e300, 10**400])
+def test_a_delay_that_is_no_finite_time_is_refused_where_it_is_given(delay):
+    with pytest.raises(ConfigurationError, match="delay must be seconds or a timedelta, up to 100 years"):
+        Retry(delay=delay)
+    failed = dispatcher(lambda _: Retry(delay=delay)).handle(message())
+    assert failed.kind == "retry"
+    assert "delay must be seconds" in failed.reason
+    batch = Batch([message()], "key")
+    with pytest.raises(ConfigurationError):
+        batch.retry(batch[0], delay=delay)
+    assert batch.refused == {}
+
+
+@pytest.mark.parametrize(
+    ("delay", "seconds"),
+    [
+        (timedelta(minutes=1), 60.0),
+        (1, 1.0),
+        (-1, 0.0),
+        (timedelta(seconds=-1), 0.0),
+        (-(10**400), 0.0),
+        (None, None),
+    ],
+)
+def test_a_delay_is_seconds_or_a_timedelta(delay, seconds):
+    assert Retry(delay=delay).delay == seconds
+    batch = Batch([message()], "key")
+    batch.retry(batch[0], delay=delay)
+    assert batch.refused["1-0"].delay == seconds
+
+
+def test_a_handler_that_changes_its_message_fails():
+    def forget(given):
+        given.attempt = 0
+
+    failed = dispatcher(forget).handle(message(attempt=3))
+    assert failed.kind == "dead"
+    assert "AttributeError" in failed.reason
+    for name in ("topic", "partition", "id", "attempt"):
+        with pytest.raises(AttributeError):
+            setattr(message(), name, 1)
+
+
+def test_what_the_inbox_says_is_no_fault_of_the_message_unless_the_handler_says_it():
+    def unavailable(_subscription, _handler):
+        return raising(InboxUnavailable("no tables"))
+
+    with pytest.raises(InboxUnavailable):
+        dispatcher(print, (unavailable,), atomic="default").handle(message())
+    begun = InboxUnavailable("told to say so")
+    begun.begun = True
+    assert dispatcher(raising(begun), atomic="default").handle(message()).kind == "retry"

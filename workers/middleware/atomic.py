@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from bus.errors import InboxUnavailable
 from bus.handlers import refuse_awaitable
 from bus.inbox import Inbox
 from bus.subscriptions import Handler, Subscription
 from bus.values import Message
 from workers.batch import Batch
+from workers.lineage import lineage
 
 
 def atomic(subscription: Subscription, handler: Handler) -> Handler:
@@ -20,6 +22,7 @@ def atomic(subscription: Subscription, handler: Handler) -> Handler:
     if subscription.atomic is None:
         return handler
     inbox = Inbox(subscription.group, subscription.atomic)
+    handler = _inside(handler)
 
     def call_single(message: Message) -> None:
         inbox.handle(message, handler)
@@ -36,3 +39,20 @@ def atomic(subscription: Subscription, handler: Handler) -> Handler:
 
     wrapped: Any = call_single if subscription.batch is None else call_batch
     return wrapped  # type: ignore[no-any-return]
+
+
+def _inside(handler: Handler) -> Handler:
+    """The handler, as it leaves the transaction."""
+
+    def call(delivery: Any) -> Any:
+        try:
+            result = handler(delivery)
+        except BaseException as error:
+            lineage.leave(error)  # or its parent's transaction would be rolled back, or committed
+            if isinstance(error, InboxUnavailable):
+                error.begun = True
+            raise
+        lineage.leave()
+        return result
+
+    return call

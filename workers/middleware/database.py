@@ -9,6 +9,7 @@ from asgiref.sync import sync_to_async
 from django.db import close_old_connections
 
 from bus.subscriptions import Handler, Subscription
+from workers.lineage import lineage
 
 #: The event loop itself keeps no reference to a task.
 _closing: set[asyncio.Task[None]] = set()
@@ -18,14 +19,21 @@ def database(_subscription: Subscription, handler: Handler) -> Handler:
     """After a failure, close connections that are unusable; the next handler then gets new ones.
 
     Celery's own Django fixup does the same before and after each slice.
+
+    A process that the handler has forked off ends here, without a word over connections that are its parent's
+    (see workers.lineage).
     """
 
     def call(delivery: Any) -> Any:
         try:
-            return handler(delivery)
-        except BaseException:
+            result = handler(delivery)
+        except BaseException as error:
+            lineage.leave(error)
             close_old_connections()
             raise
+        if lineage.forked:
+            lineage.leave()
+        return result
 
     return call
 
@@ -39,12 +47,16 @@ def async_database(_subscription: Subscription, handler: Handler) -> Handler:
 
     async def call(delivery: Any) -> Any:
         try:
-            return await handler(delivery)
-        except BaseException:
+            result = await handler(delivery)
+        except BaseException as error:
+            lineage.leave(error)
             task = asyncio.ensure_future(_close_old_connections())
             _closing.add(task)
             task.add_done_callback(_closing.discard)
             raise
+        if lineage.forked:
+            lineage.leave()
+        return result
 
     return call
 

@@ -8,6 +8,7 @@ A message's value is {"n": number} and any of these. Where it says "attempts", a
     fail, raises    attempts that raise, and what, if it is not RuntimeError
     postpone        seconds after which the first attempt asks to be tried again
     reject          reason for a dead letter
+    odd             what no outcome can be made of at once (see shop.oddities)
     database        "use" it, "close" its connection underneath and raise, or leave it "unfit" and raise
 """
 
@@ -25,6 +26,7 @@ from django.db import connection, transaction
 
 import bus
 from tests.acceptance.shop import ledger
+from tests.acceptance.shop.oddities import be_odd
 from tests.acceptance.shop.topics import awaited, batches, keyed, limited, loose, strict
 
 
@@ -56,7 +58,7 @@ def _place(message: bus.Message) -> tuple[object, ...]:
 
 def act(message: bus.Message) -> None:
     """Do what the message says."""
-    what = message.value
+    what, caller = message.value, os.getpid()
     ledger.write("start", *_place(message))
     if what.get("sleep") and message.attempt <= what.get("slow", message.attempt):
         time.sleep(what["sleep"])
@@ -71,6 +73,9 @@ def act(message: bus.Message) -> None:
     if what.get("postpone") and message.attempt == 1:
         raise bus.Retry("told to wait", delay=what["postpone"])
     _fail(message)
+    be_odd(message)
+    if os.getpid() != caller:
+        return  # forked off
     if what.get("reject"):
         raise bus.Reject(what["reject"])
     ledger.write("end", *_place(message))
@@ -132,12 +137,16 @@ def within_limits(message: bus.Message) -> None:
 @bus.subscribe(batches, group="crates", batch=50, retry=SOON)
 def crate(batch: Any) -> None:
     """The first message that is told to fail breaks the whole call, as a real bug would."""
+    caller = os.getpid()
     for message in batch:
         ledger.write("start", *_place(message))
         _fall(message)
         if message.value.get("reject"):
             batch.reject(message, message.value["reject"])
         _fail(message)
+        be_odd(message)
+        if os.getpid() != caller:
+            return  # forked off
     for message in batch:
         if not message.value.get("reject"):
             ledger.write("end", *_place(message))
@@ -146,7 +155,7 @@ def crate(batch: Any) -> None:
 @bus.subscribe(awaited, group="waiters", ordering="key", retry=SOON, soft_time_limit=20.0)
 async def wait_for(message: bus.Message) -> None:
     """Like `act`, but it awaits; "together": so many messages must be in hand at once before any goes on."""
-    what = message.value
+    what, caller = message.value, os.getpid()
     ledger.write("start", *_place(message))
     _fall(message)
     if what.get("together"):
@@ -158,6 +167,9 @@ async def wait_for(message: bus.Message) -> None:
     if what.get("sleep"):
         await asyncio.sleep(what["sleep"])
     _fail(message)
+    be_odd(message)
+    if os.getpid() != caller:
+        return  # forked off
     if what.get("reject"):
         raise bus.Reject(what["reject"])
     ledger.write("end", *_place(message))

@@ -1,0 +1,73 @@
+"""Processes that a handler forks off. A slice belongs to one process, and they are not that.
+
+A child of os.fork() comes back from the handler in a copy of the slice, with its parent's sockets, database
+connections and pipes. There it ends, with the code that it asked for: as soon as it leaves the handler, and
+at the latest before anything of Jitney's is used. Its parent goes on, and only the parent says what became of
+the message.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+
+class Lineage:
+    """Whether this process is the one whose slice is here. One for each process, see `lineage`."""
+
+    __slots__ = ("_armed", "forked", "on_birth")
+
+    def __init__(self) -> None:
+        self.forked = False
+        """It was forked off while a slice was here. Looked at after each message: an attribute, no call."""
+        self.on_birth: Callable[[], None] | None = None
+        """Called in a process that was forked off, as soon as it is."""
+        self._armed = False
+
+    def begin(self) -> None:
+        """A slice begins in this process: what is forked off from now on is not it."""
+        self.forked = False
+        if not self._armed:
+            self._armed = True  # children inherit the hook together with this
+            os.register_at_fork(after_in_child=self._born)
+
+    def _born(self) -> None:
+        self.forked = True
+        if self.on_birth is not None:
+            self.on_birth()
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """End this process if it was forked off by a handler. `error`: what the handler was left with, if
+        anything."""
+        if self.forked:
+            _exit(error)
+
+
+lineage = Lineage()
+
+
+def _exit(error: BaseException | None) -> None:
+    """As an interpreter ends, but for what its parent has registered for its own end. Does not return."""
+    code = 1
+    try:
+        code = _code_of(error)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(code)
+
+
+def _code_of(error: BaseException | None) -> int:
+    if error is None:
+        return 0
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+        return 1
+    if error.code is None or isinstance(error.code, int):
+        return (error.code or 0) & 0xFF
+    print(error.code, file=sys.stderr)
+    return 1
