@@ -157,7 +157,8 @@ def every_page(topic: str, group: str) -> Iterator[str]:
 def assert_pages_answer(client: Client, topic: str, group: str) -> None:
     for path in every_page(topic, group):
         confirms = path.endswith(("retry/", "discard/"))
-        for query in ({},) if "auditrecord" in path else ({}, {"live": "1"}):
+        queries: tuple[dict[str, str], ...] = ({},) if "auditrecord" in path else ({}, {"live": "1"})
+        for query in ({"all": "1"},) if confirms else queries:
             response = client.get(path, query)
             assert response.status_code in ((200, 302) if confirms else (200,)), (path, response.content)
 
