@@ -28,7 +28,7 @@ def test_from_no_ordering_to_one_by_key_and_back_nothing_is_lost_and_only_a_kill
     in_hand = {line.n for line in shop.lines("start")} - {line.n for line in shop.lines("end")}
     shop.environment["SHOP_LOOSE_ORDERING"] = "key"
     third = shop.worker("three", "-c", "2").wait_ready()
-    wait_until(lambda: third.says("until its ordering changes from 'none' to 'key'"), 30, "it to say so")
+    wait_until(lambda: third.says("until its ordering changes from 'none' to 'key'"), 60, "it to say so")
     shop.publish("loose", 300, first=420, fail=1)
     fourth = shop.worker("four", "-c", "2").wait_ready()
     assert second.stop() == 0

@@ -130,7 +130,9 @@ def test_atomic_handlers_the_inbox_and_the_relay_of_the_outbox_need_no_more(
             wait_until(lambda: bank.query("SELECT COUNT(*) FROM bank_entry") == [(80,)], 60, "all effects")
             wait_until(lambda at=(topic, group): bank.settled(*at), 60, f"{group} to be settled")
             bank.assert_exact(group, 40)
-        assert bank.query("SELECT COUNT(*) FROM jitney_outboxrow") == [(0,)]
+        wait_until(
+            lambda: bank.query("SELECT COUNT(*) FROM jitney_outboxrow") == [(0,)], 60, "the relay to delete"
+        )
         # and the rows of the inbox go, as the marks go up
         wait_until(
             lambda: bank.query("SELECT COUNT(*) FROM jitney_inboxrow") == [(0,)], 60, "the inbox to shrink"
