@@ -36,6 +36,22 @@ def send_task(shop: Shop, number: int) -> None:
     subprocess.run(command, cwd=ROOT, env=shop.environment, check=True, timeout=60)
 
 
+def publish_for(shop: Shop, seconds: int) -> int:
+    """Publish one message after the other, each when the one before was handled, after a first that was: how
+    many there are then. None may wait for long."""
+    began, longest, number = time.monotonic(), 0.0, 1
+    while time.monotonic() < began + seconds:
+        sent = time.monotonic()
+        shop.publish("keyed", 1, first=number)
+        number += 1
+        shop.wait_lines(number, topic="keyed", timeout=60)
+        longest = max(longest, time.monotonic() - sent)
+        time.sleep(0.1)
+    print("longest wait", longest, "messages", number)
+    assert longest < 15
+    return number
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("pool", "seconds"), [("prefork", 60), ("threads", 20)])
 def test_messages_are_handled_while_the_broker_is_frozen_and_tasks_are_run_after_it(
@@ -48,17 +64,8 @@ def test_messages_are_handled_while_the_broker_is_frozen_and_tasks_are_run_after
     # When the broker is frozen, while ordinary tasks are under way
     send_task(shop, 1)
     broker.freeze()
-    began, longest, number = time.monotonic(), 0.0, 1
-    while time.monotonic() < began + seconds:
-        sent = time.monotonic()
-        shop.publish("keyed", 1, first=number)
-        number += 1
-        shop.wait_lines(number, topic="keyed", timeout=60)
-        longest = max(longest, time.monotonic() - sent)
-        time.sleep(0.1)
-    print("longest wait", longest, "messages", number)
     # Then messages are handled all the time
-    assert longest < 15
+    number = publish_for(shop, seconds)
     # And when it is back, ordinary tasks run
     broker.thaw()
     send_task(shop, 2)
@@ -132,17 +139,8 @@ def test_connections_that_go_silent_beside_a_broker_that_lives_do_not_stop_consu
         shop.wait_idle("keyed")
         # When those that it has go silent
         assert proxy.hold() > 0
-        began, longest, number = time.monotonic(), 0.0, 1
-        while time.monotonic() < began + 30:
-            sent = time.monotonic()
-            shop.publish("keyed", 1, first=number)
-            number += 1
-            shop.wait_lines(number, topic="keyed", timeout=60)
-            longest = max(longest, time.monotonic() - sent)
-            time.sleep(0.1)
-        print("longest wait", longest, "messages", number)
         # Then messages are handled all the time, and its lanes are free once it is told to stop
-        assert longest < 15
+        number = publish_for(shop, 30)
         shop.assert_each_once("keyed", number)
         worker.signal(signal.SIGTERM)
         worker.wait(90)
