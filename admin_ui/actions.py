@@ -14,11 +14,12 @@ from django.views.decorators.http import require_POST
 from admin_ui import permissions, refusals, views
 from admin_ui.asked import BadQuery, nothing_asked
 from admin_ui.live import Link
-from bus import default, operate
+from bus import default
 from bus.client import Bus
 from bus.errors import BusError
-from bus.operate import Actor
-from bus.unreadable import visible
+from bus.operating import operate
+from bus.operating.operate import Actor
+from bus.safety.unreadable import visible
 
 
 class GroupVerb(Protocol):

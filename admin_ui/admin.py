@@ -22,10 +22,11 @@ from admin_ui.actions import actor_of
 from admin_ui.forms import DeleteTopicForm, TopicForm
 from admin_ui.live import Link
 from admin_ui.pages import Overview, Worker
-from bus import default, operate
+from bus import default
 from bus.errors import BusError
 from bus.models import AuditRecord, Topic
-from bus.unreadable import visible, visible_json
+from bus.operating import operate
+from bus.safety.unreadable import visible, visible_json
 
 
 class PageAdmin(admin.ModelAdmin):

@@ -8,7 +8,7 @@ from typing import TypeVar
 from django.http import HttpRequest, QueryDict
 
 from bus.errors import BusError, ConfigurationError
-from bus.unreadable import shown
+from bus.safety.unreadable import shown
 
 T = TypeVar("T")
 

@@ -19,11 +19,12 @@ from admin_ui import letters, permissions, refusals, views
 from admin_ui.actions import actor_of
 from admin_ui.asked import BadQuery
 from admin_ui.live import Link
-from bus import deadletters, default, operate
+from bus import default
 from bus.client import Bus
-from bus.deadletters import Selection, Tally
 from bus.errors import BusError, ReadOnly
-from bus.unreadable import visible
+from bus.operating import deadletters, operate
+from bus.operating.deadletters import Selection, Tally
+from bus.safety.unreadable import visible
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
 from admin_ui.durations import short
-from bus import default, operate
+from bus import default
 from bus.errors import BusError, ConfigurationError
 from bus.models import Topic
-from bus.operate import Actor
+from bus.operating import operate
+from bus.operating.operate import Actor
 from bus.values import parse_duration
 
 

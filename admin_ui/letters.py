@@ -14,12 +14,12 @@ from django.http import QueryDict
 
 from admin_ui.asked import BadQuery, asked, value
 from admin_ui.messages import MessageRow, message_row
-from bus import deadletters, filters
 from bus.client import Bus
-from bus.deadletters import DeadLetter, Place, Selection
 from bus.errors import ConfigurationError
-from bus.moments import moment
-from bus.unreadable import shown, visible
+from bus.operating import deadletters, filters
+from bus.operating.deadletters import DeadLetter, Place, Selection
+from bus.safety.moments import moment
+from bus.safety.unreadable import shown, visible
 
 #: Letters on one page.
 LETTERS = 50

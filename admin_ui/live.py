@@ -28,7 +28,7 @@ from bus.errors import (
     UnknownGroup,
     UnknownTopic,
 )
-from bus.unreadable import visible
+from bus.safety.unreadable import visible
 
 
 @dataclass(frozen=True, slots=True)

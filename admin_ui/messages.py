@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import orjson
 
-from bus.unreadable import visible, visible_json
+from bus.safety.unreadable import visible, visible_json
 from bus.values import Message
 
 #: Characters of a value shown in its row.

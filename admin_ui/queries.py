@@ -25,7 +25,7 @@ from admin_ui.rows import (
     WorkerRow,
 )
 from admin_ui.verdicts import urgency, verdict
-from bus import deadletters, models, observe
+from bus import models, observe
 from bus.client import Bus
 from bus.databases import Databases
 from bus.observe import (
@@ -35,7 +35,8 @@ from bus.observe import (
     TopicSnapshot,
     WorkerSnapshot,
 )
-from bus.outbox import backlog
+from bus.operating import deadletters
+from bus.transactions.outbox import backlog
 
 #: Rows on one page.
 TOPICS = 50

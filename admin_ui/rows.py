@@ -17,7 +17,7 @@ from bus.observe import (
     TopicSnapshot,
     WorkerSnapshot,
 )
-from bus.unreadable import Unreadable
+from bus.safety.unreadable import Unreadable
 
 
 @dataclass(frozen=True, slots=True)

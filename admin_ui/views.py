@@ -14,10 +14,11 @@ from django.views.decorators.http import require_safe
 from admin_ui import letters, permissions, queries
 from admin_ui.live import Frame, Link, respond
 from admin_ui.rows import OutboxRow
-from bus import declarations, default
+from bus import default
 from bus.client import Bus
 from bus.errors import ConfigurationError
 from bus.models import Topic
+from bus.topics import declarations
 
 
 @require_safe

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from benchmarks import contest
 from bus.client import Bus
-from bus.registry import GroupSpec
 from bus.streams.embedded import EmbeddedServer
+from bus.topics.registry import GroupSpec
 from bus.values import TopicSpec
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -89,7 +89,7 @@ def publish_many(side: Side) -> None:
 
 
 def producer(side: Side) -> None:
-    from bus.producer import Producer
+    from bus.publishing.producer import Producer
 
     with Producer(side.bus) as producer:
         for value in side.orders():
@@ -98,7 +98,7 @@ def producer(side: Side) -> None:
 
 def memory(side: Side) -> None:
     """What stays behind of messages from an endless iterable: half by publish_many, half by a Producer."""
-    from bus.producer import Producer
+    from bus.publishing.producer import Producer
 
     orders, half = (order(number) for number in itertools.count()), side.messages // 2
     before = resident()

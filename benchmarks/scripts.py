@@ -28,18 +28,20 @@ import django
 import orjson
 
 from benchmarks import contest
-from bus import deadletters, delayed, due, groups, marks, retention
 from bus.client import Bus
-from bus.deadletters import LetterRef, Place
-from bus.delayed import DelayedRef
-from bus.keys import PartitionKeys, pad_id
-from bus.lane import Lane, LaneId
-from bus.outcomes import Outcomes
-from bus.portions import portions
-from bus.registry import GroupSpec
+from bus.consuming.lane import Lane, LaneId
+from bus.consuming.outcomes import Outcomes
+from bus.consuming.portions import portions
+from bus.consuming.turn import Turns
+from bus.format.keys import PartitionKeys, pad_id
+from bus.operating import deadletters, delayed, groups
+from bus.operating.deadletters import LetterRef, Place
+from bus.operating.delayed import DelayedRef
 from bus.streams import commands
 from bus.streams.embedded import EmbeddedServer
-from bus.turn import Turns
+from bus.topics.registry import GroupSpec
+from bus.transactions import marks
+from bus.upkeep import due, retention
 from bus.values import TopicSpec
 
 GROUP, LEASE = "stock", "worker:1"

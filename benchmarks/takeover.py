@@ -29,7 +29,7 @@ from pathlib import Path
 from benchmarks import contest
 from bus import observe
 from bus.client import Bus
-from bus.partition import partition_of
+from bus.format.partition import partition_of
 from bus.streams.embedded import EmbeddedServer
 
 ROOT = Path(__file__).resolve().parent.parent

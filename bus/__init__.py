@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from bus import default as _default
 from bus.client import Bus, TopicHandle
+from bus.consuming.subscriptions import Handler, Subscription
 from bus.errors import (
     BufferFull,
     BusError,
@@ -30,9 +31,8 @@ from bus.errors import (
     UnknownGroup,
     UnknownTopic,
 )
-from bus.future import PublishFuture
-from bus.producer import Producer
-from bus.subscriptions import Handler, Subscription
+from bus.publishing.future import PublishFuture
+from bus.publishing.producer import Producer
 from bus.values import Message, Ordering, Position, Receipt, RetryPolicy, TopicSpec, parse_duration
 
 __all__ = [

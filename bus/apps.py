@@ -19,8 +19,9 @@ class BusConfig(AppConfig):
     def ready(self) -> None:
         from django.conf import settings
 
-        from bus import autodiscover, declarations, testrun
+        from bus import autodiscover, testrun
         from bus.checks import check_handlers, check_places, check_setting, check_vendors
+        from bus.topics import declarations
 
         testrun.sign()  # marks what this process starts, if it runs tests
         checks.register(check_setting, "jitney")

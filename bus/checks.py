@@ -43,7 +43,7 @@ def check_handlers(**_: Any) -> list[CheckMessage]:
     and `migrate` must not fail because of them.
     """
     from bus import autodiscover
-    from bus.inbox import check_databases as check
+    from bus.transactions.inbox import check_databases as check
 
     if _is_check_command():
         try:
@@ -82,7 +82,7 @@ def check_vendors(*, databases: Collection[str] | None = None, **_: Any) -> list
 
 
 def _is_tried(alias: str, may_ask: bool) -> bool:
-    from bus.floor import SUPPORTED
+    from bus.transactions.floor import SUPPORTED
 
     connection: Any = connections[alias]
     if connection.vendor == "mysql" and may_ask:

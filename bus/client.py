@@ -8,13 +8,13 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from bus.asynchronous import AsyncPublisher
 from bus.conf import Settings, masking
-from bus.keys import Keys
-from bus.publisher import Publisher
-from bus.registry import Declared, Registry
+from bus.format.keys import Keys
+from bus.publishing.asynchronous import AsyncPublisher
+from bus.publishing.publisher import Publisher
 from bus.streams.connect import Client, Endpoint
 from bus.streams.url import Url
+from bus.topics.registry import Declared, Registry
 from bus.values import Receipt, TopicSpec, parse_duration
 
 
@@ -170,7 +170,7 @@ class Bus:
         using: str | None = None,
     ) -> None:
         """Publish when the database transaction commits; see bus.publish_on_commit. Needs Django."""
-        from bus.on_commit import send_on_commit
+        from bus.transactions.on_commit import send_on_commit
 
         draft = self.publisher.draft(topic, value, key, headers, message_id=message_id, delay=delay, at=at)
         send_on_commit(self.publisher, draft, using)
@@ -186,7 +186,7 @@ class Bus:
         using: str | None = None,
     ) -> None:
         """Write a message into the outbox; see bus.publish_in_transaction. Needs Django."""
-        from bus.outbox import write
+        from bus.transactions.outbox import write
 
         write(self, topic, value, key=key, headers=headers, message_id=message_id, using=using)
 

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from bus.errors import ConfigurationError
-from bus.secret import Secret
+from bus.safety.secret import Secret
 from bus.streams.url import Address, Credentials, Url, parse
 from bus.values import check_name
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from bus import testrun
 from bus.client import Bus
-from bus.registry import Declared
-from bus.subscriptions import Subscriptions
+from bus.consuming.subscriptions import Subscriptions
+from bus.topics.registry import Declared
 
 declared = Declared()
 subscriptions = Subscriptions()
@@ -49,7 +49,7 @@ def _make() -> Bus:
         return Bus(testrun.from_environment(), declared=declared)
     from django.conf import settings
 
-    from bus import declarations
+    from bus.topics import declarations
 
     # Django turns DEBUG off in tests.
     autostart = bool(settings.DEBUG) or testrun.sign() is not None

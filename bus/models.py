@@ -15,7 +15,10 @@ from bus.values import MAX_PARTITIONS, TopicSpec, check_name, check_new_name
 
 
 class Topic(models.Model):
-    """A declared topic. Redis has a projection of it: change topics by `bus.operate`, which sees to both."""
+    """A declared topic.
+
+    Redis has a projection of it: change topics by `bus.operating.operate`, which sees to both.
+    """
 
     class Origin(models.TextChoices):
         CODE = "code", "from code"

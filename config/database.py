@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from bus import private
+from bus.safety import private
 
 
 def database(url: str, data: Path) -> dict[str, Any]:

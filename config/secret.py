@@ -6,7 +6,7 @@ from pathlib import Path
 
 from django.core.management.utils import get_random_secret_key
 
-from bus import private
+from bus.safety import private
 
 
 def secret_key(file: Path) -> str:

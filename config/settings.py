@@ -26,8 +26,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bus import private
 from bus.conf import WORDS
+from bus.safety import private
 from config.database import database
 from config.secret import secret_key
 from config.tls import behind_tls

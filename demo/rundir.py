@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from bus import private
+from bus.safety import private
 
 KEPT = 5
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from bus.codec import raw_key
 from bus.errors import Reject, Retry
-from bus.partition import key_hash
+from bus.format.codec import raw_key
+from bus.format.partition import key_hash
 from bus.values import Message, Ordering
 
 

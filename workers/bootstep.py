@@ -21,7 +21,7 @@ from workers.broker import PatientConsumer
 from workers.consumer import Consumer, Host
 from workers.forks import forks
 from workers.order import SliceOrder
-from workers.runtime import Runtime
+from workers.slices.runtime import Runtime
 
 logger = logging.getLogger("jitney.workers")
 

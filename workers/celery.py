@@ -113,7 +113,7 @@ def _run_slice(order: SliceOrder) -> None:
     runtime = BusWorkerStep.runtime
     if runtime is None or not isinstance(order, SliceOrder) or order.nonce != runtime.nonce:
         raise PermissionError("A slice of the bus can only be started by its own worker.")
-    from workers.slice import run
+    from workers.slices.slice import run
 
     try:
         run(runtime, order)

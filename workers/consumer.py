@@ -13,26 +13,26 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bus.client import Bus
-from bus.complaints import Complaints
-from bus.handlers import check_runs
-from bus.inbox import check_databases
-from bus.lane import LaneId
+from bus.consuming.handlers import check_runs
+from bus.consuming.lane import LaneId
+from bus.consuming.subscriptions import Subscription, Subscriptions
+from bus.safety.complaints import Complaints
 from bus.signals import lease_lost
-from bus.subscriptions import Subscription, Subscriptions
+from bus.transactions.inbox import check_databases
 from bus.values import TopicSpec
-from workers import failures
-from workers.chores import Chores
 from workers.forks import forks
-from workers.identity import this_process
 from workers.mainloop import MainLoop
-from workers.membership import Membership
+from workers.membership.identity import this_process
+from workers.membership.keeper import Membership
 from workers.order import SliceOrder
-from workers.owned import Ended
 from workers.progress import Progress
-from workers.runtime import Runtime
-from workers.scheduler import Scheduler
-from workers.upkeep import Upkeep
-from workers.watcher import Watcher
+from workers.scheduling.owned import Ended
+from workers.scheduling.scheduler import Scheduler
+from workers.scheduling.watcher import Watcher
+from workers.slices import failures
+from workers.slices.runtime import Runtime
+from workers.upkeep.chores import Chores
+from workers.upkeep.threads import Upkeep
 
 logger = logging.getLogger("jitney.workers")
 complaints = Complaints(logger)

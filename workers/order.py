@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntFlag
 
-from bus.lane import Lane, LaneId
+from bus.consuming.lane import Lane, LaneId
 from bus.values import Ordering, id_pair
 
 #: Seconds after which a slice ends, so that other lanes and ordinary tasks get their turn.
@@ -42,7 +42,7 @@ class Fallen:
     finished: tuple[str, ...] = ()
     """Messages that were handled but not settled."""
     refused: tuple[bytes, ...] = ()
-    """What became of messages that are not done, and not settled (see `bus.lane.Lane.refused`)."""
+    """What became of messages that are not done, and not settled (see `bus.consuming.lane.Lane.refused`)."""
     running: str | None = None
     """The message in hand when the process died."""
     batch: bool = False

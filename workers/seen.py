@@ -38,7 +38,7 @@ class SlotView:
     """(lane index, id) of messages that are done and not settled yet."""
     refused: list[tuple[int, bytes]]
     """(lane index, record) of messages that are not done, and not settled yet (see
-    `bus.lane.Lane.refused`)."""
+    `bus.consuming.lane.Lane.refused`)."""
     reports: list[Report]
     took_in: bool
     """What the slice before had left is settled."""

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from bus import delayed
-from bus.delayed import DelayedRef
 from bus.doctor.finding import Finding
 from bus.observe.facts import ask, is_absent
+from bus.operating import delayed
+from bus.operating.delayed import DelayedRef
+from bus.safety.unreadable import shown
 from bus.streams.connect import check
-from bus.unreadable import shown
 
 if TYPE_CHECKING:
     from bus.client import Bus
-    from bus.keys import PartitionKeys
+    from bus.format.keys import PartitionKeys
     from bus.streams.wire import Command
 
 #: Records named in one text; and read of one partition at most, in pages of so many.

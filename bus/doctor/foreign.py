@@ -9,17 +9,17 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from bus import state as states
 from bus.client import Bus
 from bus.doctor.finding import Finding, Level
-from bus.keys import PartitionKeys, unpad_id
-from bus.moments import MAX_EXACT
+from bus.format import state as states
+from bus.format.keys import PartitionKeys, unpad_id
 from bus.observe.facts import ask
-from bus.retention import ahead_words
+from bus.safety.moments import MAX_EXACT
+from bus.safety.unreadable import Unreadable, shown
 from bus.streams.commands import fields_of, is_nogroup, is_wrongtype, text
 from bus.streams.connect import check, seconds_of
 from bus.streams.wire import Command
-from bus.unreadable import Unreadable, shown
+from bus.upkeep.retention import ahead_words
 from bus.values import id_pair, known_id
 
 #: Records named in one text, and members or fields looked at in one key.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bus import newcomers, observe
+from bus import observe
 from bus.client import Bus
 from bus.doctor.finding import Finding
 from bus.observe import GroupSnapshot
 from bus.observe.loss import loss_words
+from bus.upkeep import newcomers
 
 _LEAVE = "Leave removing to retention: no XTRIM, XDEL, or MAXLEN by other programs."
 

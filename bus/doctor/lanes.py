@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bus import lease as leases
 from bus.client import Bus
+from bus.consuming.lane import LaneId
 from bus.doctor.finding import Finding
 from bus.errors import ServerError
-from bus.lane import LaneId
+from bus.format import lease as leases
+from bus.format.worker_record import WorkerRecord, read_table, where
 from bus.observe import members, unheld
 from bus.observe.facts import ask, is_absent
+from bus.safety.unreadable import Unreadable, shown
 from bus.streams.connect import check
 from bus.streams.wire import Command
-from bus.unreadable import Unreadable, shown
-from bus.worker_record import WorkerRecord, read_table, where
 
 #: Lanes or records named in one text.
 _NAMED = 5

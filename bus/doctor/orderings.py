@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from bus import reordering
 from bus.client import Bus
 from bus.doctor.finding import Finding
-from bus.reordering import Place
 from bus.streams.commands import is_nogroup
 from bus.streams.connect import check
+from bus.topics import reordering
+from bus.topics.reordering import Place
 from bus.values import Ordering
 
 _HINT = (

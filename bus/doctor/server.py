@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from bus.client import Bus
 from bus.doctor.finding import Finding
 from bus.errors import ServerError
+from bus.format.records import layout_of
 from bus.observe.info import Info
-from bus.records import layout_of
-from bus.registry import LAYOUT
+from bus.safety.unreadable import Unreadable
 from bus.streams.commands import fields_of, text
 from bus.streams.wire import Command
-from bus.unreadable import Unreadable
+from bus.topics.registry import LAYOUT
 
 #: The oldest supported version of each kind.
 _OLDEST = {"Redis": (7, 0), "Valkey": (8, 0)}

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from bus import lease as leases
+from bus.format import lease as leases
+from bus.format.worker_record import WorkerRecord
 from bus.observe.snapshots import WorkerSnapshot
-from bus.worker_record import WorkerRecord
 
 
 def holder(lease: Any) -> str | None:

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bus import codec, strangers
 from bus.client import Bus
+from bus.format import codec, strangers
 from bus.observe.facts import ask, stream_command, stream_facts
 from bus.observe.survey import spec_of
-from bus.registry import SPEC_SECONDS
 from bus.streams.commands import is_nogroup, text
 from bus.streams.connect import check
 from bus.streams.wire import Link
+from bus.topics.registry import SPEC_SECONDS
 from bus.values import Message, id_pair
 
 #: About how many messages one read of a tail brings, over all partitions.

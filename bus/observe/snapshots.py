@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from bus.observe.loss import LastLoss
-from bus.unreadable import Unreadable
+from bus.safety.unreadable import Unreadable
 from bus.values import Ordering
 
 

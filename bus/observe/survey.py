@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from bus import delayed, reordering
 from bus.client import Bus
+from bus.format.worker_record import WorkerRecord, read_table
 from bus.observe import lag as lags
 from bus.observe import members, unheld
 from bus.observe.facts import StreamFacts, ask, is_absent, number, stream_command, stream_facts
@@ -25,12 +25,13 @@ from bus.observe.info import Info
 from bus.observe.loss import LastLoss
 from bus.observe.share import Share
 from bus.observe.snapshots import GroupPartitionSnapshot, WorkerSnapshot
-from bus.registry import GroupSpec
+from bus.operating import delayed
+from bus.safety.unreadable import Unreadable
 from bus.streams.connect import check, seconds_of
 from bus.streams.wire import Command
-from bus.unreadable import Unreadable
+from bus.topics import reordering
+from bus.topics.registry import GroupSpec
 from bus.values import TopicSpec
-from bus.worker_record import WorkerRecord, read_table
 
 #: The lane of an ordered group, whoever owns it.
 _ORDERED_LANE = "0"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from bus.lane import LaneId
-from bus.worker_record import WorkerRecord
+from bus.consuming.lane import LaneId
+from bus.format.worker_record import WorkerRecord
 
 
 def suspected(records: Iterable[WorkerRecord]) -> set[LaneId]:

@@ -27,7 +27,7 @@ from bus.errors import (
     PartitionFull,
     ServerError,
 )
-from bus.secret import Secret, SecretBytes
+from bus.safety.secret import Secret, SecretBytes
 from bus.streams import embedded
 from bus.streams.sentinel import master_of
 from bus.streams.url import Address, Url, parse

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bus.secret import Secret
+from bus.safety.secret import Secret
 
 SCHEMES = ("embedded", "redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 from bus.errors import ConfigurationError
-from bus.secret import Secret
+from bus.safety.secret import Secret
 from bus.streams.options import OPTIONS, REFUSED, SCHEMES, SENTINEL, TLS, WrongError, number, secret
 
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")

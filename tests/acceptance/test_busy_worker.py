@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.partition import partition_of
+from bus.format.partition import partition_of
 from tests.acceptance.shopping import GROUPS, Shop
 from tests.waiting import wait_until
 

@@ -8,8 +8,9 @@ from collections import Counter
 
 import pytest
 
-from bus import deadletters, observe
+from bus import observe
 from bus.errors import UnknownGroup
+from bus.operating import deadletters
 from tests.acceptance.shopping import ROOT, Shop
 from tests.waiting import wait_until
 

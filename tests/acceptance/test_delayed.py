@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from bus import delayed
+from bus.operating import delayed
 from bus.streams.embedded import EmbeddedServer
 from tests.acceptance.shopping import GROUPS, Shop, Worker
 from tests.waiting import wait_until

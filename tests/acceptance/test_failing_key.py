@@ -18,7 +18,7 @@ import pytest
 from admin_ui import verdicts
 from bus import observe
 from bus.errors import UnknownGroup
-from bus.partition import partition_of
+from bus.format.partition import partition_of
 from tests.acceptance.shopping import Shop
 from tests.waiting import wait_until
 

@@ -15,7 +15,7 @@ import pytest
 
 from bus.client import Bus
 from bus.errors import BusError, BusFull, BusUnavailable, PublishUncertain
-from bus.partition import partition_of
+from bus.format.partition import partition_of
 from bus.streams.commands import fields_of
 from bus.streams.embedded import EmbeddedServer
 from tests.acceptance.shopping import GROUPS, Shop, Worker

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bus import groups
+from bus.operating import groups
 from tests.acceptance.shopping import Shop
 
 pytestmark = pytest.mark.timeout(240)

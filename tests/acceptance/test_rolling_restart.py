@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bus.reordering import Place, read
+from bus.topics.reordering import Place, read
 from tests.acceptance.shopping import GROUPS, Shop
 from tests.waiting import wait_until
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from bus import deadletters, observe
+from bus import observe
+from bus.cli.direct import Direct
 from bus.client import Bus
-from bus.deadletters import Selection
+from bus.operating import deadletters
+from bus.operating.deadletters import Selection
 from bus.streams.connect import is_forbidden
 from bus.streams.embedded import EmbeddedServer
-from bus.terminal.direct import Direct
 from tests.acceptance.shopping import Shop
 from tests.acceptance.test_exactly_once import Bank
 from tests.acls import as_user, rules, user_url

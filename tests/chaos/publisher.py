@@ -12,10 +12,10 @@ import random
 import signal
 import time
 
-from bus import codec
 from bus.client import Bus
 from bus.errors import BusUnavailable, PublishUncertain, Undecodable
-from bus.partition import partition_of
+from bus.format import codec
+from bus.format.partition import partition_of
 from bus.streams.commands import text
 from tests.chaos.ledger import Ledger, Published
 

@@ -15,20 +15,20 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-import bus.plan
+import bus.consuming.plan
 import workers.consumer
-import workers.handling
-import workers.slice
+import workers.slices.handling
+import workers.slices.slice
+from bus.consuming.lane import Lane, LaneId
+from bus.consuming.turn import Turns
 from bus.errors import ServerError
-from bus.lane import Lane, LaneId
 from bus.streams.commands import Script, script
 from bus.streams.connect import error_of
-from bus.turn import Turns
 from bus.values import Message
-from workers.dispatch import Failed
-from workers.handling import Handling
-from workers.homes import View
-from workers.membership import Membership
+from workers.membership.homes import View
+from workers.membership.keeper import Membership
+from workers.slices.dispatch import Failed
+from workers.slices.handling import Handling
 
 
 def take_place(saboteur: type, module: ModuleType, *methods: str) -> None:

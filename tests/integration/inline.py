@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from django.db import connections
 
 from bus.client import Bus
-from bus.subscriptions import Subscription
+from bus.consuming.subscriptions import Subscription
 from workers.consumer import Consumer, Host
 from workers.order import SliceOrder
-from workers.slice import Slice
+from workers.slices.slice import Slice
 
 
 class InlineWorker:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from django.db import connections
 
-from bus import codec, forgetting, marks
 from bus.client import Bus
+from bus.format import codec
 from bus.models import AuditRecord, InboxFloor, InboxOpen, InboxRow
-from bus.registry import GroupSpec
+from bus.topics.registry import GroupSpec
+from bus.transactions import forgetting, marks
 from bus.values import Message, TopicSpec, id_pair
 
 TOPIC, GROUP = "orders", "stock"

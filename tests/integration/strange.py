@@ -13,17 +13,17 @@ import pytest
 from django.test import Client
 from django.urls import URLPattern
 
-import workers.owned
-import workers.watcher
+import workers.scheduling.owned
+import workers.scheduling.watcher
 from admin_ui import urls
 from bus import default
+from bus.cli import tree
+from bus.cli.session import Session
 from bus.client import Bus
-from bus.declared import Declared
-from bus.partition import partition_of
+from bus.consuming.subscriptions import Subscription
+from bus.format.partition import partition_of
 from bus.streams.embedded import EmbeddedServer
-from bus.subscriptions import Subscription
-from bus.terminal import tree
-from bus.terminal.session import Session
+from bus.topics.declared import Declared
 from bus.values import Message, RetryPolicy
 from tests.integration.inline import InlineWorker
 from tests.waiting import wait_until

@@ -12,11 +12,12 @@ from django.contrib.auth.models import Permission, User
 from django.http import HttpResponse
 from django.test import Client
 
-from bus import deadletters, default
+from bus import default
 from bus.client import Bus
 from bus.models import AuditRecord
-from bus.registry import Declared
+from bus.operating import deadletters
 from bus.streams.embedded import EmbeddedServer
+from bus.topics.registry import Declared
 from tests.ui import scene
 
 pytestmark = pytest.mark.django_db

@@ -14,9 +14,9 @@ from django.test import Client
 from bus import default
 from bus.client import Bus
 from bus.models import AuditRecord, Topic
-from bus.registry import Declared
 from bus.streams.embedded import EmbeddedServer
 from bus.streams.wire import Link
+from bus.topics.registry import Declared
 from tests.ui import scene
 
 pytestmark = pytest.mark.django_db

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bus import deadletters, marks, observe
+from bus import observe
 from bus.client import Bus
+from bus.consuming.subscriptions import Subscription
 from bus.errors import Reject
-from bus.registry import GroupSpec
+from bus.operating import deadletters
 from bus.streams.embedded import EmbeddedServer
-from bus.subscriptions import Subscription
+from bus.topics.registry import GroupSpec
+from bus.transactions import marks
 from bus.values import Message, Ordering
 from tests.integration.inline import ForkingWorker
 from tests.waiting import wait_until

@@ -11,17 +11,20 @@ from typing import Any
 import orjson
 import pytest
 
-from bus import delayed, groups, making, marks, retention
 from bus.client import Bus
-from bus.delayed import DelayedRef
+from bus.consuming.lane import Lane, LaneId, key_hash
+from bus.consuming.turn import Turns
 from bus.errors import BusUnavailable
-from bus.keys import PartitionKeys, pad_id
-from bus.lane import Lane, LaneId, key_hash
-from bus.registry import GroupSpec
+from bus.format.keys import PartitionKeys, pad_id
+from bus.operating import delayed, groups
+from bus.operating.delayed import DelayedRef
 from bus.streams import commands
 from bus.streams.connect import Client
 from bus.streams.embedded import EmbeddedServer
-from bus.turn import Turns
+from bus.topics import making
+from bus.topics.registry import GroupSpec
+from bus.transactions import marks
+from bus.upkeep import retention
 from bus.values import Message, Ordering, TopicSpec, id_pair
 
 TOPIC, GROUP, LEASE = "orders", "stock", "worker:1"

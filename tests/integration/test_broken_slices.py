@@ -9,21 +9,24 @@ from typing import Any
 
 import pytest
 
-from bus import deadletters, marks, observe
+from bus import observe
 from bus.client import Bus
-from bus.complaints import Complaints
+from bus.consuming.subscriptions import Subscription
+from bus.consuming.turn import Turns
 from bus.errors import ServerError
-from bus.registry import GroupSpec
+from bus.operating import deadletters
+from bus.safety.complaints import Complaints
 from bus.streams.embedded import EmbeddedServer
-from bus.subscriptions import Subscription
-from bus.turn import Turns
+from bus.topics.registry import GroupSpec
+from bus.transactions import marks
 from bus.values import Message, RetryPolicy
 from tests.integration.inline import InlineWorker
 from tests.waiting import wait_until
-from workers import consumer, failures
-from workers import slice as slices
+from workers import consumer
 from workers.order import SliceOrder
-from workers.slice import run
+from workers.slices import failures
+from workers.slices import slice as slices
+from workers.slices.slice import run
 
 ATTEMPTS = 3
 POLICY = RetryPolicy(attempts=ATTEMPTS, delay=0.01, factor=1.0, jitter=0.0)

@@ -18,15 +18,15 @@ import pytest
 from django.core.management import call_command
 
 from bus import topic as declared
+from bus.cli import tree
+from bus.cli.audited import Audited
+from bus.cli.direct import Direct
+from bus.cli.session import Session
 from bus.client import Bus
 from bus.errors import ConfigurationError
 from bus.models import AuditRecord, Topic
-from bus.registry import GroupSpec
 from bus.streams.embedded import EmbeddedServer
-from bus.terminal import tree
-from bus.terminal.audited import Audited
-from bus.terminal.direct import Direct
-from bus.terminal.session import Session
+from bus.topics.registry import GroupSpec
 from bus.values import TopicSpec
 from tests.waiting import wait_until
 
@@ -512,8 +512,8 @@ def test_without_click_the_command_line_says_what_to_install(
     from bus import cli
 
     # The import below puts another package there, which must not outlive this test.
-    monkeypatch.setattr(sys.modules["bus"], "terminal", sys.modules["bus.terminal"])
-    for name in [name for name in sys.modules if name.startswith("bus.terminal")]:
+    monkeypatch.setattr(sys.modules["bus"], "terminal", sys.modules["bus.cli"])
+    for name in [name for name in sys.modules if name.startswith("bus.cli")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "click", None)
 

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from bus.cli import tree
+from bus.cli.audited import Audited
+from bus.cli.direct import Direct
+from bus.cli.session import Session
 from bus.client import Bus
 from bus.models import AuditRecord
 from bus.streams.embedded import EmbeddedServer
-from bus.terminal import tree
-from bus.terminal.audited import Audited
-from bus.terminal.direct import Direct
-from bus.terminal.session import Session
 from tests.integration.test_deadletters import GROUP, TOPIC, Scene, drain
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bus import delayed, operate
+from bus.cli import tree
+from bus.cli.audited import Audited
+from bus.cli.direct import Direct
+from bus.cli.session import Session
 from bus.client import Bus
-from bus.delayed import DelayedRef
 from bus.errors import ReadOnly, UnknownTopic
 from bus.models import AuditRecord
+from bus.operating import delayed, operate
+from bus.operating.delayed import DelayedRef
 from bus.streams.embedded import EmbeddedServer
-from bus.terminal import tree
-from bus.terminal.audited import Audited
-from bus.terminal.direct import Direct
-from bus.terminal.session import Session
 from bus.values import TopicSpec
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -9,15 +9,15 @@ from typing import Any
 import click
 import pytest
 
-from bus import declarations
+from bus.cli import tree
+from bus.cli.audited import Audited
+from bus.cli.direct import Direct
+from bus.cli.session import Session
 from bus.client import Bus
 from bus.models import Topic
-from bus.registry import GroupSpec
 from bus.streams.embedded import EmbeddedServer
-from bus.terminal import tree
-from bus.terminal.audited import Audited
-from bus.terminal.direct import Direct
-from bus.terminal.session import Session
+from bus.topics import declarations
+from bus.topics.registry import GroupSpec
 from bus.values import TopicSpec
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from bus import plan
 from bus.client import Bus
+from bus.consuming import plan
+from bus.consuming.lane import Lane, LaneId
+from bus.consuming.turn import Turns
 from bus.errors import ReplyLost
-from bus.keys import unpad_id
-from bus.lane import Lane, LaneId
-from bus.registry import GroupSpec
+from bus.format.keys import unpad_id
 from bus.streams import commands
 from bus.streams.connect import Client
 from bus.streams.embedded import EmbeddedServer
 from bus.streams.wire import Command, Link
-from bus.turn import Turns
+from bus.topics.registry import GroupSpec
 from bus.values import Message
 
 GROUP = "stock"

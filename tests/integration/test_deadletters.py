@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from bus import deadletters, operate, pending
 from bus.client import Bus
-from bus.deadletters import LetterRef, Place, Selection
+from bus.consuming.lane import Lane, LaneId
+from bus.consuming.turn import Turns
 from bus.errors import ConfigurationError, ReadOnly, UnknownGroup, UnknownTopic
-from bus.lane import Lane, LaneId
 from bus.models import AuditRecord
-from bus.registry import GroupSpec
+from bus.operating import deadletters, operate, pending
+from bus.operating.deadletters import LetterRef, Place, Selection
 from bus.streams.commands import run
 from bus.streams.embedded import EmbeddedServer
-from bus.turn import Turns
+from bus.topics.registry import GroupSpec
 from bus.values import Message, Ordering, TopicSpec
 from tests.servers import redis7_server, valkey_server
 from tests.waiting import wait_until

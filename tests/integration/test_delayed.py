@@ -16,13 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bus import delayed, doctor, due, observe
+from bus import doctor, observe
 from bus.client import Bus
-from bus.delayed import DelayedRef
 from bus.errors import BusError, BusFull, ConfigurationError, InvalidMessage, Undecodable, UnknownTopic
-from bus.partition import partition_of
-from bus.registry import GroupSpec
+from bus.format.partition import partition_of
+from bus.operating import delayed
+from bus.operating.delayed import DelayedRef
 from bus.streams.embedded import EmbeddedServer
+from bus.topics.registry import GroupSpec
+from bus.upkeep import due
 from bus.values import Receipt, TopicSpec
 from tests.waiting import wait_until
 
@@ -240,7 +242,8 @@ def test_messages_wait_through_a_restart_of_the_server(own_server: EmbeddedServe
 
 MOVER = """
 import sys, time
-from bus import delayed, due
+from bus.operating import delayed
+from bus.upkeep import due
 from bus.client import Bus
 bus = Bus(sys.argv[1], prefix=sys.argv[2])
 print("ready", flush=True)

@@ -11,8 +11,8 @@ import pytest
 from bus import doctor
 from bus.client import Bus
 from bus.doctor import Finding
-from bus.registry import LAYOUT, GroupSpec
 from bus.streams.embedded import EmbeddedServer
+from bus.topics.registry import LAYOUT, GroupSpec
 from bus.values import TopicSpec
 
 GROUPS = ("inventory", "revenue")

@@ -12,15 +12,16 @@ import orjson
 import pytest
 from django.test import Client
 
-from bus import doctor, retention
+from bus import doctor
+from bus.cli.audited import Audited
 from bus.client import Bus
 from bus.doctor import Finding
 from bus.errors import ConfigurationError, ForeignData, PartitionFull
-from bus.keys import TYPES
-from bus.records import GroupSpec
+from bus.format.keys import TYPES
+from bus.format.records import GroupSpec
 from bus.streams import commands
 from bus.streams.embedded import EmbeddedServer
-from bus.terminal.audited import Audited
+from bus.upkeep import retention
 from bus.values import TopicSpec
 from tests.integration import strange
 from tests.integration.strange import GROUPS, SICK, WELL, World
@@ -351,7 +352,7 @@ def test_two_versions_work_side_by_side(world: World) -> None:
 
 
 def test_what_a_newer_version_keeps_of_a_failing_message_is_written_back(world: World) -> None:
-    from bus.state import Failure
+    from bus.format.state import Failure
 
     raw = orjson.dumps({"k": "", "a": 2, "e": "no", "t": 5, "n": False, "trace_id": "t-1"})
     failure = Failure.read("key", "1-1", raw)

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bus import doctor, marks, observe
+from bus import doctor, observe
 from bus.client import Bus
-from bus.lane import LaneId
+from bus.consuming.lane import LaneId
+from bus.consuming.subscriptions import Subscription
 from bus.streams.embedded import EmbeddedServer
-from bus.subscriptions import Subscription
+from bus.transactions import marks
 from bus.values import Message
 from tests.integration.inline import InlineWorker
 from tests.integration.test_ownership import new_bus
@@ -22,7 +23,7 @@ from tests.integration.views import Clock, Seer
 from tests.unit.test_worker_record import junk
 from tests.waiting import wait_until
 from workers.liveness import DEAD_SECONDS
-from workers.membership import DECLARE_SECONDS
+from workers.membership.keeper import DECLARE_SECONDS
 
 SERVES = {"t2/g3", "loose/l"}
 RECORDS = [b"{}", b"[]", b"\xff", b"7", b'{"beat":"x"}', b'{"beat":1,"declines":7}', b"x" * 100_000]

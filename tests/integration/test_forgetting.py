@@ -11,12 +11,13 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from bus import deadletters, forgetting
 from bus.client import Bus
 from bus.errors import StaleLease
-from bus.floor import Floors
-from bus.inbox import Inbox
 from bus.models import InboxFloor, InboxRow, MarkCopy
+from bus.operating import deadletters
+from bus.transactions import forgetting
+from bus.transactions.floor import Floors
+from bus.transactions.inbox import Inbox
 from bus.values import Message
 from tests.integration.places import GROUP, TOPIC, Place, effect, effects, floors, open_ones, rows
 

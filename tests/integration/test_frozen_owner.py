@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection, transaction
 
-from bus import deadletters
 from bus.client import Bus
 from bus.errors import Reject
-from bus.inbox import Inbox
 from bus.models import InboxFloor, Topic
+from bus.operating import deadletters
+from bus.transactions.inbox import Inbox
 from bus.values import Message, id_pair
 from tests.databases import Copies, default_database
 from tests.gates import Frozen

@@ -8,18 +8,20 @@ from datetime import timedelta
 
 import pytest
 
-from bus import deadletters, declarations, delayed, operate, retention
+from bus.cli import tree
+from bus.cli.direct import Direct
+from bus.cli.session import Session
 from bus.client import Bus
-from bus.deadletters import Selection
-from bus.delayed import DelayedRef
 from bus.errors import BusFull
-from bus.keys import PartitionKeys
+from bus.format.keys import PartitionKeys
 from bus.models import Topic
-from bus.registry import GroupSpec
+from bus.operating import deadletters, delayed, operate
+from bus.operating.deadletters import Selection
+from bus.operating.delayed import DelayedRef
 from bus.streams.embedded import EmbeddedServer
-from bus.terminal import tree
-from bus.terminal.direct import Direct
-from bus.terminal.session import Session
+from bus.topics import declarations
+from bus.topics.registry import GroupSpec
+from bus.upkeep import retention
 from bus.values import TopicSpec
 
 ADA = operate.Actor("cli", "ada")

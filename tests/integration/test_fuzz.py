@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 
 from bus import doctor
+from bus.cli.audited import Audited
 from bus.client import Bus
-from bus.keys import TYPES
+from bus.format.keys import TYPES
 from bus.streams.embedded import EmbeddedServer
-from bus.terminal.audited import Audited
 from tests.integration import strange
 from tests.integration.strange import GROUPS, SICK, WELL, World
 from tests.waiting import wait_until

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from bus import groups, observe
+from bus import observe
 from bus.client import Bus
 from bus.errors import ConfigurationError, UnknownGroup, UnknownTopic
+from bus.operating import groups
 from bus.streams.embedded import EmbeddedServer
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from bus.client import Bus
-from bus.lane import LaneId
-from bus.registry import GroupSpec
+from bus.consuming.lane import LaneId
 from bus.streams.wire import Link
+from bus.topics.registry import GroupSpec
 from bus.values import TopicSpec
-from workers.leases import Leases
-from workers.orderings import Orderings
+from workers.membership.leases import Leases
+from workers.membership.orderings import Orderings
 from workers.progress import Progress
-from workers.scheduler import Scheduler
+from workers.scheduling.scheduler import Scheduler
 
 TOPIC, GROUP, PARTITIONS = "orders", "stock", 64
 

@@ -14,20 +14,22 @@ from django.core.management import call_command
 from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.transaction import TransactionManagementError
 
-from bus import checks, codec, default, inbox
+from bus import checks, default
 from bus.client import Bus
+from bus.consuming.subscriptions import Subscription
 from bus.errors import ConfigurationError, InboxUnavailable, Reject
-from bus.inbox import Inbox
+from bus.format import codec
 from bus.models import AuditRecord, InboxRow, Topic
-from bus.registry import GroupSpec
-from bus.subscriptions import Subscription
+from bus.topics.registry import GroupSpec
+from bus.transactions import inbox
+from bus.transactions.inbox import Inbox
 from bus.values import Message, RetryPolicy, TopicSpec, id_pair
 from tests.integration.inline import InlineWorker
 from tests.waiting import wait_until
 from workers.consumer import Consumer
-from workers.dispatch import Dispatcher
 from workers.middleware import default_middleware
 from workers.middleware.time_limit import SoftTimeLimitExceeded
+from workers.slices.dispatch import Dispatcher
 
 GROUP = "stock"
 

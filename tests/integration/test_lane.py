@@ -15,21 +15,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import workers.handling
-import workers.slice
+import workers.slices.handling
+import workers.slices.slice
 from bus.client import Bus
+from bus.consuming.lane import LaneId
+from bus.consuming.subscriptions import Subscription, Subscriptions
 from bus.errors import Reject, ReplyLost, Retry
-from bus.lane import LaneId
-from bus.registry import GroupSpec
 from bus.streams import commands
 from bus.streams.connect import Endpoint
 from bus.streams.wire import Link
-from bus.subscriptions import Subscription, Subscriptions
+from bus.topics.registry import GroupSpec
 from bus.values import RetryPolicy, TopicSpec
-from workers.dispatch import Dispatcher
 from workers.progress import Progress
-from workers.scheduler import Scheduler
-from workers.slice import Runtime, Slice
+from workers.scheduling.scheduler import Scheduler
+from workers.slices.dispatch import Dispatcher
+from workers.slices.slice import Runtime, Slice
 
 TOPIC, GROUP = "orders", "stock"
 

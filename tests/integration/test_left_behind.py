@@ -8,18 +8,19 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from bus import groups, marks
 from bus.client import Bus
-from bus.registry import GroupSpec
+from bus.consuming.subscriptions import Subscription
+from bus.operating import groups
 from bus.streams.commands import fields_of, scan, text
 from bus.streams.embedded import EmbeddedServer
-from bus.subscriptions import Subscription
+from bus.topics.registry import GroupSpec
+from bus.transactions import marks
 from bus.values import Message
 from tests.integration.inline import InlineWorker
 from tests.integration.views import Clock, Seer
 from tests.waiting import wait_until
 from workers.liveness import DEAD_SECONDS
-from workers.sweep import PAGE_SECONDS, REST_SECONDS
+from workers.membership.sweep import PAGE_SECONDS, REST_SECONDS
 
 PARTITIONS, SLOTS = 3, 2
 SERVES, LOOSE = {"loose/l", "keyed/k"}, {"loose/l"}

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from bus import codec
+from bus.consuming.subscriptions import Subscription
+from bus.format import codec
 from bus.models import AuditRecord, InboxRow
-from bus.subscriptions import Subscription
 from bus.values import Message
-from workers.dispatch import Dispatcher
 from workers.lineage import lineage
 from workers.middleware import default_middleware
+from workers.slices.dispatch import Dispatcher
 
 
 def _raise() -> None:

@@ -11,15 +11,16 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from bus import doctor, losses, observe, retention
+from bus import doctor, observe
+from bus.cli import groups as terminal
 from bus.client import Bus
 from bus.errors import Forbidden
-from bus.groups import delete
 from bus.observe.loss import LastLoss
-from bus.registry import GroupSpec
+from bus.operating.groups import delete
 from bus.streams.connect import check
 from bus.streams.embedded import EmbeddedServer
-from bus.terminal import groups as terminal
+from bus.topics.registry import GroupSpec
+from bus.upkeep import losses, retention
 from tests import acls
 
 pytestmark = pytest.mark.both_servers

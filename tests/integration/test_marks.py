@@ -8,11 +8,11 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from bus import marks
 from bus.client import Bus
 from bus.models import MarkCopy
-from bus.registry import GroupSpec
 from bus.streams.embedded import EmbeddedServer
+from bus.topics.registry import GroupSpec
+from bus.transactions import marks
 from bus.values import TopicSpec
 
 TOPIC, GROUP = "orders", "stock"

@@ -10,21 +10,21 @@ import orjson
 import pytest
 
 from bus.client import Bus
-from bus.lane import Failure, Lane, LaneId
-from bus.partition import partition_of
-from bus.registry import GroupSpec
+from bus.consuming.lane import Failure, Lane, LaneId
+from bus.consuming.subscriptions import Subscription
+from bus.format.partition import partition_of
 from bus.streams.commands import fields_of, scan, text
 from bus.streams.embedded import EmbeddedServer
-from bus.subscriptions import Subscription
+from bus.topics.registry import GroupSpec
 from bus.values import Message
 from tests.integration.inline import InlineWorker
 from tests.waiting import wait_until
-from workers.identity import this_process
-from workers.leases import Leases
 from workers.liveness import DEAD_SECONDS, LEAD_SECONDS
+from workers.membership.identity import this_process
+from workers.membership.leases import Leases
+from workers.membership.roster import Roster
 from workers.order import Fallen
-from workers.owned import OwnedLane
-from workers.roster import Roster
+from workers.scheduling.owned import OwnedLane
 
 PARTITIONS = 2
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from bus.client import Bus
+from bus.consuming.subscriptions import Subscription
 from bus.streams.embedded import EmbeddedServer
-from bus.subscriptions import Subscription
 from bus.values import RetryPolicy
 from tests.integration.inline import InlineWorker
 from tests.waiting import wait_until

@@ -8,15 +8,15 @@ from typing import Any
 import orjson
 import pytest
 
-from bus import waiting
 from bus.client import Bus
-from bus.keys import pad_id
-from bus.lane import Lane, LaneId, key_hash
-from bus.registry import GroupSpec
+from bus.consuming import waiting
+from bus.consuming.lane import Lane, LaneId, key_hash
+from bus.consuming.turn import Turns
+from bus.format.keys import pad_id
 from bus.streams import commands
 from bus.streams.connect import Endpoint
 from bus.streams.wire import Link
-from bus.turn import Turns
+from bus.topics.registry import GroupSpec
 from bus.values import TopicSpec
 
 pytestmark = pytest.mark.both_servers

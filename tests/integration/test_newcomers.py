@@ -8,13 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from bus import doctor, groups, newcomers
+from bus import doctor
 from bus.client import Bus
+from bus.consuming.subscriptions import Subscription
 from bus.errors import ConfigurationError
-from bus.newcomers import Newcomers, backlog
-from bus.registry import GroupSpec
+from bus.operating import groups
 from bus.streams.embedded import EmbeddedServer
-from bus.subscriptions import Subscription
+from bus.topics.registry import GroupSpec
+from bus.upkeep import newcomers
+from bus.upkeep.newcomers import Newcomers, backlog
 from bus.values import Message
 from tests.integration.inline import InlineWorker
 from tests.waiting import wait_until

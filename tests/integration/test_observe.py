@@ -18,9 +18,9 @@ from bus.client import Bus
 from bus.errors import UnknownGroup, UnknownTopic
 from bus.observe import GroupPartitionSnapshot, Lag
 from bus.observe.lag import PARTITION_BUDGET, ROUNDS
-from bus.registry import GroupSpec
 from bus.streams.embedded import EmbeddedServer
 from bus.streams.wire import Link
+from bus.topics.registry import GroupSpec
 from bus.values import Message, Ordering, TopicSpec, id_pair
 from tests.servers import redis7_server
 from tests.waiting import wait_until

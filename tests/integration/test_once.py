@@ -9,7 +9,7 @@ import pytest
 
 from bus.client import Bus
 from bus.errors import BusFull, InvalidMessage, PublishUncertain
-from bus.partition import partition_of
+from bus.format.partition import partition_of
 from bus.streams.embedded import EmbeddedServer
 from tests.proxy import Proxy
 

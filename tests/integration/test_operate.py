@@ -10,10 +10,10 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from bus import operate
 from bus.client import Bus
 from bus.errors import BusUnavailable, ConfigurationError, ReadOnly, UnknownGroup, UnknownTopic
 from bus.models import AuditRecord, Topic
+from bus.operating import operate
 from bus.streams.embedded import EmbeddedServer
 from bus.values import TopicSpec
 

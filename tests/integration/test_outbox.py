@@ -17,20 +17,22 @@ from django.test import Client
 from django.utils import timezone
 
 import bus as jitney
-from bus import default, netstrings, outbox
+from bus import default
+from bus.cli import tree
+from bus.cli.audited import Audited
+from bus.cli.direct import Direct
+from bus.cli.session import Session
 from bus.client import Bus
 from bus.errors import BusUnavailable, InvalidMessage, NotInTransaction, PublishUncertain, UnknownTopic
+from bus.format import netstrings
 from bus.models import OutboxRow, OutboxShard, Topic
-from bus.outbox import Relay, boot_time
 from bus.streams.commands import scan
-from bus.terminal import tree
-from bus.terminal.audited import Audited
-from bus.terminal.direct import Direct
-from bus.terminal.session import Session
+from bus.transactions import outbox
+from bus.transactions.outbox import Relay, boot_time
 from bus.values import TopicSpec
 from tests.waiting import wait_until
-from workers.chores import RELAY_SECONDS, Chores
-from workers.upkeep import Step, Upkeep
+from workers.upkeep.chores import RELAY_SECONDS, Chores
+from workers.upkeep.threads import Step, Upkeep
 
 
 @pytest.fixture
@@ -227,7 +229,7 @@ def test_what_is_wrong_with_one_topic_stops_no_other(bus: Bus, caplog: pytest.Lo
     assert relay.run() == 0
     assert values(bus) == [2]
     assert relay.failed == {("aaa", 0)}
-    (record,) = [record for record in caplog.records if record.name == "bus.outbox"]
+    (record,) = [record for record in caplog.records if record.name == "bus.transactions.outbox"]
     assert record.levelno == logging.ERROR
     assert "aaa/0" in record.getMessage()
 

@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from admin_ui import verdicts
-from bus import doctor, marks, observe
+from bus import doctor, observe
 from bus.client import Bus
-from bus.lane import LaneId
-from bus.registry import GroupSpec
+from bus.consuming.lane import LaneId
 from bus.streams.embedded import EmbeddedServer
+from bus.topics.registry import GroupSpec
+from bus.transactions import marks
 from tests.integration.views import Clock, Seer
-from workers.unheld import UNHELD_SECONDS
+from workers.membership.unheld import UNHELD_SECONDS
 
 #: topic → partitions; "late" is not there at first.
 TOPICS = {"t0": 1, "t1": 1, "t2": 3, "loose": 2}

@@ -26,10 +26,10 @@ from bus.errors import (
     ServerError,
     UnknownTopic,
 )
-from bus.partition import partition_of
-from bus.producer import Producer
-from bus.registry import GroupSpec
+from bus.format.partition import partition_of
+from bus.publishing.producer import Producer
 from bus.streams.embedded import EmbeddedServer
+from bus.topics.registry import GroupSpec
 from tests import loops
 from tests.proxy import Proxy
 from tests.waiting import wait_until
@@ -474,7 +474,7 @@ def test_a_producer_whose_thread_breaks_leaves_nobody_waiting(
 
     producer = Producer(bus, batch_messages=10)
     producer.send("orders", 0).result(SOON)
-    monkeypatch.setattr("bus.sender.Flight.write", broken)
+    monkeypatch.setattr("bus.publishing.sender.Flight.write", broken)
     futures = [producer.send("orders", number) for number in range(10)]
     assert all(isinstance(future.exception(SOON), BusError) for future in futures)
     with pytest.raises(ProducerClosed):

@@ -10,10 +10,10 @@ import pytest
 
 from bus.client import Bus
 from bus.errors import BusFull, BusUnavailable, InvalidMessage, PublishUncertain, UnknownTopic
-from bus.partition import partition_of
-from bus.registry import GroupSpec
+from bus.format.partition import partition_of
 from bus.streams import commands
 from bus.streams.embedded import EmbeddedServer
+from bus.topics.registry import GroupSpec
 from bus.values import Receipt
 from tests.proxy import Proxy
 

@@ -17,17 +17,19 @@ from django.db import connection
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
 
-from bus import deadletters, declarations, default, delayed, groups, operate
+from bus import default
+from bus.cli import tree
+from bus.cli.audited import Audited
+from bus.cli.direct import Direct
+from bus.cli.session import Operator, Session
 from bus.client import Bus
 from bus.errors import ReadOnly
 from bus.models import Topic
-from bus.operate import Actor
-from bus.registry import Declared
+from bus.operating import deadletters, delayed, groups, operate
+from bus.operating.operate import Actor
 from bus.streams.embedded import EmbeddedServer
-from bus.terminal import tree
-from bus.terminal.audited import Audited
-from bus.terminal.direct import Direct
-from bus.terminal.session import Operator, Session
+from bus.topics import declarations
+from bus.topics.registry import Declared
 from bus.values import TopicSpec
 
 pytestmark = pytest.mark.django_db(transaction=True)

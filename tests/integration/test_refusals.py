@@ -7,21 +7,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from bus import marks
 from bus.client import Bus
+from bus.consuming.lane import Lane, LaneId
+from bus.consuming.turn import Turns
 from bus.errors import Forbidden
-from bus.keys import PartitionKeys, pad_id
-from bus.lane import Lane, LaneId
-from bus.registry import GroupSpec
+from bus.format.keys import PartitionKeys, pad_id
 from bus.streams.commands import text
 from bus.streams.embedded import EmbeddedServer
-from bus.turn import Turns
+from bus.topics.registry import GroupSpec
+from bus.transactions import marks
 from tests.acls import PASSWORD, as_user, user_url
 from tests.integration.views import Clock, Seer
-from workers.leases import Leases
+from workers.membership.leases import Leases
+from workers.membership.sweep import PAGE_SECONDS
 from workers.order import Fallen
-from workers.owned import OwnedLane
-from workers.sweep import PAGE_SECONDS
+from workers.scheduling.owned import OwnedLane
 
 pytestmark = pytest.mark.both_servers
 

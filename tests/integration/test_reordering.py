@@ -14,11 +14,11 @@ import pytest
 
 from bus import doctor, observe
 from bus.client import Bus
+from bus.consuming.subscriptions import Subscription
 from bus.errors import Retry
-from bus.registry import GroupSpec
-from bus.reordering import Place, read
 from bus.streams.commands import fields_of, text
-from bus.subscriptions import Subscription
+from bus.topics.registry import GroupSpec
+from bus.topics.reordering import Place, read
 from bus.values import ORDERINGS, RetryPolicy, id_pair
 from tests.integration.inline import InlineWorker
 from tests.integration.test_membership import a_dead_process, leave_behind

@@ -11,15 +11,16 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 
-from bus import deadletters, default
+from bus import default
+from bus.cli import tree
+from bus.cli.audited import Audited
+from bus.cli.direct import Direct
+from bus.cli.session import Session
 from bus.client import Bus
 from bus.models import AuditRecord
-from bus.registry import Declared
+from bus.operating import deadletters
 from bus.streams.embedded import EmbeddedServer
-from bus.terminal import tree
-from bus.terminal.audited import Audited
-from bus.terminal.direct import Direct
-from bus.terminal.session import Session
+from bus.topics.registry import Declared
 from tests.ui import scene
 
 pytestmark = pytest.mark.django_db

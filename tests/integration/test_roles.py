@@ -10,17 +10,18 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.test import Client as Browser
 
-from bus import default, doctor, groups, observe
+from bus import default, doctor, observe
+from bus.cli import tree
+from bus.cli.audited import Audited
+from bus.cli.direct import Direct
+from bus.cli.session import Session
 from bus.client import Bus
 from bus.errors import BusUnavailable, Forbidden
-from bus.outbox import Relay
-from bus.producer import Producer
+from bus.operating import groups
+from bus.publishing.producer import Producer
 from bus.streams.connect import is_forbidden
 from bus.streams.embedded import EmbeddedServer
-from bus.terminal import tree
-from bus.terminal.audited import Audited
-from bus.terminal.direct import Direct
-from bus.terminal.session import Session
+from bus.transactions.outbox import Relay
 from tests import loops
 from tests.acls import as_user, rules
 from tests.integration.test_read_only import LOOKING

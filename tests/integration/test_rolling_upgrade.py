@@ -9,13 +9,13 @@ import pytest
 from django.db import Error, connection
 from django.db.migrations.executor import MigrationExecutor
 
-from bus import marks
 from bus.client import Bus
 from bus.models import MarkCopy
-from bus.registry import GroupSpec
 from bus.streams.embedded import EmbeddedServer
+from bus.topics.registry import GroupSpec
+from bus.transactions import marks
 from tests.integration.views import Clock, Seer
-from workers.upkeep import Step, Upkeep
+from workers.upkeep.threads import Step, Upkeep
 
 TOPIC, GROUP = "orders", "stock"
 BEFORE, AFTER = "0005_inbox_floor", "0006_mark_copy_era"

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bus import codec
 from bus.client import Bus
 from bus.errors import InvalidMessage
-from bus.producer import Producer
+from bus.format import codec
+from bus.publishing.producer import Producer
 from bus.streams.embedded import EmbeddedServer
 from bus.values import Receipt
 from tests import loops

@@ -12,13 +12,13 @@ from typing import Any
 import orjson
 import pytest
 
-from bus import making
+from bus.consuming.outcomes import Outcomes
 from bus.errors import BusFull, ServerError
-from bus.keys import Keys, PartitionKeys, pad_id
-from bus.outcomes import Outcomes
-from bus.registry import GroupSpec
+from bus.format.keys import Keys, PartitionKeys, pad_id
 from bus.streams import commands
 from bus.streams.connect import Client
+from bus.topics import making
+from bus.topics.registry import GroupSpec
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.both_servers

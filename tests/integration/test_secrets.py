@@ -23,15 +23,15 @@ from django.views.debug import ExceptionReporter
 
 import bus as api
 from bus import checks, conf, default, doctor
+from bus.cli import tree
+from bus.cli.audited import Audited
+from bus.cli.direct import Direct
+from bus.cli.session import Session
 from bus.client import Bus
 from bus.errors import BusError
 from bus.reporting import ReporterFilter, without_passwords
 from bus.streams.embedded import EmbeddedServer
 from bus.streams.wire import Link
-from bus.terminal import tree
-from bus.terminal.audited import Audited
-from bus.terminal.direct import Direct
-from bus.terminal.session import Session
 from tests.passwords import BAD_PLACES, GOOD_PLACES, WORDS, is_told
 
 ROOT = Path(__file__).parents[2]

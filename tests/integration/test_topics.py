@@ -13,11 +13,12 @@ import pytest
 from django.db import OperationalError
 
 import bus as public
-from bus import declarations, default
+from bus import default
 from bus.client import Bus
 from bus.errors import BusUnavailable, UnknownTopic
 from bus.models import Topic
 from bus.streams.embedded import EmbeddedServer
+from bus.topics import declarations
 from bus.values import TopicSpec
 
 ROOT = Path(__file__).parents[2]

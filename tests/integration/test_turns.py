@@ -6,19 +6,19 @@ import uuid
 
 import pytest
 
-from bus import losses
 from bus.client import Bus
+from bus.consuming.lane import Lane, LaneId
+from bus.consuming.mending import PAGE, RELEASE
+from bus.consuming.plan import GroupLost
+from bus.consuming.sizes import FETCH_BYTES
+from bus.consuming.turn import Turns
 from bus.errors import BusUnavailable, ReplyLost, StaleLease
-from bus.keys import Keys
-from bus.lane import Lane, LaneId
-from bus.mending import PAGE, RELEASE
-from bus.plan import GroupLost
-from bus.registry import GroupSpec
-from bus.sizes import FETCH_BYTES
+from bus.format.keys import Keys
 from bus.streams import commands, history
 from bus.streams.connect import Endpoint
 from bus.streams.wire import Link
-from bus.turn import Turns
+from bus.topics.registry import GroupSpec
+from bus.upkeep import losses
 from bus.values import Message, TopicSpec
 from tests.waiting import wait_until
 

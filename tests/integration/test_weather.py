@@ -11,7 +11,7 @@ import pytest
 
 from bus.client import Bus
 from bus.errors import BusError, BusFull, BusUnavailable, PublishUncertain, ServerError
-from bus.producer import Producer
+from bus.publishing.producer import Producer
 from bus.streams.connect import Client, Endpoint
 from bus.streams.embedded import EmbeddedServer
 from tests import loops

@@ -16,13 +16,15 @@ from django.utils import timezone
 
 import bus as jitney
 from admin_ui import queries
-from bus import default, forgetting, marks, operate, outbox
+from bus import default
+from bus.cli import tree
+from bus.cli.audited import Audited
+from bus.cli.session import Session
 from bus.client import Bus
 from bus.errors import InvalidMessage
-from bus.registry import Declared, GroupSpec
-from bus.terminal import tree
-from bus.terminal.audited import Audited
-from bus.terminal.session import Session
+from bus.operating import operate
+from bus.topics.registry import Declared, GroupSpec
+from bus.transactions import forgetting, marks, outbox
 from bus.values import TopicSpec
 from tests.integration.places import GROUP, TOPIC
 

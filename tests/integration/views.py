@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from bus.client import Bus
-from bus.subscriptions import Subscription
-from workers.identity import this_process
-from workers.membership import Membership
+from bus.consuming.subscriptions import Subscription
+from workers.membership.identity import this_process
+from workers.membership.keeper import Membership
 from workers.progress import Progress
-from workers.scheduler import Scheduler
+from workers.scheduling.scheduler import Scheduler
 
 
 def handle(message: Any) -> None:

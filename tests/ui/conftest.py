@@ -13,8 +13,8 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, s
 from admin_ui.pulse import pulse
 from bus import default
 from bus.client import Bus
-from bus.registry import Declared
 from bus.streams.embedded import EmbeddedServer
+from bus.topics.registry import Declared
 
 ARGUMENTS = [
     "--headless=new",

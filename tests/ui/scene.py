@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import orjson
 
 from bus.client import Bus
-from bus.registry import GroupSpec
+from bus.topics.registry import GroupSpec
 from bus.values import Ordering, TopicSpec
 
 

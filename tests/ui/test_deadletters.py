@@ -9,9 +9,9 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from playwright.sync_api import Browser, Page, expect
 
-from bus import deadletters
 from bus.client import Bus
 from bus.models import AuditRecord
+from bus.operating import deadletters
 from tests.ui import scene
 from tests.ui.conftest import sign_in
 

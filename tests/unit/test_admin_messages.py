@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from admin_ui.messages import BODY, PREVIEW, MessageRow, message_row
-from bus import codec
+from bus.format import codec
 from bus.values import Message
 
 

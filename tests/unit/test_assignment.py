@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bus.lane import LaneId
-from workers.assignment import assign
+from bus.consuming.lane import LaneId
+from workers.membership.assignment import assign
 
 NAMES = [f"w{number}" for number in range(8)]
 PLACES = ["orders/inventory", "orders/revenue", "alerts/purchasing", "clicks/stats"]

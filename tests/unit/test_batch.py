@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus import codec
 from bus.errors import Retry
+from bus.format import codec
 from bus.values import Message
 from workers.batch import Batch, OutOfOrder
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus import codec
 from bus.errors import StaleLease
+from bus.format import codec
 from bus.values import Message
 from tests import loops
-from workers import chains
-from workers.chains import Chains
-from workers.dispatch import Failed
+from workers.slices import chains
+from workers.slices.chains import Chains
+from workers.slices.dispatch import Failed
 
 
 def message(number: int, key: str = "") -> Message:

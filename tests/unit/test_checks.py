@@ -11,7 +11,7 @@ import pytest
 from django.db import connections
 
 from bus import checks, default
-from bus.subscriptions import Subscription
+from bus.consuming.subscriptions import Subscription
 from workers.apps import check_bus
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bus import codec
 from bus.errors import InvalidMessage, Undecodable
+from bus.format import codec
 from bus.values import Message
 
 LIMIT = 1024 * 1024

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from bus.complaints import MAX_CAUSES, Complaints
+from bus.safety.complaints import MAX_CAUSES, Complaints
 
 LOGGER = logging.getLogger("jitney.test_complaints")
 

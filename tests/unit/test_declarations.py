@@ -11,7 +11,7 @@ from django.core.exceptions import ValidationError
 from bus import default
 from bus.errors import ConfigurationError
 from bus.models import Topic
-from bus.registry import Declared
+from bus.topics.registry import Declared
 from bus.values import TopicSpec
 
 

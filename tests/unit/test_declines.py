@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.lane import ORDERED_LANE, LaneId
-from bus.worker_record import load_lane
-from workers.declines import DECLINE_SECONDS, PATIENCE_SECONDS, REST_SECONDS, Declines
+from bus.consuming.lane import ORDERED_LANE, LaneId
+from bus.format.worker_record import load_lane
+from workers.membership.declines import DECLINE_SECONDS, PATIENCE_SECONDS, REST_SECONDS, Declines
 
 ONE, TWO = LaneId("orders", 0, "stock"), LaneId("orders", 1, "stock")
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 
 import bus
-from bus import codec
-from bus.inbox import Inbox
+from bus.format import codec
+from bus.format.netstrings import unpack
 from bus.models import OutboxRow
-from bus.netstrings import unpack
+from bus.transactions.inbox import Inbox
 from demo import consumers
 from demo.expectation import Expectation, Published
 from demo.models import PurchaseOrder, Revenue

@@ -9,18 +9,18 @@ from datetime import timedelta
 import orjson
 import pytest
 
-from bus import codec
-from bus.complaints import Complaints
+from bus.consuming.lane import MAX_ERROR
+from bus.consuming.subscriptions import Subscription
 from bus.errors import ConfigurationError, InboxUnavailable, Reject, Retry
-from bus.lane import MAX_ERROR
+from bus.format import codec
+from bus.safety.complaints import Complaints
 from bus.signals import message_dead
-from bus.subscriptions import Subscription
 from bus.values import Message, RetryPolicy
 from tests import loops
-from workers import failures
 from workers.batch import Batch
-from workers.dispatch import Dispatcher, Failed
 from workers.middleware.time_limit import async_time_limit
+from workers.slices import failures
+from workers.slices.dispatch import Dispatcher, Failed
 
 GOOD = [b"v", b"1"]
 POLICY = RetryPolicy(attempts=3, delay=2.0, factor=2.0, jitter=0)

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bus import filters
-from bus.deadletters import Selection
 from bus.errors import ConfigurationError
+from bus.operating import filters
+from bus.operating.deadletters import Selection
 
 
 @pytest.mark.parametrize(("text", "number"), [("0", 0), ("7", 7), (" 12 ", 12), ("007", 7), ("1023", 1023)])

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus import codec
+from bus.consuming.lane import Failure, Lane, LaneId
+from bus.consuming.subscriptions import Subscription
 from bus.errors import BusUnavailable, Reject
-from bus.keys import Keys
-from bus.lane import Failure, Lane, LaneId
-from bus.subscriptions import Subscription
+from bus.format import codec
+from bus.format.keys import Keys
 from bus.values import Message, RetryPolicy, id_pair
-from workers import handling
-from workers.dispatch import Dispatcher
-from workers.handling import MAX_COUNT, PROVE_SECONDS, SETTLE_SECONDS, Handling
 from workers.progress import Progress, Running
+from workers.slices import handling
+from workers.slices.dispatch import Dispatcher
+from workers.slices.handling import MAX_COUNT, PROVE_SECONDS, SETTLE_SECONDS, Handling
 
 SLICE = 1.0
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from workers import identity
-from workers.identity import is_proven_gone, this_process
+from workers.membership import identity
+from workers.membership.identity import is_proven_gone, this_process
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
 

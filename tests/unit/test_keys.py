@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.keys import Keys, pad_id, unpad_id
+from bus.format.keys import Keys, pad_id, unpad_id
 from bus.values import id_pair
 
 numbers = st.integers(0, 2**64 - 1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bus import codec
-from bus.keys import Keys
-from bus.lane import Lane, LaneId
+from bus.consuming.lane import Lane, LaneId
+from bus.consuming.waiting import Waiting
+from bus.format import codec
+from bus.format.keys import Keys
 from bus.values import Message
-from bus.waiting import Waiting
 
 
 def a_lane() -> Lane:

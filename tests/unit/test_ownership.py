@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.lane import LaneId
+from bus.consuming.lane import LaneId
 from tests.unit.test_assignment import NAMES, PLACES, lanes_of, random_owners
-from workers.assignment import assign
+from workers.membership.assignment import assign
 
 Serves = Mapping[str, set[str]]
 

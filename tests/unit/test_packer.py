@@ -8,11 +8,11 @@ import hiredis
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bus import draft as drafts
 from bus.errors import InvalidMessage
-from bus.keys import Keys
-from bus.packer import _KEY_TABLE, _TABLE, Packer
-from bus.partition import partition_of
+from bus.format.keys import Keys
+from bus.format.partition import partition_of
+from bus.publishing import draft as drafts
+from bus.publishing.packer import _KEY_TABLE, _TABLE, Packer
 from bus.streams.wire import pack
 from bus.values import TopicSpec
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.partition import partition_of
+from bus.format.partition import partition_of
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bus import private
 from bus.errors import ConfigurationError
+from bus.safety import private
 from config.database import database
 from config.secret import secret_key
 from demo.rundir import new_run, password

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bus import codec
+from bus.format import codec
 from bus.values import Message
 from workers.order import MAX_LANES
 from workers.progress import MAX_FINISHED, RECORD_BYTES, Progress

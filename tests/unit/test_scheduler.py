@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from bus.lane import LaneId
+from bus.consuming.lane import LaneId
 from workers.order import MAX_LANES, Report
 from workers.progress import Progress
-from workers.scheduler import BACKOFF_SECONDS, FAST_SECONDS, Scheduler
-from workers.slots import QUARANTINE_SECONDS, STUCK_SECONDS
+from workers.scheduling.scheduler import BACKOFF_SECONDS, FAST_SECONDS, Scheduler
+from workers.scheduling.slots import QUARANTINE_SECONDS, STUCK_SECONDS
 
 GROUP = ("orders", "stock")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.sizes import FETCH_BYTES, FIRST, Sizes
+from bus.consuming.sizes import FETCH_BYTES, FIRST, Sizes
 
 
 def test_small_messages_come_in_full_batches_after_a_few_turns() -> None:

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from bus import default
+from bus.consuming.handlers import kind_of
+from bus.consuming.subscriptions import MAX_BATCH, Subscription, Subscriptions
 from bus.errors import ConfigurationError
-from bus.handlers import kind_of
-from bus.subscriptions import MAX_BATCH, Subscription, Subscriptions
 from bus.values import RetryPolicy
 
 

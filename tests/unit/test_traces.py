@@ -6,12 +6,12 @@ import logging
 
 import pytest
 
-from bus import codec
+from bus.consuming.subscriptions import Subscription
 from bus.errors import Reject
-from bus.subscriptions import Subscription
+from bus.format import codec
 from bus.values import Message
-from workers import traces
-from workers.dispatch import Dispatcher
+from workers.slices import traces
+from workers.slices.dispatch import Dispatcher
 
 
 class Mute(Exception):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.unreadable import SHOWN, Unreadable, shown, visible, visible_json
+from bus.safety.unreadable import SHOWN, Unreadable, shown, visible, visible_json
 
 
 @given(st.one_of(st.binary(max_size=1000), st.text(max_size=1000)))

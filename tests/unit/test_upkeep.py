@@ -17,8 +17,8 @@ from django.db import DatabaseError
 from bus.errors import BusError, BusUnavailable
 from bus.values import TopicSpec
 from tests.waiting import wait_until
-from workers.chores import Chores, _in_each
-from workers.upkeep import Step, Upkeep
+from workers.upkeep.chores import Chores, _in_each
+from workers.upkeep.threads import Step, Upkeep
 
 #: So short that a test need not wait, so long that the thread is not always busy. Seconds.
 SOON = 0.005
@@ -40,8 +40,8 @@ def test_losses_are_looked_for_at_a_bounded_rate(
 ) -> None:
     looks: list[float] = []
     now = 1_000.0
-    monkeypatch.setattr("workers.chores.time.monotonic", lambda: now)
-    monkeypatch.setattr("workers.chores.losses.look", lambda _bus: looks.append(now) or [])
+    monkeypatch.setattr("workers.upkeep.chores.time.monotonic", lambda: now)
+    monkeypatch.setattr("workers.upkeep.chores.losses.look", lambda _bus: looks.append(now) or [])
     tables = SimpleNamespace(topics={"t": TopicSpec(name="t", partitions=partitions)})
     chores = Chores(cast(Any, SimpleNamespace(registry=SimpleNamespace(tables=lambda: tables))))
     for _ in range(20):  # as the thread calls it

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus import codec
 from bus.errors import ConfigurationError, Undecodable
+from bus.format import codec
 from bus.values import (
     MAX_PARTITIONS,
     Message,

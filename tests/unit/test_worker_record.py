@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus import lease
-from bus.lane import LaneId
-from bus.worker_record import WorkerRecord, read_table
+from bus.consuming.lane import LaneId
+from bus.format import lease
+from bus.format.worker_record import WorkerRecord, read_table
 
 KEY = "bus:workers"
 FULL: dict[str, Any] = {

@@ -6,7 +6,6 @@ them could be named by a dotted name, as LOGGING does.
 
 from __future__ import annotations
 
-from workers.dispatch import Middleware
 from workers.middleware.atomic import atomic as _atomic
 from workers.middleware.database import async_database as _async_database
 from workers.middleware.database import database as _database
@@ -14,6 +13,7 @@ from workers.middleware.log_context import async_log_context as _async_log_conte
 from workers.middleware.log_context import log_context as _log_context
 from workers.middleware.time_limit import async_time_limit as _async_time_limit
 from workers.middleware.time_limit import time_limit as _time_limit
+from workers.slices.dispatch import Middleware
 
 #: In the order in which they see a message.
 default_middleware: tuple[Middleware, ...] = (_log_context, _database, _atomic, _time_limit)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from bus.consuming.handlers import refuse_awaitable
+from bus.consuming.subscriptions import Handler, Subscription
 from bus.errors import InboxUnavailable
-from bus.handlers import refuse_awaitable
-from bus.inbox import Inbox
-from bus.subscriptions import Handler, Subscription
+from bus.transactions.inbox import Inbox
 from bus.values import Message
 from workers.batch import Batch
 from workers.lineage import lineage

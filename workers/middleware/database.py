@@ -8,7 +8,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
 
-from bus.subscriptions import Handler, Subscription
+from bus.consuming.subscriptions import Handler, Subscription
 from workers.lineage import lineage
 
 #: The event loop itself keeps no reference to a task.

@@ -6,7 +6,7 @@ import logging
 from contextvars import ContextVar
 from typing import Any
 
-from bus.subscriptions import Handler, Subscription
+from bus.consuming.subscriptions import Handler, Subscription
 from bus.values import Message
 
 _current: ContextVar[tuple[str, Any] | None] = ContextVar("jitney_delivery", default=None)

@@ -11,7 +11,7 @@ import signal
 import threading
 from typing import Any
 
-from bus.subscriptions import Handler, Subscription
+from bus.consuming.subscriptions import Handler, Subscription
 
 
 class SoftTimeLimitExceeded(Exception):

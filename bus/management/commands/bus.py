@@ -26,9 +26,9 @@ class Command(BaseCommand):
 
     def handle(self, *, arguments: list[str], **_options: Any) -> None:
         try:
-            from bus.terminal import tree
-            from bus.terminal.audited import Audited
-            from bus.terminal.session import Session
+            from bus.cli import tree
+            from bus.cli.audited import Audited
+            from bus.cli.session import Session
         except ModuleNotFoundError as error:
             if error.name not in ("click", "rich"):
                 raise

@@ -16,8 +16,8 @@ from redis.backoff import NoBackoff
 from redis.connection import UnixDomainSocketConnection
 from redis.retry import Retry
 
-from bus import private
 from bus.errors import BusUnavailable, ConfigurationError, ServerError
+from bus.safety import private
 from bus.streams.wire import Link
 
 #: A unix socket address holds 108 bytes on Linux and 104 on macOS, the closing zero included.

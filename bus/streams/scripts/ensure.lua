@@ -16,7 +16,7 @@
 -- A group that was lost is made again at its mark, below which all is settled but for what waits for a retry or
 -- is held back: that is given back to it. A stream that is younger than the mark is a new one: all of it is new.
 --
--- Field `era` of the state says which messages the ids stand for (see bus/inbox.py). It changes where the
+-- Field `era` of the state says which messages the ids stand for (see bus/transactions/inbox.py). It changes where the
 -- stream is a new one. The lease is then written anew, as it is: that voids the WATCH of a slice that runs,
 -- and so makes it read the era again before it fetches from the new stream.
 local stream, era = KEYS[1], ARGV[1]

@@ -22,7 +22,7 @@ local enough = 256 * 1024
 local looks = 2000
 -- unpack() takes just under 8,000 values.
 local most_fields = 7000
-ordering = redis.call('HGET', state, 'ordering') or ordering  -- the one in effect, see bus/reordering.py
+ordering = redis.call('HGET', state, 'ordering') or ordering  -- the one in effect, see bus/topics/reordering.py
 
 local function replies(status)
   local list = {}

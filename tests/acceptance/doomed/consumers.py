@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 
 from workers.consumer import Consumer
-from workers.membership import Membership
-from workers.watcher import Watcher
+from workers.membership.keeper import Membership
+from workers.scheduling.watcher import Watcher
 
 
 def _doom(thread: type[Watcher] | type[Membership], method: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bus.values import Ordering
-from workers.chains import CONCURRENCY
+from workers.slices.chains import CONCURRENCY
 
 Form = Literal["single", "batch", "async", "atomic", "atomic batch"]
 

@@ -1,0 +1,83 @@
+"""What all commands of one run share: the bus, the hands that change it, and how to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from bus.safety.verbs import check_writable
+from bus.values import Ordering
+
+if TYPE_CHECKING:
+    from bus.client import Bus
+    from bus.operating.deadletters import Selection, Tally
+    from bus.operating.delayed import Cancelled, DelayedRef
+    from bus.topics.declarations import Drift, SyncReport
+
+
+class Operator(Protocol):
+    """The operator verbs. `audited` does them with the database, `direct` on Redis alone."""
+
+    remark: str
+    """What to tell after a topic was stored; empty if there is nothing to tell."""
+
+    def create_topic(self, name: str, partitions: int, retention: timedelta | None, notes: str) -> None: ...
+    def change_topic(self, name: str, changes: dict[str, Any]) -> None:
+        """`changes`: some of partitions, retention (None: for ever) and notes."""
+
+    def check_change(self, name: str, changes: dict[str, Any]) -> None:
+        """Raise what change_topic would raise now."""
+
+    def delete_topic(self, name: str, confirm: str) -> None: ...
+    def check_deletable(self, name: str, confirm: str) -> None:
+        """Raise ConfigurationError if this topic cannot be deleted, or is not confirmed."""
+
+    def facts(self, name: str, /) -> dict[str, str]:
+        """What is known of a topic beside Redis: where it comes from, its notes."""
+
+    def sync(self) -> SyncReport: ...
+    def drift(self) -> list[Drift]: ...
+    def create_group(self, topic: str, group: str, start: str, ordering: Ordering) -> None: ...
+    def pause_group(self, topic: str, group: str) -> None: ...
+    def resume_group(self, topic: str, group: str) -> None: ...
+    def delete_group(self, topic: str, group: str) -> None: ...
+    def retry_dead(self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]) -> Tally:
+        """Give dead letters back; `tell` is called with how many are dealt with so far."""
+
+    def outboxes(self) -> list[str]:
+        """Aliases of the databases that have an outbox."""
+
+    def discard_dead(
+        self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]
+    ) -> Tally: ...
+    def cancel_delayed(
+        self, topic: str, refs: Iterable[DelayedRef], tell: Callable[[int], None]
+    ) -> Cancelled: ...
+
+
+class Session:
+    """One run of the command line. The bus is made when a command first needs it, so --help needs none."""
+
+    def __init__(self, make_bus: Callable[[], Bus], make_operator: Callable[[Bus], Operator]) -> None:
+        self._make_bus = make_bus
+        self._make_operator = make_operator
+        self.json = False
+
+    @cached_property
+    def bus(self) -> Bus:
+        return self._make_bus()
+
+    def check_writable(self, command: str) -> None:
+        """Raise ReadOnly if the command line may only look."""
+        check_writable(self.bus, command)
+
+    @cached_property
+    def operator(self) -> Operator:
+        return self._make_operator(self.bus)
+
+
+pass_session = click.make_pass_decorator(Session)

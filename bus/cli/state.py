@@ -1,0 +1,52 @@
+"""`workers` and `doctor`."""
+
+from __future__ import annotations
+
+import click
+
+from bus import observe
+from bus.cli.kinds import Leaf
+from bus.cli.output import Table, answer, count, remark, time_words
+from bus.cli.session import Session, pass_session
+from bus.observe import WorkerSnapshot
+
+
+@click.command("workers", cls=Leaf)
+@pass_session
+def workers(session: Session) -> None:
+    """The workers that serve groups."""
+    found = observe.workers(session.bus)
+    answer(session.json, found, worker_table(found))
+
+
+@click.command("doctor", cls=Leaf)
+@pass_session
+def doctor(session: Session) -> int:
+    """Check the server and the bus; exit code 1 if something is wrong."""
+    from bus.doctor import examine
+
+    findings = examine(session.bus)
+    rows = [[finding.level, finding.check, finding.text] for finding in findings]
+    answer(session.json, findings, Table(["", "check", "finding"], rows))
+    for finding in findings:
+        if finding.level != "ok" and not session.json:
+            remark(f"{finding.check}: {finding.hint}" if finding.hint else "")
+    return 1 if any(finding.level == "error" for finding in findings) else 0
+
+
+def worker_table(found: list[WorkerSnapshot]) -> Table:
+    rows = [
+        [
+            one.incarnation,
+            one.host,
+            str(one.pid),
+            time_words(one.started),
+            count(one.processes),
+            count(one.lanes),
+            count(one.beat),
+            "all" if one.groups is None else ", ".join(one.groups),
+        ]
+        for one in found
+    ]
+    columns = ["worker", "host", "pid", "started (UTC)", "processes", "lanes", "beats", "groups"]
+    return Table(columns, rows, frozenset({"pid", "processes", "lanes", "beats"}))

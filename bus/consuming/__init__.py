@@ -1,0 +1,1 @@
+"""One lane, and what one round trip asks and learns of it."""

@@ -1,0 +1,390 @@
+"""One lane: what takes delivery in a partition for a group, and what becomes of each message.
+
+A lane is worked on by at most one slice at a time, the holder of its lease. This module keeps what
+that slice must know (which keys are failing, how often each message was tried, what is to be
+settled) and turns it into commands; `bus.consuming.turn` sends them. It does no I/O of its own.
+
+Order through failures. When a message of a key fails, it becomes the *head* of that key: it waits in
+the retry zset, and every later message of the key is held back in the held zset, unhandled. When
+the head is settled, the next messages of its key are released into the retry zset, due at once, in
+their order, before anything newer of that key can be fetched. A failing key holds back only itself;
+with ordering "partition" the whole partition counts as one key. Keyless messages hold back nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from bus.consuming.outcomes import Outcomes
+from bus.errors import BusError
+from bus.format import codec
+from bus.format import state as states
+from bus.format.keys import PartitionKeys, pad_id
+from bus.format.partition import key_hash
+from bus.format.state import MAX_ERROR, Failure
+from bus.safety.moments import whole
+from bus.safety.unreadable import Unreadable, tell
+from bus.values import ORDERINGS, Message, Ordering, id_pair, known_id
+
+__all__ = ["MAX_ERROR", "ORDERED_LANE", "Failure", "Lane", "LaneId", "key_hash"]
+
+if TYPE_CHECKING:
+    from bus.consuming.waiting import Waiting
+    from bus.streams.wire import Link
+
+#: The consumer name of the one lane of a partition in ordered groups, whoever owns it.
+ORDERED_LANE = "0"
+_ORDERINGS = frozenset(ordering.encode() for ordering in ORDERINGS)
+
+
+class LaneId(NamedTuple):
+    """Which lane: a partition of a topic, for a group. A tuple: workers look up thousands all the time."""
+
+    topic: str
+    partition: int
+    group: str
+    lane: str = ORDERED_LANE
+
+
+class Lane:
+    """The state of one lane within a slice."""
+
+    __slots__ = (
+        "acks", "closed", "era", "failing", "failures", "held", "history", "id", "keys", "last_id", "lease",
+        "link", "lost", "marked", "mended", "next_due", "ordering", "outcomes", "position", "prove",
+        "recovering", "retrying", "seen", "suspect", "trimmed", "trouble",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        id: LaneId,
+        keys: PartitionKeys,
+        lease: str,
+        ordering: Ordering,
+        *,
+        last_id: str | None = None,
+        seen: str | None = None,
+        history: int = 0,
+    ) -> None:
+        """`last_id`: as the last slice left it, in `history` of the server. `seen`: the furthest ever."""
+        self.id = id
+        self.keys = keys
+        self.lease = lease
+        self.ordering: Ordering = ordering
+        self.link: Link | None = None
+        """The connection over which all of this was learnt; over another one nothing of it counts."""
+        self.history = history
+        """The history of the server in which left-overs were looked for (see Link.history)."""
+        self.last_id = last_id
+        """The last id that the group was given here; None: must be asked for."""
+        self.seen = seen
+        """The greatest id that the group was known to be at: a server that says less has lost data."""
+        self.marked: str | None = None
+        """The mark that was written last."""
+        self.recovering = True
+        """True: left-overs in the pending list come before anything new."""
+        self.position = "-"
+        """Where the search for left-overs goes on."""
+        self.mended = False
+        """What is known of waiting messages was found to fit together, or need not be looked at."""
+        self.lost = False
+        self.closed = False
+        """Nothing new is fetched: another ordering is declared, and waits until nothing is pending."""
+        self.trouble: BusError | None = None
+        """A key of this lane holds something foreign: it was dropped from the slice, as if it were lost."""
+        self.era = ""
+        """Which messages the ids here stand for (see bus.inbox); "": of a group that is older than eras."""
+        self.prove: Callable[[], bool] | None = None
+        """Asks Redis whether the lease is still ours (see Message.lease_valid)."""
+        self.failing: dict[str, set[tuple[int, int]]] = {}
+        """Key hash → ids of that key in the retry zset."""
+        self.failures: dict[str, Failure] = {}
+        self.retrying = 0
+        self.held = 0
+        self.next_due: int | None = None
+        """When the earliest retry is due, ms by the server's clock."""
+        self.suspect: tuple[int, int] | None = None
+        """Left-overs up to this id may have killed a worker: they are handled one by one."""
+        self.trimmed = 0
+        self.acks: list[str] = []
+        self.outcomes = Outcomes()
+
+    # ------------------------------------------------------------------ what Redis knows
+
+    def doubt(self, link: Link) -> None:
+        """What is known counts only over the connection over which it was learnt.
+
+        In another history of the server something may be pending that was settled in ours, or the other way
+        round. So left-overs are looked for there; also where the server does not say which history it is.
+        """
+        if self.link is link:
+            return
+        self.link = self.marked = None
+        if not link.history or self.history != link.history:
+            self.last_id = None
+            self.leave_over()
+        self.history = link.history
+
+    def at(self, position: str) -> bool:
+        """The server says how far the group is; False if it was further before: its data are older."""
+        self.last_id = position
+        if self.seen is not None and id_pair(position) < id_pair(self.seen):
+            return False
+        self.seen = position
+        return True
+
+    def new_mark(self) -> str | None:
+        """The id up to which all is settled with this turn, but for what waits; None: as before, or unknown.
+
+        Asked for when nothing fetched is in hand. In unordered groups other lanes are at work too.
+        """
+        if self.recovering or self.ordering == "none" or self.last_id == self.marked:
+            return None
+        return self.last_id
+
+    def load(self, waiting: Waiting) -> None:
+        """Take in the state hash, the retry zset, and the size of the held zset."""
+        known = states.read(self.keys.state(self.id.group), self.id.lane, waiting.state)
+        for found in known.unreadable:
+            tell(found)
+        self.failures, self.failing = known.failures, {}
+        suspects = (self.suspect, known.suspect)  # the former: of a process that has just died
+        self.suspect = max((each for each in suspects if each is not None), default=None)
+        self.in_era(known.era)
+        self.in_force(known.ordering)
+        retries = waiting.retries
+        for raw in retries[::2]:
+            message_id = known_id(raw)
+            failure = None if message_id is None else self.failures.get(message_id)
+            if failure is not None and failure.hash:
+                self.failing.setdefault(failure.hash, set()).add(id_pair(raw))
+        self.next_due = max(0, min(map(whole, retries[1::2]))) if retries else None
+        self.retrying, self.held = len(set(retries[::2])), waiting.held  # a scan may bring some twice
+        # Also at other times: something is held, and nothing it could be held behind fails.
+        self.mended = not self.recovering and bool(self.failing or not self.held)
+
+    def in_era(self, raw: bytes | None) -> None:
+        """Take in the field `era` of the state hash; one that cannot be read changes nothing."""
+        era = states.read_era(self.keys.state(self.id.group), raw)
+        if isinstance(era, Unreadable):
+            tell(era)
+        else:
+            self.era = era
+
+    def take_in(self, raw: Sequence[bytes | None]) -> None:
+        """Take in the fields `era` and `ordering` of the state hash."""
+        self.in_era(raw[0])
+        self.in_force(raw[1])
+
+    def in_force(self, raw: bytes | None) -> None:
+        """Take in the field `ordering` of the state hash: under another one no lease of ours counts.
+
+        One that cannot be read counts as not there (see bus.reordering.answer).
+        """
+        if raw in _ORDERINGS and raw != self.ordering.encode():
+            self.lease = ""
+
+    def look_at(self, retries: Sequence[bytes]) -> None:
+        """Take in the retry that is due first, from the beginning of the zset with its scores."""
+        self.next_due = max(0, whole(retries[1])) if retries else None
+
+    def settled(self, released: Sequence[Sequence[bytes]], retrying: int, held: int, next_due: int) -> None:
+        """Take in the reply of `turn.lua`: the outcomes are settled."""
+        for hash_ in self.outcomes.release:
+            if not self.failing.get(hash_):
+                self.failing.pop(hash_, None)
+        for message_id, raw_hash in released:
+            hash_ = raw_hash.decode()
+            self.failing.setdefault(hash_, set()).add(id_pair(message_id))
+            self.failures.setdefault(message_id.decode(), Failure(hash_)).hash = hash_
+        self.retrying, self.held = retrying, held
+        self.next_due = next_due if next_due >= 0 else None
+        self.outcomes = Outcomes()
+
+    # ------------------------------------------------------------------ messages
+
+    def messages(self, entries: Sequence[Sequence[Any]]) -> list[Message]:
+        """Entries of the stream as messages."""
+        if codec.FOR_GROUP in [entry[1][-2] for entry in entries]:
+            entries = [entry for entry in entries if self._is_for_us(entry)]
+        if self.failures:
+            return [self._message(entry[0].decode(), entry[1]) for entry in entries]
+        return Message.several(self.id.topic, self.id.partition, entries, codec.decode, self.prove, self.era)
+
+    def _is_for_us(self, entry: Sequence[Any]) -> bool:
+        """False for a copy that redrive.lua made for another group: here it is settled, unhandled."""
+        message_id, fields = entry
+        if len(fields) < 4 or fields[-2] != codec.FOR_GROUP or fields[-1] == self.id.group.encode():
+            return True
+        if not codec.is_group(fields[-1]):
+            return True  # nobody's copy: it becomes a dead letter
+        self.finish(message_id.decode())
+        return False
+
+    def _message(self, message_id: str, fields: list[bytes]) -> Message:
+        failure = self.failures.get(message_id)
+        attempt = failure.attempts + 1 if failure else 1
+        where = (self.id.topic, self.id.partition, message_id)
+        return Message(*where, fields, codec.decode, attempt, self.prove, self.era)
+
+    def hash_of(self, message: Message) -> str:
+        """What ties messages together in order: equal for messages of one key; "" ties to nothing."""
+        return key_hash(self.ordering, codec.raw_key(message))
+
+    def must_wait(self, message: Message) -> bool:
+        """True if an earlier message of the same key is failing, so that this one is held back."""
+        if not self.failing:
+            return False
+        waiting = self.failing.get(self.hash_of(message))
+        return waiting is not None and (not waiting or id_pair(message.id) > min(waiting))
+
+    def is_smooth(self) -> bool:
+        """Nothing here fails, waits or is suspect: messages may be run without a look at each."""
+        return not (self.failures or self.failing or self.suspect)
+
+    def is_suspect(self, message: Message) -> bool:
+        return self.suspect is not None and id_pair(message.id) <= self.suspect
+
+    def may_fetch(self, held_limit: int) -> bool:
+        """Whether new messages may be fetched: not past the held limit, nor past a failing partition."""
+        if self.closed or (self.ordering == "partition" and self.failing):
+            return False
+        # What this turn settles counts too, or a fetch in the same turn would go a whole batch further.
+        unsettled = len(self.outcomes.held) + len(self.outcomes.retry)
+        return self.held + self.retrying + unsettled < held_limit
+
+    # ------------------------------------------------------------------ outcomes
+
+    def done(self, message: Message) -> None:
+        """The handler returned."""
+        self.finish(message.id)
+
+    def retry(self, message: Message, delay: float, error: str, now: int) -> bytes:
+        """Try again `delay` seconds after it is settled; `now`: ms, kept as the first failure's time.
+
+        Returns what `refused` takes, should this process die before it is settled.
+        """
+        failure = self._failed(message, error, now)
+        return self._retry(message.id, max(0, round(delay * 1000)), failure)
+
+    def _retry(self, message_id: str, ms: int, failure: Failure) -> bytes:
+        self.failures[message_id] = failure
+        if failure.hash:
+            self.failing.setdefault(failure.hash, set()).add(id_pair(message_id))
+            self._hold_later(failure.hash, id_pair(message_id))
+        self.outcomes.retry.append((message_id, ms, failure.dump()))
+        return orjson.dumps(("retry", *self.outcomes.retry[-1]))
+
+    def hold(self, message: Message) -> None:
+        """Hold back, unhandled, behind an earlier message of its key."""
+        hash_ = self.hash_of(message)
+        self.failing[hash_].discard(id_pair(message.id))
+        self.outcomes.held.append((message.id, pad_id(message.id), hash_))
+        self._hold_later(hash_, id_pair(message.id))
+
+    def release(self, hashes: Iterable[str]) -> None:
+        """Let messages of these keys go that are held back behind nothing: the next turn does."""
+        for hash_ in hashes:
+            self.failing[hash_] = set()  # until they are out, what is newer waits
+            self.outcomes.release.append(hash_)
+
+    def _hold_later(self, hash_: str, place: tuple[int, int]) -> None:
+        """What was released of this key after `place` waits again, or it would overtake what is held."""
+        later = sorted(each for each in self.failing[hash_] if each > place)
+        for ms, seq in later:
+            message_id = f"{ms}-{seq}"
+            self.outcomes.held.append((message_id, pad_id(message_id), hash_))
+        self.failing[hash_].difference_update(later)
+
+    def dead(self, message: Message, reason: str, error: str, now: int) -> bytes:
+        """Give up on it: a dead letter. Returns what `refused` takes."""
+        failure = self._failed(message, error, now)
+        return self._dead(message.id, reason[:MAX_ERROR], failure)
+
+    def _dead(self, message_id: str, reason: str, failure: Failure) -> bytes:
+        self.failures[message_id] = failure
+        self.outcomes.dead.append((message_id, reason, failure.error, failure.attempts, failure.first))
+        self._leave(message_id)
+        return orjson.dumps(("dead", message_id, reason, failure.dump()))
+
+    def refused(self, record: bytes) -> None:
+        """What became of a message that is not done, in a child that died before it could settle it."""
+        kind, message_id, detail, failure = orjson.loads(record)
+        known = Failure.load(failure.encode(), self.keys.state(self.id.group), message_id)
+        (self._retry if kind == "retry" else self._dead)(message_id, detail, known)
+
+    def finish(self, message_id: str) -> None:
+        """The handler has returned, here or in a child that died before it could settle it."""
+        if message_id in self.failures:
+            self.outcomes.done.append(message_id)
+            self._leave(message_id)
+        else:
+            self.acks.append(message_id)
+
+    def blame(self, message_id: str, reason: str, attempts: int | None, now: int) -> None:
+        """A child died while it ran this message: one attempt more, and a dead letter after `attempts`."""
+        failure = self.failures.setdefault(message_id, Failure(""))
+        if not failure.noted:
+            failure.attempts += 1
+        failure.noted = False
+        failure.error = reason
+        failure.first = failure.first or now
+        if attempts is None or failure.attempts < attempts:
+            self.outcomes.noted.append((message_id, failure.dump()))
+        else:
+            self.outcomes.dead.append((message_id, reason, reason, failure.attempts, failure.first))
+            self._leave(message_id)
+
+    def leave_over(self) -> None:
+        """Something that was fetched here was not run: it is to be looked for in the pending list."""
+        self.recovering, self.position = True, "-"
+
+    def recovered(self) -> None:
+        """All left-overs were found; what comes now is new, or waits for its retry."""
+        self.recovering, self.position = False, "-"
+        self._clear_suspect()
+
+    def _clear_suspect(self) -> None:
+        """Nothing is suspect any more, once no retry is left that may have killed a worker either."""
+        suspect = self.suspect
+        if suspect is None or self.recovering:
+            return
+        if not any(id_pair(message_id) <= suspect for message_id in self.failures):
+            self.suspect = None
+            self.outcomes.clear.append(f"suspect:{self.id.lane}")
+
+    def note(self, message: Message, error: str, now: int) -> None:
+        """Record the attempt before the handler runs, in case it kills the whole worker."""
+        failure = self._failed(message, error, now)
+        failure.noted = True
+        self.outcomes.noted.append((message.id, failure.dump()))
+
+    def _failed(self, message: Message, error: str, now: int) -> Failure:
+        failure = self.failures.get(message.id)
+        if failure is None:
+            failure = self.failures[message.id] = Failure("")
+        failure.hash = failure.hash or self.hash_of(message)
+        failure.attempts = message.attempt
+        failure.error = error[:MAX_ERROR]
+        failure.noted = False
+        failure.first = failure.first or now
+        return failure
+
+    def _leave(self, message_id: str) -> None:
+        """The message leaves for good; if it was the last of its key in the retry zset, release the next."""
+        failure = self.failures.pop(message_id)
+        self._clear_suspect()
+        waiting = self.failing.get(failure.hash)
+        if waiting is not None:
+            waiting.discard(id_pair(message_id))
+            if not waiting:
+                self.outcomes.release.append(failure.hash)
+
+    def drop_trimmed(self, message_id: str) -> None:
+        """A retrying message was trimmed away: its key goes on with the next."""
+        self.trimmed += 1
+        self.outcomes.trimmed.append(message_id)
+        self._leave(message_id)

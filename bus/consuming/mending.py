@@ -1,0 +1,107 @@
+"""What is known of a group's waiting messages, put right where it does not fit together.
+
+Retries, held messages and their states lie in three keys beside the stream, and are written together. A
+replica that was behind, an older dump, or somebody with a console can leave them apart: messages that are
+held with no failing one before them, a retry whose state is gone, what is no longer pending or not given out
+yet. Whoever looks for left-overs in a lane puts that right first, in pages, and lets go what is held behind
+nothing, in order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bus.consuming.lane import Lane
+from bus.safety.complaints import Complaints
+from bus.streams.commands import Script, is_noscript, script
+from bus.streams.connect import check
+from bus.streams.wire import Argument
+
+if TYPE_CHECKING:
+    from bus.consuming.turn import Turns
+
+#: Messages looked at in one script.
+PAGE = 250
+#: Keys that are let go in one turn: `turn.lua` releases up to 500 messages of them.
+RELEASE = 50
+
+_complaints = Complaints(logging.getLogger("bus.mending"))
+
+
+def mend(turns: Turns, lanes: Iterable[Lane]) -> None:
+    """Put lanes right, whose leases have just been proven ours. Where nothing waits this costs nothing, else
+    one round trip for all lanes: on a line that breaks all the time a slice that needs many never begins.
+
+    Raises BusUnavailable, StaleLease (no lane is left), GroupLost.
+    """
+    waiting = []
+    for lane in lanes:
+        lane.mended = True
+        if lane.failures or lane.retrying or lane.held:
+            waiting.append(lane)
+    for lane, reply in zip(waiting, _first_pages(turns, waiting), strict=True):
+        _mend(turns, lane, reply)
+
+
+def _first_pages(turns: Turns, lanes: Sequence[Lane]) -> list[Any]:
+    if not lanes:
+        return []
+    wanted: Script = script("mend")
+    replies = turns.need_link().pipe([wanted.by_sha(*_about(lane)) for lane in lanes])
+    if any(is_noscript(reply) for reply in replies):
+        replies = turns.need_link().pipe([wanted.by_text(*_about(lane)) for lane in lanes])
+    return replies
+
+
+def _mend(turns: Turns, lane: Lane, first: Any) -> None:
+    fixed, hashes = _put_right(turns, lane, first)
+    if fixed and not lane.lost:
+        turns.learn(lane)
+    headless = sorted(hash_ for hash_ in hashes if not lane.failing.get(hash_))
+    for start in range(0, len(headless), RELEASE):
+        if lane.lost:
+            return
+        lane.release(headless[start : start + RELEASE])
+        turns.settle()
+    if fixed or headless:
+        _complaints.say(
+            (lane.id.topic, lane.id.group),
+            "What waited in %s/%s for %s did not fit together, perhaps after a failover: %s records were put "
+            "right, and messages of %s keys were let go that were held back behind nothing.",
+            lane.id.topic, lane.id.partition, lane.id.group, fixed, len(headless),
+        )  # fmt: skip
+
+
+def _put_right(turns: Turns, lane: Lane, reply: Any) -> tuple[int, set[str]]:
+    """How many records were put right, and the hashes of all keys that are held back.
+
+    `reply`: to the first page.
+    """
+    fixed, hashes = 0, set[str]()
+    while True:
+        if check(reply)[0] == 0:
+            lane.lost = True
+            turns.drop([lane])
+            return fixed, set()
+        _, stage, go_on, count, found = reply
+        fixed += count
+        hashes.update(raw.decode() for raw in found)
+        if not stage:
+            return fixed, hashes
+        reply = turns.need_link().call(*script("mend").by_text(*_about(lane, stage, go_on)))
+
+
+def _about(lane: Lane, stage: bytes = b"retry", go_on: bytes = b"") -> tuple[list[str], list[Argument]]:
+    """Keys and arguments of a page."""
+    keys, group = lane.keys, lane.id.group
+    own = [
+        keys.stream,
+        keys.lease(group, lane.id.lane),
+        keys.retry(group),
+        keys.held(group),
+        keys.state(group),
+    ]
+    about: list[Argument] = [lane.lease, group, lane.id.lane, lane.ordering, stage, go_on, PAGE]
+    return own, about

@@ -1,0 +1,1 @@
+"""What things are called in Redis, and how they are written there."""

@@ -1,0 +1,45 @@
+"""The value of a lease: who may settle and fetch on a lane.
+
+    <incarnation>:<token>    held; no value is used twice
+    free:<what was before>   given back, as unique as what it replaces
+
+Every byte of it is untrusted. What is neither belongs to an owner that no table of workers knows, so it is
+taken over as the lease of a dead worker is. Values are text that gives back exactly the bytes that were read.
+"""
+
+from __future__ import annotations
+
+import re
+
+from bus.safety.unreadable import shown
+
+_FREE = "free:"
+_HELD = re.compile(r"([!-~]{1,200}):([!-9;-~]{1,200})")
+
+
+def read(raw: bytes | None) -> str:
+    """A value as text; "" for no lease."""
+    return raw.decode("utf-8", "surrogateescape") if raw else ""
+
+
+def raw(value: str) -> bytes:
+    """The inverse of `read`."""
+    return value.encode("utf-8", "surrogateescape")
+
+
+def owner_of(value: str) -> str:
+    """The incarnation that holds a lease; "" if it is free or missing."""
+    if not value or value.startswith(_FREE):
+        return ""
+    held = _HELD.fullmatch(value)
+    return held[1] if held else shown(raw(value))
+
+
+def is_readable(value: str) -> bool:
+    """Whether a value is one that we write, or none."""
+    return not value or value.startswith(_FREE) or _HELD.fullmatch(value) is not None
+
+
+def freed(value: str) -> str:
+    """The value of a lease that was given back: as unique as the one that it replaces."""
+    return f"{_FREE}{value.replace(':', '-')}"

@@ -1,0 +1,154 @@
+"""The state of a group in one partition, a hash in Redis: what is recorded of failing messages, and more.
+
+    <id>             what is recorded of a message that failed, or waits behind one that did (Failure)
+    suspect:<lane>   left-overs up to this id may have killed a worker
+    era              which messages the ids stand for (see bus.inbox)
+    ordering         the one in effect, where it was pinned (see bus.reordering)
+    dead, dead_dropped, trimmed      counters, kept by scripts
+
+Each field is read by itself: one that cannot be read is told of in the log, and counts as not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from bus.safety.moments import MAX_EXACT
+from bus.safety.unreadable import Unreadable, shown, tell
+from bus.values import id_pair, known_id
+
+#: Longest error text kept with a message; Redis holds one for each failing message.
+MAX_ERROR = 4000
+#: Longest key hash, with room for those of newer versions.
+_MAX_HASH = 64
+#: More attempts than this nobody allows.
+_MAX_ATTEMPTS = 10**9
+#: Longest era: of the column of bus.models.InboxRow.
+_MAX_ERA = 120
+
+_OURS = frozenset("kaetn")
+
+
+@dataclass(slots=True)
+class Failure:
+    """What is recorded of a message that has failed, or waits behind one that has."""
+
+    hash: str
+    attempts: int = 0
+    error: str = ""
+    first: int = 0
+    """When it failed first, ms by the server's clock."""
+    noted: bool = False
+    """The last attempt was counted before it ran."""
+    rest: Mapping[str, Any] = field(default_factory=dict)
+    """What a newer version has added: kept, and passed over."""
+
+    @classmethod
+    def read(cls, key: str, message_id: str, raw: bytes) -> Failure | Unreadable:
+        """The failure that one field of a state hash records."""
+        why = "is no JSON object"
+        try:
+            known = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            known = None
+        if isinstance(known, dict):
+            why = "is no record of a failure"
+            given: list[Any] = [known.get("k"), known.get("a"), *map(known.get, "etn", ("", 0, False))]
+            found = cls(*given)
+            found.rest = {name: value for name, value in known.items() if name not in _OURS}
+            if found._is_sound():
+                found.error = found.error[:MAX_ERROR]
+                return found
+        return Unreadable(key, message_id, shown(raw), why)
+
+    @classmethod
+    def load(cls, raw: bytes | None, key: str = "", message_id: str = "") -> Failure:
+        """The same; a record that is not there, or cannot be read, is that of a message that never failed.
+
+        `key`, `message_id`: where it stands, for the log.
+        """
+        found = cls.read(key, message_id, raw) if raw else cls("")
+        if isinstance(found, Unreadable):
+            tell(found)
+            return cls("")
+        return found
+
+    def dump(self) -> str:
+        known = {"k": self.hash, "a": self.attempts, "e": self.error, "t": self.first, "n": self.noted}
+        return orjson.dumps({**self.rest, **known}).decode()
+
+    def _is_sound(self) -> bool:
+        return (
+            isinstance(self.hash, str)
+            and len(self.hash) <= _MAX_HASH
+            and type(self.attempts) is int
+            and 0 <= self.attempts <= _MAX_ATTEMPTS
+            and isinstance(self.error, str)
+            and type(self.first) is int
+            and 0 <= self.first <= MAX_EXACT
+            and isinstance(self.noted, bool)
+        )
+
+
+@dataclass(slots=True)
+class GroupState:
+    """A state hash, as one lane sees it."""
+
+    failures: dict[str, Failure] = field(default_factory=dict)
+    suspect: tuple[int, int] | None = None
+    era: bytes | None = None
+    ordering: bytes | None = None
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+
+def read(key: str, lane: str, flat: Sequence[bytes]) -> GroupState:
+    """Take in the reply to HGETALL. Fields with other names, of a newer version, are passed over."""
+    state = GroupState()
+    for name, raw in zip(flat[::2], flat[1::2], strict=True):
+        if name[:1].isdigit():
+            message_id = known_id(name)
+            if message_id is None:
+                state.unreadable.append(_unreadable(key, name, raw, "has a name that is no id"))
+                continue
+            found = Failure.read(key, message_id, raw)
+            if isinstance(found, Unreadable):
+                state.unreadable.append(found)
+            else:
+                state.failures[message_id] = found
+        elif name == b"suspect:" + lane.encode():
+            if known_id(raw) is None:
+                state.unreadable.append(_unreadable(key, name, raw, "is no id"))
+            else:
+                state.suspect = id_pair(raw)
+        elif name == b"era":
+            state.era = raw
+        elif name == b"ordering":
+            state.ordering = raw
+    return state
+
+
+def read_era(key: str, raw: bytes | None) -> str | Unreadable:
+    """The field `era`; "": of a group that is older than eras."""
+    if not raw:
+        return ""
+    text = raw.decode("ascii", "replace")
+    if len(raw) > _MAX_ERA or not text.isascii() or not text.isprintable():
+        return _unreadable(key, b"era", raw, "is no token of an era")
+    return text
+
+
+def read_counter(key: str, name: str, raw: bytes | None) -> int | Unreadable:
+    """One of the counters; 0 where it is not there."""
+    if raw is None:
+        return 0
+    if not (raw.isdigit() and len(raw) <= len(str(2**63))):
+        return _unreadable(key, name.encode(), raw, "is no count")
+    return int(raw)
+
+
+def _unreadable(key: str, name: bytes, raw: bytes, why: str) -> Unreadable:
+    return Unreadable(key, name.decode("utf-8", "backslashreplace"), shown(raw), why)

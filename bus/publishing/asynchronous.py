@@ -1,0 +1,127 @@
+"""Publishing from an event loop: the futures of a producer, awaited. One wire, no second client.
+
+Nothing here blocks the loop: what may wait for Redis (the spec of a topic that was never asked for) is done
+in a thread, and a full buffer is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from bus.errors import BufferFull, BusError
+from bus.publishing.future import PublishFuture, call_in_loop
+from bus.publishing.producer import Producer
+from bus.values import Receipt
+
+if TYPE_CHECKING:
+    from bus.client import Bus
+
+#: Messages of one apublish_many that are on their way at once; so many are then awaited one by one.
+_WINDOW = 2000
+#: After so many messages other tasks of the loop have their turn.
+_TURN = 200
+
+
+class AsyncPublisher:
+    """`apublish` and `apublish_many` of one bus, for any number of event loops, also in several threads."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        room = max(32 * 1024 * 1024, 2 * bus.settings.max_message_bytes)
+        self._producer = Producer(bus, linger=0, on_full="raise", buffer_bytes=room)
+
+    async def publish(
+        self,
+        topic: str,
+        value: Any,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        message_id: str | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+    ) -> Receipt:
+        """Store one message and return its receipt. Raises what Publisher.publish raises.
+
+        A task that is cancelled does not take the message back.
+        """
+        future = await self._send(
+            topic, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
+        )
+        return await future
+
+    async def publish_many(
+        self,
+        topic: str,
+        values: Iterable[Any] | AsyncIterable[Any],
+        key: Callable[[Any], str | None] | None = None,
+        headers: Callable[[Any], Mapping[str, str] | None] | None = None,
+        message_id: Callable[[Any], str | None] | None = None,
+    ) -> int:
+        """Store messages in their order and return how many; `values` may be asynchronous.
+
+        Raises as Publisher.publish_many; on an error, what was handed in before it is awaited first.
+        """
+        waiting: deque[PublishFuture] = deque()
+        stored = 0
+        failure: Exception | None = None
+        try:
+            async for value in _each(values):
+                waiting.append(
+                    await self._send(
+                        topic,
+                        value,
+                        key=key and key(value),
+                        headers=headers and headers(value),
+                        message_id=message_id and message_id(value),
+                    )
+                )
+                if len(waiting) >= _WINDOW:
+                    await waiting.popleft()
+                    stored += 1
+        except Exception as error:
+            failure = error
+        while waiting:
+            try:
+                await waiting.popleft()
+                stored += 1
+            except BusError as error:
+                failure = failure or error
+        if failure is not None:
+            failure.add_note(f"{stored:,} messages of this call are known to be stored.")
+            raise failure
+        return stored
+
+    def close(self) -> None:
+        """Write what is buffered and end the thread."""
+        self._producer.close()
+
+    async def _send(self, topic: str, value: Any, **how: Any) -> PublishFuture:
+        while True:
+            if self._bus.registry.known(topic) is None:
+                await asyncio.to_thread(self._bus.registry.spec, topic)
+            try:
+                return self._producer.send(topic, value, **how)
+            except BufferFull:
+                await self._room()
+
+    async def _room(self) -> None:
+        loop = asyncio.get_running_loop()
+        room = asyncio.Event()
+        self._producer.when_room(lambda: call_in_loop(loop, room.set))
+        await room.wait()
+
+
+async def _each(values: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(values, AsyncIterable):
+        async for value in values:
+            yield value
+        return
+    for number, value in enumerate(values):
+        if number % _TURN == 0:
+            await asyncio.sleep(0)
+        yield value

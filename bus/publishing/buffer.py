@@ -1,0 +1,239 @@
+"""What a producer has in hand: the batch that is being filled, those that wait, those that are on their way.
+
+While threads are busy sending, the producer's own thread gets Python's lock back only after 5 ms
+(sys.getswitchinterval), twice for each write. So batches that have piled up go with one write, and `send`
+gives way after each batch; else the thread would fall behind. Measured: 5.5 → 5.0 µs a message, and a
+backlog of 3,000 messages instead of 65,000.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bus.errors import BufferFull, BusError, BusUnavailable, ProducerClosed, ReplyLost
+from bus.publishing.future import PENDING, Batch
+from bus.publishing.waves import uncertain
+
+#: Bytes of batches that go with one write.
+_WRITE_BYTES = 2 * 1024 * 1024
+#: Failed messages that the next `flush` or `close` still knows, the latest. Each was logged.
+_FAILED = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much a buffer holds; see Producer for what each means."""
+
+    linger: float
+    batch_messages: int
+    batch_bytes: int
+    buffer_messages: int
+    buffer_bytes: int
+    blocks: bool
+    """Whether a full buffer is waited for."""
+
+
+class Buffer:
+    """The batches of one producer. What says so is called with the lock; the rest takes it."""
+
+    def __init__(self, limits: Limits, *, on_cut: Callable[[Batch], None], wake: Callable[[], None]) -> None:
+        """`on_cut` is called with each batch that is complete, `wake` when there is something to send; both
+        with the lock."""
+        self._limits = limits
+        self._on_cut = on_cut
+        self._on_work = wake
+        self.lock = threading.Lock()
+        self._work = threading.Condition(self.lock)
+        self._room = threading.Condition(self.lock)
+        self.open = Batch(self._hurry)
+        """The batch that is being filled."""
+        self._queue: deque[Batch] = deque()
+        self._flying: dict[int, Batch] = {}
+        self._messages = 0
+        self._bytes = 0
+        self._idle = True
+        """Nobody will look at the open batch unless woken."""
+        self.closed = False
+        self._ends: float | None = None
+        self._failed: list[tuple[Batch, int, Exception]] = []
+        self._room_waiters: list[Callable[[], None]] = []
+        self.thread: threading.Thread | None = None
+        """The one that sends."""
+
+    # ------------------------------------------------------------------ for those who send; with the lock
+
+    def begin(self, size: int) -> Batch:
+        """The open batch for a first message of `size` bytes; waits for room where that is wanted.
+
+        Raises BufferFull, ProducerClosed.
+        """
+        self.cut()
+        if not self._has_room(size):
+            self._wait_for_room(size)
+        if self.closed:
+            raise ProducerClosed("This producer is closed; the message was not taken.")
+        batch, limits = self.open, self._limits
+        batch.born = time.monotonic()
+        # What is in the open batch counts only when it is cut, so that counting costs nothing per message.
+        batch.most = min(limits.batch_messages, limits.buffer_messages - self._messages)
+        batch.most_bytes = max(size, min(limits.batch_bytes, limits.buffer_bytes - self._bytes))
+        if self._idle:
+            self._wake()
+        return batch
+
+    def cut(self) -> None:
+        """The open batch is complete."""
+        if self.open.messages:
+            self._messages += len(self.open.messages)
+            self._bytes += self.open.size
+            self._on_cut(self.open)
+            self._queue.append(self.open)
+            self.open = Batch(self._hurry)
+            self._wake()
+
+    def _wait_for_room(self, size: int) -> None:
+        if size > self._limits.buffer_bytes:
+            raise BufferFull(
+                f"A message of {size:,} bytes does not fit into this producer: "
+                f"buffer_bytes is {self._limits.buffer_bytes:,}."
+            )
+        if not self._limits.blocks:
+            raise BufferFull(
+                f"{self._messages:,} messages ({self._bytes:,} bytes) are on their way, as much as this "
+                "producer may hold (buffer_messages, buffer_bytes); the message was not taken."
+            )
+        self._room.wait_for(lambda: self.closed or (self._has_room(size) and not self.open.messages))
+
+    def _has_room(self, size: int) -> bool:
+        return (
+            self._messages < self._limits.buffer_messages and self._bytes + size <= self._limits.buffer_bytes
+        )
+
+    def _wake(self) -> None:
+        self._on_work()
+        self._work.notify()
+
+    # ------------------------------------------------------------------ for the sender
+
+    def take(self, *, wait: bool) -> list[Batch]:
+        """The next batches that are due. Without any: nothing, or wait; nothing then means the end."""
+        with self.lock:
+            while not self._is_over():
+                left = self.open.born + self._limits.linger - time.monotonic() if self.open else None
+                if not self._queue and left is not None and (left <= 0 or self.closed):
+                    self.cut()
+                if self._queue:
+                    return self._take_queue()
+                if not wait or self.closed:
+                    break
+                self._idle = left is None
+                self._work.wait(left)
+            self._idle = False
+            return []
+
+    def _take_queue(self) -> list[Batch]:
+        self._idle = False
+        taken: list[Batch] = []
+        size = 0
+        while self._queue and (not taken or size + self._queue[0].size <= _WRITE_BYTES):
+            batch = self._queue.popleft()
+            size += batch.size
+            taken.append(batch)
+            self._flying[id(batch)] = batch
+        return taken
+
+    def landed(self, batch: Batch, failed: list[tuple[int, Exception]]) -> None:
+        """Nothing of this batch is on its way any more."""
+        with self.lock:
+            if self._flying.pop(id(batch), None) is None:
+                return  # abandoned before
+            self._messages -= len(batch)
+            self._bytes -= batch.size
+            self._failed += [(batch, index, error) for index, error in failed]
+            del self._failed[:-_FAILED]
+            self._room.notify_all()
+            waiting, self._room_waiters = self._room_waiters, []
+        for callback in waiting:
+            callback()
+
+    def pause(self, seconds: float) -> bool:
+        """Wait so long; False if there is no time left at all."""
+        with self.lock:
+            ends = time.monotonic() + seconds
+            self._work.wait_for(lambda: self._is_over() or time.monotonic() >= ends, seconds)
+            return not self._is_over()
+
+    def _is_over(self) -> bool:
+        return self._ends is not None and time.monotonic() >= self._ends
+
+    # ------------------------------------------------------------------ for the producer
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call once when something has left, in the sender's thread; at once if the buffer is empty."""
+        with self.lock:
+            if self._flying or self._queue or self.open:
+                self.cut()
+                self._room_waiters.append(callback)
+                return
+        callback()
+
+    def everything(self) -> list[Batch]:
+        """All that was handed in and is on its way."""
+        with self.lock:
+            self.cut()
+            return [*self._flying.values(), *self._queue]
+
+    def close(self, timeout: float | None) -> None:
+        """Take nothing more; what is there may be sent for `timeout` seconds (None: without end)."""
+        with self.lock:
+            if timeout is not None and self._ends is None:
+                self._ends = time.monotonic() + timeout
+            self.closed = True
+            self.cut()
+            self._work.notify_all()
+            self._room.notify_all()
+
+    def abandon(self, reason: str) -> int:
+        """Take and send nothing more: fail all that is there; how many messages.
+
+        What was sent may be stored; the rest surely is not.
+        """
+        with self.lock:
+            self.closed = True
+            self._ends = time.monotonic()
+            self.cut()
+            rest = [*self._flying.values(), *self._queue]
+            self._flying |= {id(batch): batch for batch in self._queue}
+            self._queue.clear()
+            self._room.notify_all()
+        return sum(self._fail(batch, reason) for batch in rest)
+
+    def _fail(self, batch: Batch, reason: str) -> int:
+        pending = [index for index in range(len(batch)) if batch.outcome(index) is PENDING]
+        unsent = BusUnavailable(f"{reason} This message was not sent, so it was not written.")
+        outcomes: dict[int, Exception] = {}
+        for index in pending:
+            topic = batch.place(index)[0]
+            outcomes[index] = unsent if batch.sent is None else uncertain(topic, ReplyLost(reason))
+        batch.settle(outcomes)
+        self.landed(batch, list(outcomes.items()))
+        batch.tell()
+        return len(pending)
+
+    def unasked(self) -> list[Exception]:
+        """Errors since the last call, of messages whose future nobody asked."""
+        with self.lock:
+            failed, self._failed = self._failed, []
+        return [error for batch, index, error in failed if index not in batch.asked]
+
+    def _hurry(self, batch: Batch) -> None:
+        """Somebody waits for a message of this batch."""
+        if threading.current_thread() is self.thread:
+            raise BusError("A callback must not wait for a message: nothing is sent until it has returned.")
+        with self.lock:
+            if batch is self.open:
+                self.cut()

@@ -1,0 +1,155 @@
+"""A message that was checked and encoded, and is not on its way yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from zlib import crc32
+
+from bus.errors import InvalidMessage
+from bus.format import codec
+from bus.format.keys import PartitionKeys
+from bus.safety.moments import delay_seconds
+from bus.streams.commands import add_command, script
+from bus.streams.wire import Argument, Command
+from bus.values import Receipt
+
+Headers = Mapping[str, str]
+
+#: Longest message_id, in bytes of UTF-8: it becomes a part of the name of a key.
+MAX_MESSAGE_ID = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What is published, as the server will get it. Make it by `make`."""
+
+    topic: str
+    fields: list[bytes]
+    key: bytes | None = None
+    message_id: str | None = None
+    """Stored once within the dedupe window under this id."""
+    due: tuple[str, int] | None = None
+    """("in", milliseconds from now) or ("at", milliseconds since 1970), both by the server's clock."""
+
+    def partition(self, partitions: int, turn: Callable[[], int]) -> int:
+        """Where it belongs: by its key, else by its message_id (a second copy must meet the first), else
+        wherever the turn is."""
+        if partitions == 1:
+            return 0
+        if self.key is not None:
+            return crc32(self.key) % partitions
+        if self.message_id is not None:
+            return crc32(self.message_id.encode()) % partitions
+        return turn() % partitions
+
+    def command(self, keys: PartitionKeys, window: int, *, by_text: bool = False) -> Command:
+        """The command that stores it in this partition. `window`: seconds for which its id is known.
+
+        Replies: an id, or nil where the stream is missing, or as `once.lua` and `delay.lua` say.
+        `by_text`: send the whole script, because the server does not know it yet.
+        """
+        if self.message_id is None and self.due is None:
+            return add_command(keys.stream, self.fields)
+        once = [] if self.message_id is None else [keys.once(self.message_id)]
+        if self.due is None:
+            return once_command(keys.stream, once, [self.fields], window, by_text=by_text)
+        own = [keys.stream, keys.delayed, keys.delayed_body, keys.due, *once]
+        args: list[Argument] = [*self.due, window, keys.place, *self.fields]
+        delay = script("delay")
+        return delay.by_text(own, args) if by_text else delay.by_sha(own, args)
+
+
+def make(
+    topic: str,
+    value: Any,
+    key: str | None = None,
+    headers: Headers | None = None,
+    *,
+    message_id: str | None = None,
+    delay: float | timedelta | None = None,
+    at: datetime | None = None,
+    max_bytes: int,
+) -> Draft:
+    """Check and encode a message. Opens no connection. Raises InvalidMessage, which says what is wrong.
+
+    `message_id`: 1 to MAX_MESSAGE_ID bytes. `delay`: seconds, 0 or more. `at`: an aware datetime.
+    """
+    fields = codec.encode(topic, value, key, headers, max_bytes=max_bytes)
+    if message_id is not None:
+        _check_message_id(topic, message_id)
+    return Draft(
+        topic=topic,
+        fields=fields,
+        key=None if key is None else key.encode(),
+        message_id=message_id,
+        due=_due(topic, delay, at),
+    )
+
+
+def once_command(
+    stream: str, once: list[str], messages: list[list[bytes]], window: int, *, by_text: bool = False
+) -> Command:
+    """`once.lua` for messages of one partition and the keys of their message_ids."""
+    args: list[Argument] = [window]
+    for fields in messages:
+        args += [len(fields), *fields]
+    keys = [stream, *once]
+    found = script("once")
+    return found.by_text(keys, args) if by_text else found.by_sha(keys, args)
+
+
+def receipt_of(topic: str, partition: int, reply: Any) -> Receipt:
+    """The receipt in a reply to `Draft.command` that is neither an error nor nil."""
+    if isinstance(reply, bytes):
+        return Receipt(topic, partition, reply.decode())
+    message_id, duplicate = reply[0]
+    return Receipt(topic, partition, message_id.decode(), bool(duplicate))
+
+
+def _check_message_id(topic: str, message_id: object) -> None:
+    if not isinstance(message_id, str):
+        raise InvalidMessage(
+            f"Message for {topic!r}: message_id must be a str, not {type(message_id).__name__} "
+            f"({message_id!r}). Write str(...) around it."
+        )
+    try:
+        size = len(message_id.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidMessage(
+            f"Message for {topic!r}: the message_id is not valid Unicode: {error}."
+        ) from error
+    if not 1 <= size <= MAX_MESSAGE_ID:
+        raise InvalidMessage(
+            f"Message for {topic!r}: a message_id has 1 to {MAX_MESSAGE_ID} bytes, this one {size}. "
+            "Use a shorter name of the event, or a hash of it."
+        )
+
+
+def _due(topic: str, delay: float | timedelta | None, at: datetime | None) -> tuple[str, int] | None:
+    if delay is not None and at is not None:
+        raise InvalidMessage(f"Message for {topic!r}: give delay or at, not both.")
+    if delay is not None:
+        seconds = delay_seconds(delay)
+        if seconds is None or seconds < 0:
+            raise InvalidMessage(
+                f"Message for {topic!r}: delay must be seconds, from 0 to 100 years, not {delay!r}."
+            )
+        return ("in", math.ceil(seconds * 1000)) if seconds else None
+    if at is not None:
+        return "at", _moment(topic, at)
+    return None
+
+
+def _moment(topic: str, at: object) -> int:
+    if not isinstance(at, datetime):
+        raise InvalidMessage(f"Message for {topic!r}: at must be an aware datetime, not {at!r}.")
+    if at.utcoffset() is None:
+        raise InvalidMessage(
+            f"Message for {topic!r}: at={at.isoformat()!r} has no time zone, so it names no moment. "
+            "Use an aware datetime, such as datetime.now(UTC) + timedelta(hours=1)."
+        )
+    return max(0, math.ceil(at.timestamp() * 1000))

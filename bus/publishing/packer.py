@@ -1,0 +1,120 @@
+"""Values → packed XADDs of one topic: the fast way from a value to bytes on the wire.
+
+What nearly every message is (a JSON value, perhaps with a key) is encoded, checked and packed here in
+one function, with all that repeats made once: 0.9 µs instead of 2.5. Anything else (headers, bytes, a
+message_id, a delay, whatever is wrong) goes the general way, through `bus.publishing.draft`, which also says
+what is wrong. Both ways store the same fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+from zlib import crc32
+
+import orjson
+
+from bus.format import codec
+from bus.format.keys import Keys
+from bus.publishing import draft as drafts
+from bus.publishing.draft import Draft, Headers
+from bus.streams.wire import add_head, pack
+from bus.values import TopicSpec
+
+Place = tuple[str, int]
+"""Topic and partition."""
+Packed = tuple[Place, bytes]
+"""Where a message goes, and the command in RESP."""
+
+#: Lengths of values as RESP has them, by length: a table is faster than formatting.
+_TABLE = 4096
+_LENGTHS = [b"%d\r\n" % size for size in range(_TABLE)]
+#: What stands between value and key, by the length of the key.
+_KEY_TABLE = 512
+_KEY_LENGTHS = [b"\r\n$1\r\nk\r\n$%d\r\n" % size for size in range(_KEY_TABLE)]
+
+
+class Packer:
+    """Packs messages for one topic as its spec is now."""
+
+    __slots__ = ("_heads", "_keyed_heads", "_keys", "_max_bytes", "_places", "_window", "pack", "spec")
+
+    def __init__(self, spec: TopicSpec, keys: Keys, *, max_bytes: int, window: int) -> None:
+        self.spec = spec
+        self._keys = [keys.partition(spec.name, number) for number in range(spec.partitions)]
+        self._max_bytes = max_bytes
+        self._window = window
+        self._heads = [add_head(each.stream, 1) for each in self._keys]
+        self._keyed_heads = [add_head(each.stream, 2) for each in self._keys]
+        self._places = [(spec.name, number) for number in range(spec.partitions)]
+        """Topic and partition, by partition: made once for all messages."""
+        self.pack = self._make_pack()
+
+    def _make_pack(self) -> Callable[[Any, str | None, int], Packed]:
+        """`pack(value, key, turn)`: a message with a JSON value; `turn`: the partition where there is no key.
+
+        Raises InvalidMessage. A closure, so that nothing is looked up on the hot path.
+        """
+        heads, keyed_heads, places = self._heads, self._keyed_heads, self._places
+        partitions, max_bytes, topic = self.spec.partitions, self._max_bytes, self.spec.name
+        general, check_finite = self.pack_any, codec.check_finite
+        dumps, crc, join, lengths, key_lengths = orjson.dumps, crc32, b"".join, _LENGTHS, _KEY_LENGTHS
+
+        def pack(value: Any, key: str | None, turn: int) -> Packed:
+            try:
+                packed = dumps(value)
+                if packed.find(b"null") >= 0:  # `in` raises and catches a TypeError inside for bytes
+                    check_finite(topic, value)
+                size = len(packed)
+                length = lengths[size] if size < _TABLE else b"%d\r\n" % size
+                if key is None:
+                    if size > max_bytes:
+                        return general(value, key, turn=turn)
+                    partition = turn % partitions
+                    return places[partition], join((heads[partition], length, packed, b"\r\n"))
+                if key.__class__ is not str:
+                    return general(value, key, turn=turn)
+                name = key.encode()
+                key_size = len(name)
+                if key_size >= _KEY_TABLE or size + key_size > max_bytes:
+                    return general(value, key, turn=turn)
+                partition = crc(name) % partitions
+                return places[partition], join(
+                    (keyed_heads[partition], length, packed, key_lengths[key_size], name, b"\r\n")
+                )
+            except (TypeError, ValueError, RecursionError):  # bytes, or what the general way explains
+                return general(value, key, turn=turn)
+
+        return pack
+
+    def pack_any(
+        self,
+        value: Any,
+        key: str | None = None,
+        headers: Headers | None = None,
+        *,
+        turn: int,
+        message_id: str | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+    ) -> Packed:
+        """Any message, and the one that says what is wrong with it. Raises InvalidMessage."""
+        draft = drafts.make(
+            self.spec.name,
+            value,
+            key,
+            headers,
+            message_id=message_id,
+            delay=delay,
+            at=at,
+            max_bytes=self._max_bytes,
+        )
+        return self.pack_draft(draft, turn)
+
+    def pack_draft(self, draft: Draft, turn: int, *, by_text: bool = False) -> Packed:
+        """A draft; `by_text`: with its whole script, which the server does not know."""
+        partition = draft.partition(self.spec.partitions, lambda: turn)
+        return self._places[partition], pack(
+            draft.command(self._keys[partition], self._window, by_text=by_text)
+        )

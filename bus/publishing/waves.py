@@ -1,0 +1,137 @@
+"""Writes of many messages, two under way on one link, and what follows where one of them is refused."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from bus.errors import BusUnavailable, PublishUncertain, ReplyLost, ServerError, UnknownTopic
+from bus.publishing.packer import Packed, Place
+from bus.streams.commands import is_noscript
+from bus.streams.connect import Client, check
+from bus.streams.wire import Link
+
+#: What `Publisher.mend` does: see to it that a command can succeed that was answered so.
+Mend = Callable[[str, int, Any], None]
+
+
+class Waves:
+    """The writes of one call of publish_many, two in flight on one link."""
+
+    def __init__(self, topic: str, link: Link, mend: Mend) -> None:
+        self._mend = mend
+        self._topic = topic
+        self.link = link
+        self._flying: deque[list[Packed]] = deque()
+
+    def run(
+        self, writes: Iterator[tuple[list[Packed], Exception | None]]
+    ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
+        failure: Exception | None = None
+        for write, error in writes:
+            failure = error
+            if write:
+                self._send(write)
+            if len(self._flying) == 2:
+                yield from self._land()
+        while self._flying:
+            yield from self._land()
+        if failure is not None:
+            raise failure
+
+    def end(self, client: Client) -> None:
+        if self.link.pending:
+            self.link.close()
+        client.give_back(self.link)
+
+    def _send(self, write: list[Packed]) -> None:
+        try:
+            self.link.send(b"".join([packed for _, packed in write]), len(write))
+        except ReplyLost as error:
+            raise uncertain(self._topic, error) from error
+        self._flying.append(write)
+
+    def _land(self) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
+        """The replies to the oldest write under way."""
+        write = self._flying.popleft()
+        try:
+            replies = self.link.receive_many(len(write))
+        except ReplyLost as error:
+            got = list(error.replies)
+            yield from self._check(write[: len(got)], got)
+            raise uncertain(self._topic, error) from error
+        yield from self._check(write, replies)
+
+    def _check(
+        self, write: list[Packed], replies: list[Any]
+    ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
+        if any(each is None or each.__class__ is ServerError for each in replies):
+            yield from self._mended(write, replies)
+        else:
+            yield [place for place, _ in write], replies
+
+    def _mended(
+        self, write: list[Packed], replies: list[Any]
+    ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
+        """Something was refused. What is under way must be answered before anything is sent again, or
+        later messages of a key would overtake those that were refused."""
+        broken: BusUnavailable | None = None
+        for each in self._flying:
+            write = write + each
+            try:
+                replies = replies + self.link.receive_many(len(each))
+            except BusUnavailable as error:
+                broken = error
+                replies = replies + list(getattr(error, "replies", ()))
+                break
+        self._flying.clear()
+        # On a broken connection nothing more is sent: what is known is told, up to the first that is not.
+        again = set() if broken else resendable([place for place, _ in write], replies)
+        for index, ((place, packed), reply) in enumerate(zip(write, replies, strict=False)):
+            if index in again:
+                reply = self._send_again(place, packed, reply)  # noqa: PLW2901  it is the reply that counts
+            if reply is None:
+                raise vanished(self._topic)
+            yield [place], [check(reply)]
+        if broken is not None:
+            raise uncertain(self._topic, broken) from broken
+
+    def _send_again(self, place: Place, packed: bytes, reply: Any) -> Any:
+        self._mend(*place, reply)
+        try:
+            self.link.send(packed, 1)
+            return self.link.receive()
+        except ReplyLost as error:
+            raise uncertain(self._topic, error) from error
+
+
+def resendable(places: Sequence[Any], replies: Sequence[Any]) -> set[int]:
+    """Which of the messages sent in this order can be sent again without a break in the order.
+
+    Those that were refused for a reason that can be mended (nothing was written), and after which nothing
+    of the same place was stored.
+    """
+    again: set[int] = set()
+    closed: set[Any] = set()
+    for index in range(len(replies) - 1, -1, -1):
+        reply = replies[index]
+        if reply is None or is_noscript(reply):
+            if places[index] not in closed:
+                again.add(index)
+        elif not isinstance(reply, ServerError):
+            closed.add(places[index])
+    return again
+
+
+def uncertain(topic: str, error: BaseException) -> PublishUncertain:
+    """The error for a message whose reply was lost."""
+    return PublishUncertain(
+        f"The reply to a publish to {topic!r} was lost, so the message may or may not be stored: {error} "
+        "A message with a message_id can safely be published again."
+    )
+
+
+def vanished(topic: str) -> UnknownTopic:
+    """The error for a message whose stream was missing, and is missing again."""
+    return UnknownTopic(topic, "Its stream vanished again while the message was being published.")

@@ -1,0 +1,1 @@
+"""Foreign bytes, secrets and complaints: what everything else leans on."""

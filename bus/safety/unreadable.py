@@ -1,0 +1,89 @@
+"""What stands in Redis and is not what Jitney writes there: told apart, shown safely, and passed over."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from bus.safety.complaints import Complaints
+
+#: Characters of foreign data that are shown at most.
+SHOWN = 200
+
+
+def shown(raw: bytes | str, limit: int = SHOWN) -> str:
+    """Foreign data for logs, errors and pages: as repr, so that it is one line of visible characters; cut."""
+    text = ascii(raw[: limit + 1]) if isinstance(raw, str) else repr(bytes(raw[: limit + 1]))
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+#: Characters that are drawn as nothing although Unicode counts them as letters, marks or symbols.
+_BLANK = frozenset(map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0)))
+_BLANK |= frozenset(map(chr, [*range(0xFE00, 0xFE0E), *range(0xE0100, 0xE01F0)]))
+#: Kinds of spaces that people write: they are not printable by Python's rule, and harmless.
+_SPACES = frozenset("\u00a0\u202f\u3000")
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Foreign text for people: what would not be seen, or would turn the text around it, as an escape.
+
+    Control characters, bidirectional and zero-width ones, and the like: `\\x1b`, `\\u202e`, `\\U000e0041`.
+    `keep`: characters that stay, such as a line's end. Nothing else changes, so it is no inverse of anything.
+    """
+    if text.isprintable() and (text.isascii() or _BLANK.isdisjoint(text)):
+        return text
+    return "".join(one if _is_seen(one) or one in keep else _escape(one) for one in text)
+
+
+def visible_json(text: str) -> str:
+    """The same for JSON text: it stays JSON, of the same value. Line ends between its parts stay."""
+    if text.isprintable() and (text.isascii() or _BLANK.isdisjoint(text)):
+        return text
+    return "".join(one if _is_seen(one) or one in "\n\t" else _json_escape(one) for one in text)
+
+
+def _is_seen(one: str) -> bool:
+    return (one.isprintable() or one in _SPACES) and one not in _BLANK
+
+
+def _escape(one: str) -> str:
+    code = ord(one)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _json_escape(one: str) -> str:
+    units = one.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """One record that cannot be read."""
+
+    key: str
+    """The key in Redis."""
+    field: str
+    """Which field, member or entry of the key; "" where the key is a string or as a whole of a wrong type."""
+    raw: str
+    """What stands there, as of `shown`."""
+    why: str
+    """What is wrong with it, as the end of a sentence: "is not JSON"."""
+
+    newer: bool = False
+    """It may be of a newer version, so it is not overwritten."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.raw} {self.why}"
+
+    @property
+    def where(self) -> str:
+        """The key, and the field if there is one, without what stands there."""
+        return f"{shown(self.key)}, field {shown(self.field)}" if self.field else shown(self.key)
+
+
+def tell(found: Unreadable) -> None:
+    """Log it, once a minute for each key."""
+    _complaints.say(found.key, "Redis holds what cannot be read, and it is passed over: %s.", found)
+
+
+_complaints = Complaints(logging.getLogger("bus.unreadable"))

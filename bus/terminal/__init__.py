@@ -1,1 +1,0 @@
-"""The command line: one tree of commands for `manage.py bus` and `jitney`, in need of the extra [cli]."""

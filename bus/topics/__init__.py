@@ -1,0 +1,1 @@
+"""Topics and groups: declared in code and database, kept in Redis."""

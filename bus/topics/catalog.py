@@ -1,0 +1,160 @@
+"""What is declared in one Redis, read only: topics and groups, and which records of theirs cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bus.consuming.lane import LaneId
+from bus.errors import ForeignData, UnknownGroup, UnknownTopic
+from bus.format.keys import Keys
+from bus.format.records import GroupSpec, Look, Spec, load_group, load_topic, sorted_out
+from bus.safety.unreadable import Unreadable, tell
+from bus.streams import commands
+from bus.streams.connect import Client, check
+from bus.values import TopicSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What is declared in Redis, of which we can read the record."""
+
+    topics: dict[str, TopicSpec]
+    groups: list[GroupSpec]
+    places: frozenset[tuple[str, str]] = frozenset()
+    """(topic, group) of all that are declared, also by a newer version, whose records are left alone."""
+
+    def homes(self) -> Iterator[LaneId]:
+        """One lane for each partition of each declared group, whatever its ordering."""
+        for group in self.groups:
+            if (spec := self.topics.get(group.topic)) is not None:
+                for partition in range(spec.partitions):
+                    yield LaneId(group.topic, partition, group.name)
+
+
+class Catalog:
+    """Asks Redis each time; nothing but `tables` is remembered. Thread-safe."""
+
+    def __init__(self, client: Client, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+        self._tables = Tables({}, [])
+        self._tables_read: list[object] = []
+
+    # ------------------------------------------------------------------ all
+
+    def look(self) -> Look:
+        """All topics and groups, and what cannot be read of them, from one round trip. For who shows them."""
+        return self._sorted(
+            self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
+        )
+
+    def _sorted(self, replies: list[Any]) -> Look:
+        topics, groups = replies
+        specs, strange = sorted_out(self._keys.topics, topics, load_topic)
+        found, strange_groups = sorted_out(self._keys.groups, groups, load_group)
+        return Look({spec.name: spec for spec in specs}, found, strange + strange_groups)
+
+    def tables(self) -> Tables:
+        """All topics and declared groups, in one round trip; the same object as before if nothing changed.
+
+        What cannot be read now, and could be before, is as it was read last: what a stranger writes takes
+        nobody's lanes away. Of groups it is not among `places`, unless a newer version has written it:
+        whoever declares the same writes it anew.
+        """
+        replies = self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
+        if replies != self._tables_read:
+            look = self._sorted(replies)
+            for found in look.unreadable:
+                tell(found)
+            self._tables, self._tables_read = self._with_what_was(look), replies
+        return self._tables
+
+    def _with_what_was(self, look: Look) -> Tables:
+        before, strange = self._tables, {(found.key, found.field) for found in look.unreadable}
+        whole = {found.key for found in look.unreadable if not found.field}
+
+        def is_strange(key: str, name: str) -> bool:
+            return key in whole or (key, name) in strange
+
+        kept = {name: spec for name, spec in before.topics.items() if is_strange(self._keys.topics, name)}
+        groups = [
+            group for group in before.groups if is_strange(self._keys.groups, f"{group.topic}/{group.name}")
+        ]
+        newer = {found.field for found in look.unreadable if found.newer and found.key == self._keys.groups}
+        pairs = (name.partition("/") for name in newer if "/" in name)
+        places = {(group.topic, group.name) for group in look.groups}
+        places |= {(topic, group) for topic, _, group in pairs}
+        if self._keys.groups in whole:
+            places |= before.places  # it says nothing
+        return Tables({**kept, **look.specs}, [*groups, *look.groups], frozenset(places))
+
+    # ------------------------------------------------------------------ topics
+
+    def specs(self) -> dict[str, TopicSpec]:
+        """All topics in Redis, by name. Those that cannot be read are told of in the log, and passed over.
+
+        Raises ForeignData where the key holds something else altogether.
+        """
+        return {spec.name: spec for spec in self._read(self._keys.topics, load_topic)}
+
+    def stored(self, name: str) -> TopicSpec:
+        """The spec as Redis has it, asked for now; unlike `spec` this restores nothing.
+
+        Raises UnknownTopic, ForeignData (its record cannot be read) or BusUnavailable.
+        """
+        raw = self._field(self._keys.topics, name)
+        if raw is None:
+            raise UnknownTopic(name)
+        return _readable(load_topic(self._keys.topics, name.encode(), raw))
+
+    # ------------------------------------------------------------------ groups
+
+    def groups(self, topic: str | None = None) -> list[GroupSpec]:
+        """The declared groups, of one topic or of all. Raises as `specs`."""
+        found = self._read(self._keys.groups, load_group)
+        return [group for group in found if topic in (None, group.topic)]
+
+    def group_names(self) -> set[tuple[str, str]]:
+        """(topic, group) of all that have a record, also those that cannot be read. Raises as `specs`."""
+        pairs = (name.partition("/") for name in self._fields(self._keys.groups))
+        return {(topic, group) for topic, _, group in pairs}
+
+    def group(self, topic: str, group: str) -> GroupSpec:
+        """One declared group. Raises UnknownGroup, ForeignData (it cannot be read) or BusUnavailable."""
+        name = f"{topic}/{group}"
+        raw = self._field(self._keys.groups, name)
+        if raw is None:
+            raise UnknownGroup(topic, group)
+        return _readable(load_group(self._keys.groups, name.encode(), raw))
+
+    # ------------------------------------------------------------------ inner
+
+    def _read(self, key: str, load: Callable[[str, bytes, bytes], Spec | Unreadable]) -> list[Spec]:
+        found, strange = sorted_out(key, self._call_hash(key), load)
+        for each in strange:
+            tell(each)
+        return found
+
+    def _fields(self, key: str) -> list[str]:
+        return [commands.text(name) for name in self._call_hash(key)[::2]]
+
+    def _call_hash(self, key: str) -> Any:
+        return self._of_hash(key, "HGETALL", key)
+
+    def _field(self, key: str, name: str) -> Any:
+        return self._of_hash(key, "HGET", key, name)
+
+    def _of_hash(self, key: str, *command: str) -> Any:
+        reply = self._client.pipe([command])[0]
+        if commands.is_wrongtype(reply):
+            _readable(Unreadable(key, "", "", "is no hash"))
+        return check(reply)
+
+
+def _readable(found: Spec | Unreadable) -> Spec:
+    if isinstance(found, Unreadable):
+        tell(found)
+        raise ForeignData(f"Redis holds what cannot be read: {found}. `bus doctor` says what to do.")
+    return found

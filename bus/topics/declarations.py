@@ -1,0 +1,243 @@
+"""Topics in three places: declared in code, stored in the database, projected to Redis.
+
+Code decides about the topics that it declares; the database about all others; Redis follows both.
+Where the three differ, that is drift: it is shown, mended by `sync`, and never an error at start.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.apps import apps
+from django.core.exceptions import AppRegistryNotReady, ImproperlyConfigured, SynchronousOnlyOperation
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, connections, router, transaction
+
+from bus import default, testrun
+from bus.errors import BusError, ConfigurationError, ForeignData, ReadOnly
+from bus.safety.unreadable import SHOWN, visible
+from bus.safety.verbs import check_writable
+from bus.values import TopicSpec
+
+if TYPE_CHECKING:
+    from bus.client import Bus
+    from bus.models import Topic
+
+logger = logging.getLogger("bus.declarations")
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One difference, in words."""
+
+    topic: str
+    text: str
+    mended_by_sync: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class SyncReport:
+    """What `sync` did. All are names of topics, but for `problems`, which are sentences."""
+
+    created: list[str] = field(default_factory=list)
+    """New rows, for topics that code declares."""
+    changed: list[str] = field(default_factory=list)
+    """Rows that now say what code says."""
+    projected: list[str] = field(default_factory=list)
+    """Topics that Redis lacked or knew differently."""
+    problems: list[str] = field(default_factory=list)
+
+
+def find(name: str) -> TopicSpec | None:
+    """The spec of a topic that the database knows; None if it knows none, or cannot be asked.
+
+    Publishers come here for a topic that Redis has lost. They must not fail for a database that is away,
+    not migrated, or not to be used here (in an event loop): then the topic is unknown.
+    """
+    try:
+        row = _rows().filter(name=name).first()
+        return row.spec if row is not None else None
+    except (
+        AppRegistryNotReady,
+        LookupError,
+        ImproperlyConfigured,
+        SynchronousOnlyOperation,
+        DatabaseError,
+        InterfaceError,
+    ) as error:
+        logger.warning("The database cannot be asked for topic %r: %s", name, error)
+        return None
+
+
+def sync(bus: Bus | None = None) -> SyncReport:
+    """Make rows of the topics that code declares, and project all rows to Redis.
+
+    What cannot be done (such as fewer partitions) is reported among `problems` and left as it is.
+    Raises BusError where Redis cannot be used; the rows are written all the same. ReadOnly: nothing was done.
+    """
+    bus = bus or default.get()
+    check_writable(bus, "topic sync")
+    report = SyncReport()
+    _write_rows(bus, report)
+    _project(bus, report)
+    return report
+
+
+def drift(bus: Bus | None = None) -> list[Drift]:
+    """How code, rows and Redis differ, by topic. Raises BusError where Redis cannot be read."""
+    bus = bus or default.get()
+    declared = bus.declared.specs()
+    rows = {row.name: row for row in _rows()}
+    look = bus.registry.look()
+    strange = {each.field: each for each in look.unreadable if each.key == bus.keys.topics}
+    found: list[Drift] = []
+    for name in sorted(declared.keys() | rows.keys() | look.specs.keys() | strange.keys()):
+        if name in strange:
+            mendable = name in declared.keys() | rows.keys() and not strange[name].newer
+            shown = visible(name[:SHOWN])  # it may be the name of nothing, and of any text
+            found.append(Drift(shown, f"its record in Redis {strange[name].why}", mendable))
+        elif "" not in strange:  # else nothing is known of what Redis has
+            found += _drift_of(name, declared.get(name), rows.get(name), look.specs.get(name))
+    return found
+
+
+def sync_after_migrate(*, using: str = DEFAULT_DB_ALIAS, verbosity: int = 1, **_signal: Any) -> None:
+    """Receiver of post_migrate: `sync`, with a warning and no error if Redis is away.
+
+    Does nothing for a test database, which must not reach the Redis of the project, and nothing where the
+    table of topics is not (yet, or any more).
+    """
+    if testrun.is_test_database(using):
+        if testrun.sign() is not None:
+            default.reset()  # whoever has used the bus before the tests began did so on that of the project
+        return
+    if not router.allow_migrate_model(using, _model()) or not _has_table(using):
+        return
+    try:
+        report = sync()
+    except ReadOnly:
+        logger.info("Topics are not projected to Redis: READ_ONLY is set.")
+        return
+    except BusError as error:
+        logger.warning("Topics were not projected to Redis: %s Run `manage.py bus topic sync` later.", error)
+        return
+    for problem in report.problems:
+        logger.warning("%s", problem)
+    if verbosity >= 2 and report.projected:
+        logger.info("Topics projected to Redis: %s", ", ".join(report.projected))
+
+
+def _model() -> type[Topic]:
+    model: type[Topic] = apps.get_model("jitney", "Topic")
+    return model
+
+
+def _rows() -> Any:
+    return _model()._default_manager.all()
+
+
+def _has_table(alias: str) -> bool:
+    connection = connections[alias]
+    return _model()._meta.db_table in connection.introspection.table_names()
+
+
+def _write_rows(bus: Bus, report: SyncReport) -> None:
+    model = _model()
+    for name, spec in sorted(bus.declared.specs().items()):
+        with transaction.atomic(using=router.db_for_write(model)):
+            row, fresh = model._default_manager.select_for_update().get_or_create(
+                name=name,
+                defaults={
+                    "partitions": spec.partitions,
+                    "retention": spec.retention,
+                    "origin": model.Origin.CODE,
+                },
+            )
+            if fresh:
+                report.created.append(name)
+            else:
+                _follow_code(row, spec, report)
+
+
+def _follow_code(row: Topic, spec: TopicSpec, report: SyncReport) -> None:
+    wanted: dict[str, Any] = {"retention": spec.retention, "origin": row.Origin.CODE.value}
+    if spec.partitions >= row.partitions:
+        wanted["partitions"] = spec.partitions
+    else:
+        report.problems.append(
+            f"Topic {row.name!r}: code declares {spec.partitions} partitions, but it has {row.partitions} "
+            "and cannot shrink. Declare that many, or make a new topic."
+        )
+    if any(getattr(row, name) != value for name, value in wanted.items()):
+        for name, value in wanted.items():
+            setattr(row, name, value)
+        row.save()
+        report.changed.append(row.name)
+
+
+def _project(bus: Bus, report: SyncReport) -> None:
+    known = bus.registry.specs()
+    wanted: list[TopicSpec] = []
+    for row in _rows():
+        before = known.get(row.name)
+        if before is not None and before.partitions > row.partitions:
+            report.problems.append(
+                f"Topic {row.name!r}: the database says {row.partitions} partitions, but Redis has "
+                f"{before.partitions} and cannot shrink."
+            )
+            continue
+        wanted.append(row.spec)
+        if before != row.spec:
+            report.projected.append(row.name)
+    # All of them, not only those that differ: this also makes streams again that Redis has lost.
+    try:
+        bus.registry.project(wanted)
+    except ForeignData as error:
+        report.problems.append(str(error))  # all else is done
+    except ConfigurationError:
+        for spec in wanted:  # one of them is at fault, and nothing is done: the others are, alone
+            _project_one(bus, spec, report)
+
+
+def _project_one(bus: Bus, spec: TopicSpec, report: SyncReport) -> None:
+    try:
+        bus.registry.project([spec])
+    except (ConfigurationError, ForeignData) as error:
+        report.problems.append(f"Topic {spec.name!r}: {error}")
+
+
+def _drift_of(
+    name: str, declared: TopicSpec | None, row: Topic | None, projected: TopicSpec | None
+) -> list[Drift]:
+    found: list[Drift] = []
+    if declared is not None and row is None:
+        found.append(Drift(name, "code declares it, the database does not have it", True))
+    if declared is not None and row is not None:
+        found += _differences(name, "code", declared, "the database", row.spec)
+    if declared is None and row is not None and row.origin == row.Origin.CODE:
+        found.append(Drift(name, "code declared it once and does so no longer; it can be deleted", False))
+    if row is not None and projected is None:
+        found.append(Drift(name, "the database has it, Redis does not", True))
+    if row is not None and projected is not None:
+        found += _differences(name, "the database", row.spec, "Redis", projected)
+    if row is None and declared is None and projected is not None:
+        found.append(Drift(name, "Redis has it, neither code nor the database does", False))
+    return found
+
+
+def _differences(name: str, first: str, a: TopicSpec, second: str, b: TopicSpec) -> list[Drift]:
+    """What two places say differently; the second follows the first, but partitions never shrink."""
+    found: list[Drift] = []
+    if a.partitions != b.partitions:
+        text = f"{first} says {a.partitions} partitions, {second} {b.partitions}"
+        found.append(Drift(name, text, a.partitions > b.partitions))
+    if a.retention != b.retention:
+        text = f"{first} says retention {_words(a.retention)}, {second} {_words(b.retention)}"
+        found.append(Drift(name, text, True))
+    return found
+
+
+def _words(retention: timedelta | None) -> str:
+    return str(retention) if retention is not None else "for ever"

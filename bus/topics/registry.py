@@ -1,0 +1,336 @@
+"""Topics and groups as Redis knows them, so that publishers and workers need no database.
+
+Truth lives in code (`bus.topic`) and in the database (`bus.models.Topic`); what is here is their
+projection. A spec is cached for SPEC_SECONDS, so a new partition count reaches every publisher
+within that time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from bus.errors import BusError, ConfigurationError, ForeignData, UnknownTopic
+from bus.format.keys import Keys
+from bus.format.records import (
+    GroupSpec,
+    Look,
+    dump_group,
+    dump_topic,
+    layout_of,
+    load_group,
+)  # fmt: skip
+from bus.safety.unreadable import Unreadable, tell
+from bus.streams import commands
+from bus.streams.connect import Client, check
+from bus.topics import making, reordering
+from bus.topics.catalog import Catalog, Tables
+from bus.topics.declared import Declared
+from bus.values import MAX_PARTITIONS, Position, TopicSpec, check_name
+
+__all__ = ["LAYOUT", "RESTORED", "SPEC_SECONDS", "Declared", "GroupSpec", "Registry", "Tables"]
+
+logger = logging.getLogger("bus.registry")
+
+#: How long a publisher may go on with a spec that has changed meanwhile. Seconds.
+SPEC_SECONDS = 5.0
+
+#: The layout of keys that this code reads and writes; a newer one in Redis is refused.
+LAYOUT = 1
+
+#: The hint that a stream had vanished and was made again.
+RESTORED = "restored"
+
+
+class Registry(Catalog):
+    """The projection of topics and groups in one Redis, to be read and written. Thread-safe."""
+
+    def __init__(
+        self, client: Client, keys: Keys, declared: Declared, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(client, keys)
+        self._clock = clock
+        self.declared = declared
+        self._cache: dict[str, tuple[TopicSpec, float]] = {}
+        self.find_elsewhere: Callable[[str], TopicSpec | None] = lambda _name: None
+        """Asked for a topic that Redis lost and code does not declare; Django looks in its database."""
+
+    # ------------------------------------------------------------------ topics
+
+    def spec(self, name: str) -> TopicSpec:
+        """The spec of a topic, at most SPEC_SECONDS old. Raises UnknownTopic or BusUnavailable."""
+        cached = self._cache.get(name)
+        if cached is not None and cached[1] > self._clock():
+            return cached[0]
+        check_name("Topic", name)
+        try:
+            spec = self._stored(name) or self._restore(name)
+        except UnknownTopic:
+            self._cache.pop(name, None)
+            raise
+        except ForeignData:
+            if cached is None:
+                raise
+            spec = cached[0]  # it was told of; as it was known last, the topic is still there
+        if cached is not None and cached[0] == spec:
+            spec = cached[0]  # the same object, so that what was made from it stays
+        self._cache[name] = (spec, self._clock() + SPEC_SECONDS)
+        return spec
+
+    def known(self, name: str) -> TopicSpec | None:
+        """The spec as it was asked for last, however long ago; None if it never was. No I/O."""
+        cached = self._cache.get(name)
+        return None if cached is None else cached[0]
+
+    def project(self, specs: Iterable[TopicSpec]) -> None:
+        """Write specs to Redis and make their streams, with their declared groups. Idempotent.
+
+        Records that cannot be read are written anew. Raises, with nothing done, ConfigurationError (a topic
+        would shrink) or ForeignData (a newer Jitney may have written its record); ForeignData also at the
+        end, for partitions that cannot be made, where all else is done.
+        """
+        wanted = list(specs)
+        look, unreadable = self._check_projectable(wanted)
+        for strange in unreadable:
+            logger.warning(
+                "The record of topic %r is written anew, since it cannot be read: %s.", strange.field, strange
+            )
+        troubles: list[BusError] = []
+        groups = _by_topic(look.groups)
+        for spec in wanted:
+            # The streams first: a publisher that sees the spec must find them.
+            troubles += self._make_streams(spec, range(spec.partitions), groups[spec.name])
+            self._declare(self._keys.topics, spec.name, dump_topic(spec, look.specs.get(spec.name)))
+            self._cache.pop(spec.name, None)
+        if wanted:
+            self.hint("spec changed")
+        _raise_first(troubles)
+
+    def check_projectable(self, specs: Iterable[TopicSpec]) -> None:
+        """Raise what `project` would refuse, which changes nothing then."""
+        self._check_projectable(specs)
+
+    def _check_projectable(self, specs: Iterable[TopicSpec]) -> tuple[Look, list[Unreadable]]:
+        """What Redis has, and which records of these topics cannot be read and may be written anew."""
+        self.check_layout()
+        look = self.look()
+        unreadable = {found.field: found for found in look.unreadable if found.key == self._keys.topics}
+        mendable = []
+        for spec in specs:
+            before = look.specs.get(spec.name)
+            if before is not None and before.partitions > spec.partitions:
+                raise ConfigurationError(
+                    f"Topic {spec.name!r} has {before.partitions} partitions in Redis and cannot shrink to "
+                    f"{spec.partitions}: messages of the last ones would be cut off. Make a new topic."
+                )
+            if (strange := unreadable.get(spec.name)) is not None:
+                self._check_growth(spec, strange)
+                mendable.append(strange)
+        return look, mendable
+
+    def _check_growth(self, spec: TopicSpec, strange: Unreadable) -> None:
+        _check_mendable(strange)
+        beyond = [self._keys.partition(spec.name, n).stream for n in range(spec.partitions, MAX_PARTITIONS)]
+        if beyond and self._client.call("EXISTS", *beyond):
+            raise ConfigurationError(
+                f"The record of topic {spec.name!r} in Redis cannot be read ({strange}), and there are "
+                f"streams beyond {spec.partitions} partitions, which would be cut off. Declare them too."
+            )
+
+    def restore_partition(self, name: str, partition: int) -> None:
+        """Make a stream that has vanished again, with its declared groups. Raises ForeignData."""
+        troubles = self._make_streams(self.spec(name), [partition], self.groups(name))
+        # The ids of the new stream may lie before those that idle lanes wait to see exceeded.
+        self.hint(RESTORED)
+        _raise_first(troubles)
+
+    def delete(self, name: str) -> int:
+        """Remove a topic with all its keys from Redis; return how many messages went with it."""
+        spec = self.spec(name)
+        groups = [field for field in self._fields(self._keys.groups) if field.startswith(f"{name}/")]
+        self._client.call("HDEL", self._keys.topics, name)
+        if groups:
+            self._client.call("HDEL", self._keys.groups, *groups)
+        self._cache.pop(name, None)
+        lengths = 0
+        for partition in range(spec.partitions):
+            keys = self._keys.partition(name, partition)
+            length = self._client.pipe([("XLEN", keys.stream)])[0]
+            lengths += 0 if commands.is_wrongtype(length) else check(length)
+            self._client.call("UNLINK", keys.stream, *commands.scan(self._client, f"{keys.stream}:*"))
+        self.hint("spec changed")
+        return lengths
+
+    def forget_cache(self) -> None:
+        """Ask for every spec again when it is next needed; until then it is still `known`."""
+        self._cache = {name: (spec, -math.inf) for name, (spec, _) in self._cache.items()}
+
+    # ------------------------------------------------------------------ groups
+
+    def declare_groups(
+        self,
+        specs: Iterable[GroupSpec],
+        *,
+        on_new: Callable[[GroupSpec], None] | None = None,
+        keep_ordering: bool = False,
+    ) -> None:
+        """Write groups to Redis and create them on every partition of their topics. Idempotent.
+
+        A group that is declared already keeps its start. Another ordering takes effect where nothing is
+        pending any more (see bus.reordering); `keep_ordering`: it is left as it was declared last.
+        `on_new` is called with each group that was not declared yet, before it is created: by one caller
+        only, however many declare it at once. Records that cannot be read are written anew, unless a newer
+        Jitney has written them. Raises ForeignData at the end for those, and for partitions in which they
+        cannot be made; all else is done.
+        """
+        wanted = list(specs)
+        table = commands.fields_of(self._call_hash(self._keys.groups))
+        troubles: list[BusError] = []
+        for spec in wanted:
+            check_name("Group", spec.name)
+            try:
+                self._declare_group(
+                    spec, table.get(f"{spec.topic}/{spec.name}"), on_new, keep_ordering=keep_ordering
+                )
+            except ForeignData as error:
+                troubles.append(error)
+        groups = _by_topic(self.groups())
+        for topic in sorted({spec.topic for spec in wanted}):
+            try:
+                found = self.spec(topic)
+            except ForeignData as error:
+                troubles.append(error)
+            else:
+                troubles += self._make_streams(found, range(found.partitions), groups[topic])
+        _raise_first(troubles)
+
+    def _declare_group(
+        self,
+        spec: GroupSpec,
+        raw: bytes | None,
+        on_new: Callable[[GroupSpec], None] | None,
+        *,
+        keep_ordering: bool,
+    ) -> None:
+        name = f"{spec.topic}/{spec.name}"
+        before = None if raw is None else load_group(self._keys.groups, name.encode(), raw)
+        if isinstance(before, GroupSpec):
+            if before.ordering != spec.ordering and not keep_ordering:
+                partitions = range(self.spec(spec.topic).partitions)
+                places = (self._keys.partition(spec.topic, number) for number in partitions)
+                reordering.pin(self._client, places, spec.name, before.ordering)
+                self.set_group(replace(before, ordering=spec.ordering))
+                self.hint("ordering")
+            return
+        if before is not None:
+            _check_mendable(before)
+            logger.warning(
+                "The record of group %s is written anew, since it cannot be read: %s.", name, before
+            )
+        record = replace(spec, start=start_id(spec.start), born=secrets.token_hex(8))
+        # Of two at once that declare a new one the first counts: one birth, one start.
+        made = self._declare(self._keys.groups, name, dump_group(record), keep=raw is None)
+        if raw is None and made and on_new is not None:
+            on_new(spec)
+
+    def forget_group(self, topic: str, group: str) -> None:
+        """Drop the declaration of a group (its streams' groups are dropped by bus.groups)."""
+        self._client.call("HDEL", self._keys.groups, f"{topic}/{group}")
+
+    def set_group(self, spec: GroupSpec) -> None:
+        """Replace the declaration of a group, for example to pause it."""
+        self._declare(self._keys.groups, f"{spec.topic}/{spec.name}", dump_group(spec))
+
+    # ------------------------------------------------------------------ shared
+
+    def check_layout(self) -> None:
+        """Refuse a Redis whose keys a newer Jitney has written; mark an empty one as ours."""
+        reply = self._client.pipe([("HGET", self._keys.meta, "layout")])[0]
+        layout = layout_of(self._keys.meta, reply)
+        if isinstance(layout, Unreadable):
+            tell(layout)  # it says nothing of a newer version
+        elif layout is None:
+            self._declare(self._keys.meta, "layout", LAYOUT, keep=True)
+        elif layout > LAYOUT:
+            raise ConfigurationError(
+                f"The keys under {self._keys.prefix!r} have layout {layout}; this Jitney knows up to "
+                f"{LAYOUT}. Upgrade Jitney here, or use another BUS['PREFIX']."
+            )
+
+    def hint(self, what: str) -> None:
+        """Wake every watcher. A hint only makes things sooner, so one that cannot be written is no error."""
+        try:
+            commands.run(self._client, "hint", [self._keys.control], [what])
+        except BusError:
+            return
+
+    def _declare(self, key: str, field: str, value: bytes | int, *, keep: bool = False) -> bool:
+        """Write one field of what is declared, also while memory is full; True if it was written.
+
+        `keep`: leave what is there.
+        """
+        return bool(commands.run(self._client, "declare", [key], [field, value, "1" if keep else ""]))
+
+    def _restore(self, name: str) -> TopicSpec:
+        spec = self.declared.get(name) or self.find_elsewhere(name)
+        if spec is None:
+            raise UnknownTopic(name)
+        self.project([spec])
+        return spec
+
+    def _stored(self, name: str) -> TopicSpec | None:
+        """As Redis has it; None where it has none, or one that this process may write anew."""
+        try:
+            return self.stored(name)
+        except UnknownTopic:
+            return None
+        except ForeignData:
+            if self.declared.get(name) is None or self._cache.get(name) is not None:
+                raise
+            return None
+
+    def _make_streams(
+        self, spec: TopicSpec, partitions: Iterable[int], groups: list[GroupSpec]
+    ) -> list[BusError]:
+        """Make what is missing, with these groups of the topic; what stands in the way in partitions."""
+        every = [self._keys.partition(spec.name, number) for number in partitions]
+        # With the prefix: databases may hold the inboxes of more than one bus.
+        try:
+            making.make(self._client, f"{self._keys.prefix}:{secrets.token_hex(8)}", every, groups)
+        except ForeignData as error:
+            return [error]
+        return []
+
+
+def _by_topic(groups: Iterable[GroupSpec]) -> defaultdict[str, list[GroupSpec]]:
+    found: defaultdict[str, list[GroupSpec]] = defaultdict(list)
+    for group in groups:
+        found[group.topic].append(group)
+    return found
+
+
+def start_id(start: str | Position) -> str:
+    """ "earliest", "latest", or the id after which a group begins. Raises ConfigurationError."""
+    position = Position.parse(start)
+    if position.kind == "time":
+        # Groups begin *after* an id: the last possible one before that millisecond.
+        return f"{int(position.value) - 1}-18446744073709551615"
+    return position.value or position.kind
+
+
+def _check_mendable(strange: Unreadable) -> None:
+    if strange.newer:
+        raise ForeignData(
+            f"{strange}. It may be of a newer Jitney, so it is left as it is: upgrade Jitney here, or remove "
+            "the record (HDEL) and declare it again."
+        )
+
+
+def _raise_first(troubles: list[BusError]) -> None:
+    if troubles:
+        raise troubles[0]

@@ -1,0 +1,1 @@
+"""Who is there, and which lanes are whose."""

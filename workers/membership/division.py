@@ -1,0 +1,42 @@
+"""What one worker makes of a look at all: the homes that should be its own, and those that nobody holds.
+
+Computed from what everybody sees, so everybody comes to the same; and only again where that has changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bus.consuming.lane import ORDERED_LANE, LaneId
+from workers.membership.assignment import assign
+from workers.membership.homes import View
+from workers.membership.roster import Roster
+
+
+class Division:
+    """The last division. Not thread-safe."""
+
+    def __init__(self, me: str, roster: Roster) -> None:
+        self._me = me
+        self._roster = roster
+        self._basis: tuple[Any, ...] | None = None
+        self.wanted: set[LaneId] = set()
+        """The homes that should be ours."""
+        self.named: set[LaneId] = set()
+        """Homes whose leases bear our name."""
+        self.free: list[LaneId] = []
+        """Homes that somebody serves and nobody holds."""
+
+    def update(self, view: View) -> None:
+        """Divide anew, if anything has changed."""
+        groups = [(group.topic, group.name) for group in view.tables.groups]
+        serving, declining = self._roster.serving(groups), self._roster.declining()
+        basis = (serving, declining, self._roster.gone)
+        if self._basis is not None and self._basis[0] is view and self._basis[1:] == basis:
+            return
+        assigned = assign(serving, view.homes, view.owners, declining)
+        self.wanted = {lane for lane, worker in assigned.items() if worker == self._me}
+        ours = {lane for lane, owner in view.owners.items() if owner == self._me}
+        self.named = {lane for lane in ours if lane.lane == ORDERED_LANE}
+        self.free = [lane for lane in assigned if not self._roster.may_hold(view.owners.get(lane, ""))]
+        self._basis = (view, *basis)

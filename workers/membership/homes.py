@@ -1,0 +1,105 @@
+"""What is to be divided: the homes of all declared groups, and who holds them, as every worker sees it.
+
+Nothing here depends on what this worker serves or what its code knows, or workers would divide different
+things, and a lane that each leaves to another would be nobody's.
+
+In the long run nothing changes. So one look is one packed MGET, made once; what is declared is read again
+when there was a hint, when a lease changed, or after a while; and what follows is computed again only when
+something changed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bus.client import Bus
+from bus.consuming.lane import LaneId
+from bus.format import lease
+from bus.streams.connect import check
+from bus.streams.wire import pack_all
+from bus.topics.registry import Tables
+
+#: What is declared is read again so often, if nothing says that it changed. Seconds.
+TABLES_SECONDS = 15.0
+#: Leases read with one command, so that the server answers others in between.
+PAGE = 4_000
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One look. The same object as before if nothing changed."""
+
+    tables: Tables
+    homes: Sequence[LaneId]
+    """One lane for each partition of each declared group, whatever its ordering."""
+    leases: dict[LaneId, str]
+    """The values of the leases that there are, of homes and of the other lanes that were asked for."""
+    owners: dict[LaneId, str] = field(default_factory=dict)
+    """Who holds them; "" if the lease is free."""
+
+
+class Homes:
+    """One worker's reading of it. Not thread-safe. Raises BusUnavailable."""
+
+    def __init__(self, bus: Bus, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._tables = Tables({}, [])
+        self._tables_due = -math.inf
+        self._homes: list[LaneId] = []
+        self._known: frozenset[LaneId] = frozenset()
+        self._lanes: list[LaneId] = []
+        self._packed, self._pages = b"", 0
+        self._values: list[Any] = []
+        self._view: View | None = None
+
+    def forget(self) -> None:
+        """Something may have changed: read all of it at the next look. From any thread."""
+        self._tables_due = -math.inf
+        self._view = None
+
+    def tables(self) -> Tables:
+        """What is declared; the same object as before if nothing changed."""
+        if self._clock() >= self._tables_due:
+            self._tables_due = self._clock() + TABLES_SECONDS  # first: a hint meanwhile is for the next look
+            found = self._bus.registry.tables()
+            if found is not self._tables:
+                self._tables, self._homes = found, list(found.homes())
+                self._known = frozenset(self._homes)
+        return self._tables
+
+    def of(self, places: Collection[tuple[str, str]]) -> list[LaneId]:
+        """The homes of these (topic, group), as of the tables that were read last."""
+        return [lane for lane in self._homes if (lane.topic, lane.group) in places]
+
+    def look(self, others: Iterable[LaneId]) -> View:
+        """Read the leases of all homes, and of these other lanes."""
+        tables = self.tables()
+        lanes = [*self._homes, *sorted(set(others) - self._known)]
+        if lanes != self._lanes:
+            self._lanes, self._view = lanes, None
+            keys = [self._key(lane) for lane in lanes]
+            pages = [keys[start : start + PAGE] for start in range(0, len(keys), PAGE)]
+            self._packed, self._pages = pack_all(("MGET", *page) for page in pages), len(pages)
+        values = [value for page in self._read() for value in check(page)]
+        view = self._view
+        if view is None or view.tables is not tables or values != self._values:
+            found = {
+                lane: lease.read(raw) for lane, raw in zip(lanes, values, strict=True) if raw is not None
+            }
+            owners = {lane: lease.owner_of(value) for lane, value in found.items()}
+            if values != self._values:
+                self._tables_due = -math.inf  # whatever happened there, more may have
+            self._values = values
+            view = self._view = View(tables, self._homes, found, owners)
+        return view
+
+    def _read(self) -> list[Any]:
+        return self._bus.client.pipe_packed(self._packed, self._pages) if self._pages else []
+
+    def _key(self, lane: LaneId) -> str:
+        return self._bus.keys.partition(lane.topic, lane.partition).lease(lane.group, lane.lane)

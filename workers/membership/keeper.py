@@ -1,0 +1,400 @@
+"""Who should own what: the thread that keeps this worker's beat and its leases.
+
+It has connections of its own, so that a busy main loop never makes a worker look dead. There is no
+coordinator: every worker computes the same assignment from the same tables, acquires free lanes that
+should be its own by compare-and-set, and gives up, after the running slice, those that should not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import random
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error, connections
+
+from bus.client import Bus
+from bus.consuming.lane import ORDERED_LANE, LaneId
+from bus.consuming.subscriptions import Subscription
+from bus.errors import BusError, BusUnavailable, ForeignData, UnknownTopic
+from bus.format.lease import freed
+from bus.safety.complaints import Complaints
+from bus.topics.registry import GroupSpec, Tables
+from bus.transactions import marks
+from bus.upkeep.newcomers import Newcomers
+from workers.forks import forks
+from workers.membership.declines import Declines
+from workers.membership.division import Division
+from workers.membership.homes import Homes, View
+from workers.membership.identity import Identity
+from workers.membership.leases import Leases, Swap
+from workers.membership.orderings import Orderings
+from workers.membership.orphans import Orphans
+from workers.membership.roster import Roster
+from workers.membership.sweep import Sweep
+from workers.membership.unheld import Unheld
+from workers.scheduling.owned import OwnedLane
+from workers.scheduling.scheduler import Scheduler
+
+logger = logging.getLogger("jitney.workers")
+
+#: The pause after partitions or groups could not be made. Seconds.
+DECLARE_SECONDS = 30.0
+
+
+class Membership(threading.Thread):
+    """The keeper of one worker's leases."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        identity: Identity,
+        subscriptions: Iterable[Subscription],
+        scheduler: Scheduler,
+        *,
+        slots: int,
+        processes: int,
+        on_change: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`on_change` is called, in this thread, after lanes came, went or were paused."""
+        super().__init__(name="jitney-membership", daemon=True)
+        self._bus = bus
+        self._me = identity.incarnation
+        self._subscriptions = list(subscriptions)
+        self._served = {(each.topic, each.group) for each in self._subscriptions}
+        self._scheduler = scheduler
+        self._slots = slots
+        self._on_change = on_change
+        self._clock = clock
+        self._roster = Roster(bus, identity, self._subscriptions, processes, clock)
+        self._leases = Leases(bus, identity.incarnation)
+        self._homes = Homes(bus, clock)
+        self._orderings = Orderings(bus, self._leases, scheduler)
+        self._orphans = Orphans(bus, self._me, self._roster, self._leases, self._orderings, scheduler, clock)
+        self._sweep = Sweep(bus, self._roster, self._leases, clock)
+        self._unheld = Unheld(clock)
+        self._division = Division(self._me, self._roster)
+        self._going: set[LaneId] = set()
+        """Lanes that we give up when their slices end."""
+        self._declines = Declines(clock)
+        self._newcomers = Newcomers(bus)
+        self._errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._declared = self._announced = False
+        self._declare_at = -math.inf
+        self._leaving = False
+        self._complaints = Complaints(logger, clock=clock)
+        self.heard_at = clock()
+        """When this thread last went round its loop, by the monotonic clock."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker does the upkeep."""
+        return self._roster.leader == self._me
+
+    # ------------------------------------------------------------------ for other threads
+
+    def look(self) -> None:
+        """Look at the tables now instead of at the next beat."""
+        self._homes.forget()
+        self._errands.put(None)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.look()
+
+    def release(self, lanes: Iterable[OwnedLane]) -> None:
+        """Give lanes back, as an errand."""
+        given = list(lanes)
+        if given:
+            self._errands.put(lambda: self._leases.give_back(given))
+
+    def renew(self, lane: OwnedLane) -> None:
+        """Give a lane that was taken back from a stuck slice a new lease, as an errand."""
+        old, new = lane.lease, self._leases.new_value()
+
+        def work() -> None:
+            if self._leases.renew(lane, new):
+                self._scheduler.renew(lane.id, old, new)
+            elif self._scheduler.owned().get(lane.id) == old:
+                self._scheduler.lost(lane.id)
+            self._on_change()
+
+        self._errands.put(work)
+
+    def repair(self) -> None:
+        """Streams or groups have vanished: declare ours again."""
+        self._declared = False
+        self.look()
+
+    def unblock(self, clients: Iterable[int]) -> None:
+        """End the lingering of slices whose slots are wanted, as an errand."""
+        unblocks = [("CLIENT", "UNBLOCK", client) for client in clients]
+
+        def work() -> None:
+            self._bus.client.pipe(unblocks)
+
+        self._errands.put(work)
+
+    # ------------------------------------------------------------------ the thread
+
+    def run(self) -> None:
+        next_look = self._clock()
+        while not self._stopping.is_set():
+            self.heard_at = self._clock()
+            try:
+                work = self._errands.get(timeout=max(0.0, next_look - self._clock()))
+            except queue.Empty:
+                work = None
+            if work is not None:
+                self._attempt(work)
+                if self._clock() < next_look:
+                    continue  # however many errands there are, the beat comes first when it is due
+            if self._stopping.is_set():
+                break  # only now: an errand that was taken from the queue is done, or a lane would stay ours
+            looked = self._attempt(self._look)
+            next_look = self._clock() + (self._next_look() if looked else random.uniform(0.3, 1.0))
+
+    def leave(self) -> None:
+        """The pool and this thread have ended: give everything back."""
+        while not self._errands.empty():
+            if (work := self._errands.get()) is not None:
+                self._attempt(work)
+        lanes = [lane for id in self._scheduler.owned() if (lane := self._scheduler.lost(id)) is not None]
+        try:
+            self._leases.give_back(lanes)
+            self._roster.leave()
+        except BusError as error:
+            logger.warning("The worker could not give its lanes back; others take them over: %s", error)
+
+    def _attempt(self, work: Callable[[], None]) -> bool:
+        try:
+            work()
+        except BusError as error:
+            if isinstance(error, BusUnavailable):
+                self._roster.failed()
+            self._complaints.say(
+                type(error).__name__,
+                "The worker cannot look after its leases now and goes on trying: %s",
+                error,
+            )
+        except Exception as error:
+            # A thread that ends would end the worker; and what is wrong with one thing is not with others.
+            self._complaints.say(
+                (type(error), traceback.extract_tb(error.__traceback__)[-1][:2]),
+                "A fault in Jitney: the worker goes on looking after its leases, as far as it can.",
+                level=logging.ERROR,
+                exc_info=error,
+            )
+        else:
+            self._complaints.over(BusUnavailable.__name__)
+            return True
+        self._homes.forget()
+        self._unheld.forget()
+        return False
+
+    def _next_look(self) -> float:
+        return min(self._roster.next_look(), self._declines.next_look(self._scheduler.waiting()))
+
+    def _look(self) -> None:
+        leaving = self._scheduler.stopped or self._scheduler.standing
+        self._leaving = self._leaving and leaving
+        self._decline()
+        unheld = self._unheld.lanes()
+        self._roster.beat(leaving=leaving, declines=self._declines.dump(), unheld=unheld)
+        self._declared_tables()
+        slot_lanes = self._slot_lanes()
+        owned = self._scheduler.owned()
+        view = self._homes.look([*owned, *slot_lanes])
+        self._bury(view)
+        # First: what is lost must not be given up as if it were ours, without a word.
+        self._drop_lost(view, owned)
+        self._division.update(view)
+        self._unheld.see(self._division.free)
+        wanted = self._division.wanted
+        self._give_up(wanted)
+        self._free_strays(view, wanted)
+        if leaving:
+            self._say_leaving()
+        else:
+            self._acquire(wanted, view)
+            self._tend_unordered(slot_lanes, view)
+            self._orphans.tend(wanted)
+            self._orderings.change()
+        if self.leads:
+            self._unheld.say(unheld)
+            self._sweep.step(view.tables)
+        self._on_change()
+
+    # ------------------------------------------------------------------ what there is
+
+    def _declared_tables(self) -> Tables:
+        """What all have declared, with what our code declares among it."""
+        tables = self._homes.tables()
+        known = self._known(tables)
+        # Not there: FLUSHALL, or somebody deleted a group that is still subscribed.
+        places = [(each.topic, each.group) for each in known]
+        missing = not self._declared or self._newcomers.must_declare(places, tables.places)
+        if missing and self._clock() >= self._declare_at:
+            if not self._declare(known):  # what is in the way is told of, and the others can do without it
+                self._declare_at = self._clock() + DECLARE_SECONDS
+            self._homes.forget()
+            before, tables = tables, self._homes.tables()
+            if tables is not before:
+                self._bus.registry.hint("spec changed")  # or others would divide what was there before
+        self._scheduler.pause((group.topic, group.name) for group in tables.groups if group.paused)
+        self._orderings.refresh(tables, lambda: self._homes.of(self._served))
+        return tables
+
+    def _known(self, tables: Tables) -> list[Subscription]:
+        """The subscriptions whose topics exist."""
+        known = []
+        for each in self._subscriptions:
+            if each.topic in tables.topics:
+                known.append(each)
+                continue
+            try:  # makes it again, where code or a database declares it
+                self._bus.registry.spec(each.topic)
+            except (UnknownTopic, ForeignData) as error:
+                if not self._declared:
+                    logger.warning("%s waits for its topic: %s", each.handler_name, error)
+            else:
+                known.append(each)
+        return known
+
+    def _declare(self, known: list[Subscription]) -> bool:
+        """True if all went well."""
+        well = self._newcomers.declare(
+            (
+                GroupSpec(topic=each.topic, name=each.group, ordering=each.ordering, start=each.start)
+                for each in known
+            ),
+            # Of workers with different code the one that started last decides, not that repaired last.
+            keep_ordering=self._announced,
+        )
+        self._declared = self._announced = True
+        self._advance()
+        return well
+
+    def _advance(self) -> None:
+        """Streams or groups had vanished, or the server came back with older data."""
+        try:
+            with forks.work():
+                settled = marks.advance(self._bus)
+            if settled:
+                logger.warning(
+                    "Redis came back with older data: %s settled messages are passed over.", settled
+                )
+        except (Error, ImproperlyConfigured) as error:
+            logger.warning(
+                "The copies of the marks cannot be read, so none is used: %s. Did `manage.py migrate` run?",
+                error,
+            )
+        finally:
+            connections.close_all()  # this thread may not need it again for weeks
+
+    # ------------------------------------------------------------------ ordered lanes
+
+    def _bury(self, view: View) -> None:
+        """Free the lanes of workers that are gone, for whoever should have them, and strike these off.
+
+        A worker that was thought dead and comes back finds its leases changed, and enters itself again.
+        """
+        gone = self._roster.gone
+        if not gone:
+            return
+        leases = view.leases
+        theirs = [lane for lane, owner in view.owners.items() if owner in gone and lane.lane == ORDERED_LANE]
+        swapped = self._leases.swap(
+            Swap(lane, leases[lane], freed(leases[lane]), suspect=True) for lane in theirs
+        )
+        for swap in swapped:
+            view.leases[swap.lane], view.owners[swap.lane] = swap.new, ""
+        struck = self._roster.strike_off()
+        # Only where something changed: whoever sees a hint looks again, and would hint again, and so on.
+        if swapped or struck:
+            self._homes.forget()
+            logger.warning("Workers that are gone: %s. Their lanes are taken over.", ", ".join(sorted(gone)))
+            self._bus.registry.hint("release")
+
+    def _decline(self) -> None:
+        """Look which lanes wait for a slot in vain: the beat says so, and others take them."""
+        before = self._declines.busy
+        self._declines.see(self._scheduler.waiting(), at_rest=self._scheduler.is_at_rest())
+        if self._declines.busy and not before:
+            logger.info("All slots are busy: lanes with work go to workers that have one free, if any.")
+        elif before and not self._declines.busy:
+            logger.info("There are free slots again: this worker takes lanes as before.")
+
+    def _give_up(self, wanted: set[LaneId]) -> None:
+        standing = self._scheduler.standing
+        free = self._scheduler.left_standing() if standing or self._scheduler.stopped else []
+        unwanted = self._scheduler.owned().keys() - wanted
+        unwanted = {lane for lane in unwanted if lane.lane == ORDERED_LANE or standing}
+        for lane in self._going - unwanted:
+            self._scheduler.stay(lane)
+        left = {lane: self._scheduler.leave(lane) for lane in unwanted}
+        self._going = {lane for lane, gone in left.items() if gone is None}
+        self._leases.give_back([*free, *(lane for lane in left.values() if lane is not None)])
+
+    def _say_leaving(self) -> None:
+        # Once: whoever sees a hint looks again, ourselves included.
+        if not self._leaving:
+            self._leaving = True
+            self._bus.registry.hint("leave")
+
+    def _free_strays(self, view: View, wanted: set[LaneId]) -> None:
+        """Leases that bear our name but are not held: the reply to an acquisition was lost, and meanwhile
+        the lane should be somebody else's."""
+        strays = self._division.named - wanted - self._scheduler.owned().keys()
+        self._leases.swap(Swap(lane, view.leases[lane], freed(view.leases[lane])) for lane in strays)
+
+    def _acquire(self, wanted: set[LaneId], view: View) -> None:
+        swaps = []
+        for lane in sorted(wanted - self._scheduler.owned().keys()):
+            owner = view.owners.get(lane, "")
+            # Our own name on a lane that we do not hold: the reply to an acquisition was lost.
+            free = owner in ("", self._me)
+            if free or self._roster.is_gone(owner):
+                current = view.leases.get(lane, "")
+                swaps.append(Swap(lane, current, self._leases.new_value(), suspect=not free))
+        self._take(swaps)
+
+    def _take(self, swaps: list[Swap]) -> None:
+        if self._orderings.take(swaps).lost:
+            self._declared = False  # at the next look
+            self._homes.forget()
+
+    def _drop_lost(self, view: View, owned: dict[LaneId, str]) -> None:
+        """Drop lanes whose lease is not ours any more (we were frozen, FLUSHALL, a verb of an operator)."""
+        for lane in [lane for lane, lease in owned.items() if view.leases.get(lane) != lease]:
+            if self._scheduler.owned().get(lane) == owned[lane]:
+                self._orderings.lost(lane)
+                self.look()
+
+    # ------------------------------------------------------------------ unordered lanes
+
+    def _slot_lanes(self) -> list[LaneId]:
+        """Our own lanes in unordered groups: one for each slot in every partition, whoever is its home."""
+        return [
+            LaneId(home.topic, home.partition, home.group, f"{self._me}.{slot}")
+            for home in self._orderings.unordered(self._served)
+            for slot in range(self._slots)
+        ]
+
+    def _tend_unordered(self, slot_lanes: list[LaneId], view: View) -> None:
+        """Take those of our slots that are not held yet."""
+        if not slot_lanes:
+            return
+        owned = self._scheduler.owned()
+        missing = [lane for lane in slot_lanes if lane not in owned]
+        # Free, or our own after a lost reply. What somebody else drains he will remove.
+        free = [lane for lane in missing if view.owners.get(lane, "") in ("", self._me)]
+        self._take([Swap(lane, view.leases.get(lane, ""), self._leases.new_value()) for lane in free])

@@ -1,0 +1,158 @@
+"""Which ordering is in effect where, as one worker knows it; and the change to another that is declared."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+
+from bus.client import Bus
+from bus.consuming.lane import LaneId
+from bus.format.worker_record import where
+from bus.safety.complaints import Complaints
+from bus.signals import lease_lost
+from bus.topics import reordering
+from bus.topics.registry import Tables
+from bus.topics.reordering import Change, Place
+from bus.values import Ordering
+from workers.membership.leases import Leases, Swap, Taken
+from workers.scheduling.scheduler import Scheduler
+from workers.slices.failures import announce
+
+logger = logging.getLogger("jitney.workers")
+#: Of what may happen to many lanes in one moment.
+_bursts = Complaints(logger, seconds=1.0)
+
+
+class Orderings:
+    """What the keeper of one worker's leases knows of them. Not thread-safe. Raises BusUnavailable."""
+
+    def __init__(self, bus: Bus, leases: Leases, scheduler: Scheduler) -> None:
+        self._bus = bus
+        self._leases = leases
+        self._scheduler = scheduler
+        self._complaints = Complaints(logger)
+        self._effect: dict[Place, Ordering] = {}
+        self._declared: dict[tuple[str, str], Ordering] = {}
+        """(topic, group) → the ordering that is wanted."""
+        self._tables: Tables | None = None
+        self._unsure: set[Place] = set()
+        """Where the ordering in effect is not known, or is not the one that is wanted: nearly always none."""
+
+    def refresh(self, tables: Tables, homes: Callable[[], Iterable[LaneId]]) -> None:
+        """Take in what is declared, and ask what is in effect where that is not known, or where it differs.
+
+        Where nothing changes this costs no round trip, and no walk through `homes`, those that we serve.
+        """
+        if tables is not self._tables:
+            self._declared = {(group.topic, group.name): group.ordering for group in tables.groups}
+            self._unsure.update(map(_place, homes()))
+            self._scheduler.order_by(self._declared)
+            self._tables = tables
+        unsure = [
+            (place, wanted)
+            for place in sorted(self._unsure)
+            if (wanted := self._wanted(place)) is not None and self._effect.get(place) != wanted
+        ]
+        self._effect.update(reordering.read(self._bus, unsure))
+        self._unsure = {place for place, wanted in unsure if self._effect.get(place) != wanted}
+
+    def of(self, lane: LaneId) -> Ordering | None:
+        """The ordering in effect where this lane is; None: not known at this moment."""
+        return self._effect.get(_place(lane))
+
+    def unordered(self, served: Collection[tuple[str, str]]) -> list[LaneId]:
+        """Homes of these (topic, group) where each slot should have a lane: no ordering is in effect, none is
+        wanted."""
+        return [
+            LaneId(place.topic, place.partition, place.group)
+            for place, effect in self._effect.items()
+            if effect == "none" == self._wanted(place) and (place.topic, place.group) in served
+        ]
+
+    def take(self, swaps: Iterable[Swap], *, drain_only: bool = False) -> Taken:
+        """Acquire lanes, each by the ordering in effect there.
+
+        Where one is refused another ordering may be in effect by now: that is asked at the next look.
+        """
+        wanted = [
+            (replace(swap, ordering=effect), effect)
+            for swap in swaps
+            if (effect := self.of(swap.lane)) is not None
+        ]
+        effects = {swap.lane: effect for swap, effect in wanted}
+        taken = self._leases.take(swap for swap, _ in wanted)
+        for swap in taken.swaps:
+            position = None if drain_only else taken.positions.get(swap.lane)
+            effect = effects.pop(swap.lane)
+            self._scheduler.add(swap.lane, swap.new, effect, drain_only=drain_only, position=position)
+        for lane in effects:
+            self._forget(lane)
+        if taken.swaps:
+            self._scheduler.order_by(self._declared)
+        return taken
+
+    def lost(self, lane: LaneId) -> None:
+        """The lease of this lane is not ours any more."""
+        self._forget(lane)
+        gone = self._scheduler.lost(lane)
+        # A change of the ordering frees all lanes.
+        level = logging.INFO if gone is not None and gone.closed else logging.WARNING
+        _bursts.say("lost", "The lease of %s is not ours any more.", where(lane), level=level)
+        announce(lease_lost, type(self), lane=lane)
+
+    def change(self) -> None:
+        """Put what is declared into effect in those of our homes where nothing waits any more."""
+        if not self._unsure:
+            return
+        owned = self._scheduler.owned()
+        places = [place for place in sorted(self._unsure) if _home(place) in owned]
+        unsettled = [
+            (place, effect, wanted)
+            for place in places
+            if (effect := self._effect.get(place)) is not None
+            and (wanted := self._wanted(place)) is not None
+            and wanted != effect
+        ]
+        changes = reordering.change(self._bus, unsettled)
+        by_group: defaultdict[tuple[str, str], list[Change]] = defaultdict(list)
+        for each in changes:
+            by_group[each.place.topic, each.place.group].append(each)
+        for group, those in by_group.items():
+            self._tell(group, those)
+        if any(each.waiting == 0 for each in changes):
+            self._bus.registry.hint("ordering")  # all lanes there are free now
+
+    def _tell(self, group: tuple[str, str], changes: list[Change]) -> None:
+        wanted = self._declared[group]
+        made = [each for each in changes if each.effect == wanted]
+        left = [each for each in changes if each.effect != wanted]
+        if made:
+            logger.info("Group %s of topic %s has the ordering %r now in %s of its partitions.",
+                        group[1], group[0], wanted, len(made))  # fmt: skip
+        if not left:
+            self._complaints.over(group)
+            return
+        self._complaints.say(
+            group,
+            "Group %s of topic %s waits for %s messages in %s partitions until its ordering changes from %r "
+            "to %r; nothing new is fetched there.",
+            group[1], group[0], sum(max(0, each.waiting) for each in left), len(left), left[0].effect, wanted,
+        )  # fmt: skip
+
+    def _forget(self, lane: LaneId) -> None:
+        place = _place(lane)
+        self._effect.pop(place, None)
+        self._unsure.add(place)
+
+    def _wanted(self, place: Place) -> Ordering | None:
+        return self._declared.get((place.topic, place.group))
+
+
+def _place(lane: LaneId) -> Place:
+    return Place(lane.topic, lane.group, lane.partition)
+
+
+def _home(place: Place) -> LaneId:
+    return LaneId(place.topic, place.partition, place.group)

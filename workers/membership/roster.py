@@ -1,0 +1,150 @@
+"""The table of workers in Redis: this worker's beat in it, and who of the others is alive or gone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+import orjson
+
+from bus.client import Bus
+from bus.consuming.lane import LaneId
+from bus.consuming.subscriptions import Subscription
+from bus.format.worker_record import WorkerRecord, dump_lane, read_table
+from bus.safety.complaints import Complaints
+from bus.streams import commands
+from workers.liveness import BEAT_SECONDS, Liveness
+from workers.membership.identity import Identity, is_proven_gone
+
+logger = logging.getLogger("jitney.workers")
+
+#: How long the record of a worker that is gone stays: all others have read it meanwhile. Seconds.
+SEEN_SECONDS = 2 * BEAT_SECONDS
+
+
+class Roster:
+    """One worker's view of the table. Not thread-safe. Raises BusUnavailable."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        identity: Identity,
+        subscriptions: Iterable[Subscription],
+        processes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bus = bus
+        self._identity = identity
+        self._processes = processes
+        self._clock = clock
+        self._liveness = Liveness(identity.incarnation)
+        self._beat = 0
+        self._groups = sorted({each.group for each in subscriptions})
+        self._serves = sorted({f"{each.topic}/{each.group}" for each in subscriptions})
+        self._table: dict[str, WorkerRecord] = {}
+        self._names: Collection[str] = ()
+        """All who are in the table, also where the record cannot be read."""
+        self._complaints = Complaints(logger, clock=clock)
+        self._gone_since: dict[str, float] = {}
+        self._struck_off: set[str] = set()
+        """Workers that we have seen to be gone. One that comes back is among the peers again."""
+        self.gone: frozenset[str] = frozenset()
+        """Workers in the table that are dead, or provably gone from this host."""
+        self.peers: frozenset[str] = frozenset()
+        """Live workers, this one included."""
+        self.leader = ""
+        """Who does the upkeep: the first in sort order of the workers whose beat was seen to move lately.
+        That is known sooner than who is dead, and leases do not hang on it."""
+
+    def beat(
+        self, *, leaving: bool = False, declines: list[str] | None = None, unheld: Sequence[LaneId] = ()
+    ) -> None:
+        """Raise our counter, read everybody's, and judge.
+
+        `leaving`: this worker takes no lanes any more. `declines`: that it is busy, and with
+        which it can do nothing, as of `Declines.dump`. `unheld`: lanes that nobody has held for long.
+        """
+        self._beat += 1
+        record = {
+            **self._identity.to_record(),
+            "groups": self._groups,
+            "serves": self._serves,
+            "processes": self._processes,
+            "leaving": leaving,
+            "declines": declines,
+            "unheld": [dump_lane(lane) for lane in unheld],
+            "beat": self._beat,
+        }
+        me, key = self._identity.incarnation, self._bus.keys.workers
+        reply = commands.run(self._bus.client, "beat", [key], [me, orjson.dumps(record)])
+        table = read_table(key, reply)
+        for each in table.unreadable:
+            self._complaints.say(("record", each.field), "A record of a worker is passed over: %s.", each)
+        self._table, self._names = table.records, table.counters.keys()
+        self._liveness.observe(table.counters, self._clock())
+        proven = {name for name, known in self._table.items() if name != me and is_proven_gone(known.proof)}
+        self.gone = frozenset(self._liveness.dead() | proven)
+        self._gone_since = {name: self._gone_since.get(name, self._clock()) for name in self.gone}
+        self.peers = frozenset(self._table.keys() - self.gone)
+        self.leader = min(self._liveness.moving() & self.peers, default=me)
+        if self._beat == 1:
+            self._bus.registry.hint("join")
+
+    def serving(self, groups: Iterable[tuple[str, str]]) -> dict[str, frozenset[str]]:
+        """Live worker that is not about to leave → what it serves, as `topic/group`.
+
+        `groups`: the declared ones, as (topic, group); older workers say only the names of groups.
+        """
+        known = {name: self._table[name] for name in sorted(self.peers)}
+        return {name: self._served(each, groups) for name, each in known.items() if not each.leaving}
+
+    @staticmethod
+    def _served(record: WorkerRecord, groups: Iterable[tuple[str, str]]) -> frozenset[str]:
+        if record.serves is not None:
+            return record.serves
+        return frozenset(f"{topic}/{group}" for topic, group in groups if record.serves_group(topic, group))
+
+    def declining(self) -> dict[str, frozenset[LaneId]]:
+        """Live worker that is busy → the lanes that it declines."""
+        known = {name: self._table[name].declines for name in sorted(self.peers)}
+        return {name: lanes for name, lanes in known.items() if lanes is not None}
+
+    def is_gone(self, incarnation: str) -> bool:
+        """Whether the owner of a lease is dead; also for one that is not in the table."""
+        if incarnation in self.peers:
+            return False
+        if incarnation in self._struck_off:
+            return True
+        if not self._liveness.is_dead(incarnation):
+            return False
+        # It may have joined, and taken lanes, after we read the table.
+        known = incarnation in self._names
+        return known or not self._bus.client.call("HEXISTS", self._bus.keys.workers, incarnation)
+
+    def may_hold(self, owner: str) -> bool:
+        """Whether the owner of a lease may live: he is in the table and not gone, readable or not."""
+        return owner in self._names and owner not in self.gone
+
+    def strike_off(self) -> list[str]:
+        """Remove the records of workers that are gone, once their lanes are free, and once others of their
+        host had time to see that they are. Those that cannot be read stay, for somebody to look at."""
+        late = self._clock() - SEEN_SECONDS
+        forgotten = sorted(name for name in self.gone & self._table.keys() if self._gone_since[name] <= late)
+        if forgotten:
+            self._bus.client.call("HDEL", self._bus.keys.workers, *forgotten)
+            self._struck_off.update(forgotten)
+        return forgotten
+
+    def leave(self) -> None:
+        """This worker stops."""
+        self._bus.client.call("HDEL", self._bus.keys.workers, self._identity.incarnation)
+        self._bus.registry.hint("leave")
+
+    def failed(self) -> None:
+        """A reading failed: the observation starts anew."""
+        self._liveness.failed(self._clock())
+
+    def next_look(self) -> float:
+        """Seconds until the next beat is due."""
+        return self._liveness.next_look(self._clock())

@@ -1,0 +1,1 @@
+"""Which lanes have work, and which slot does it."""

@@ -1,0 +1,408 @@
+"""Which lanes have work, in what fair order, and which slices that makes. No I/O, no Celery.
+
+    watched ──news, due retry──▶ ready ──a slot is free──▶ running ──the slice ends──▶ watched | ready | gone
+
+Lanes that are ready wait in a queue, first come, first served. While a group's handler takes under a
+millisecond a slice takes the free slot's share of all its lanes, which spares a turn for each; when it
+is slower one slice takes one lane, so that no lane waits behind another's message. If a slice over
+several lanes sticks in one message its other lanes are taken back.
+
+Called from several threads (keeper, watcher, the main loop), so every public method takes the lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from bus.consuming.lane import ORDERED_LANE, LaneId
+from bus.values import Ordering
+from workers.order import MAX_LANES, Report, SliceOrder
+from workers.progress import Progress
+from workers.scheduling.owned import BACKOFF_SECONDS, Ended, OwnedLane, Running
+from workers.scheduling.slots import Slots
+from workers.seen import SlotView
+
+#: A group is fast, and its slices take several lanes, while its mean handler time is below this. Seconds.
+FAST_SECONDS = 0.001
+
+
+class Scheduler:
+    """The lanes of one worker and its slices."""
+
+    def __init__(
+        self, progress: Progress, slots: int, nonce: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._nonce = nonce
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._lanes: dict[LaneId, OwnedLane] = {}
+        self._queue: deque[LaneId] = deque()
+        self._taken: dict[LaneId, None] = {}
+        """Lanes that were taken back, in that order, among them some that are not any more."""
+        self._slots = Slots(progress, slots, clock)
+        self._mean: dict[tuple[str, str], float] = {}
+        self._paused: frozenset[tuple[str, str]] = frozenset()
+        self.stopped = False
+        self.standing = False
+        """The main loop stands still: no slice is started, and the end of none is heard."""
+
+    # ------------------------------------------------------------------ lanes come and go
+
+    def add(
+        self,
+        id: LaneId,
+        lease: str,
+        ordering: Ordering,
+        *,
+        drain_only: bool = False,
+        position: str | None = None,
+    ) -> None:
+        """A lane was acquired: it is ready at once, to look for left-overs.
+
+        `position`: of its group, where surely nothing is pending or ahead; then it waits for news.
+        """
+        with self._lock:
+            lane = self._lanes[id] = OwnedLane(
+                id, lease, ordering, drain_only=drain_only, since=self._clock()
+            )
+            if position is None:
+                self._queue.append(id)
+            else:
+                lane.rest_at(position)
+
+    def leave(self, id: LaneId) -> OwnedLane | None:
+        """Give a lane up: returned if that is possible now, else it is reported when its slice ends."""
+        with self._lock:
+            lane = self._lanes.get(id)
+            if lane is None:
+                return None
+            if lane.state == "running":
+                lane.leaving = True
+                return None
+            return self._remove(lane)
+
+    def left_standing(self) -> list[OwnedLane]:
+        """Lanes of slices that are over, though the main loop does not hear of it: given up. While it stands
+        still also those of slices that no process has begun: their leases stop them."""
+        with self._lock:
+            given_up = []
+            for running, view, died in self._slots.unheard(unbegun=self.standing):
+                for lane in self._still_ours(running):
+                    index = running.lanes.index(lane)
+                    if died:
+                        lane.fallen = lane.left(view, index, "worker lost")
+                    elif view.reports:
+                        lane.hear(view, index)
+                    given_up.append(self._remove(lane))
+            return given_up
+
+    def stay(self, id: LaneId) -> None:
+        """Do not give this lane up after all."""
+        with self._lock:
+            if id in self._lanes:
+                self._lanes[id].leaving = False
+
+    def lost(self, id: LaneId) -> OwnedLane | None:
+        """Another worker has this lane now. What still runs there is fenced off by Redis."""
+        with self._lock:
+            lane = self._lanes.get(id)
+            if lane is None:
+                return None
+            # Or a slice would run messages that are somebody else's now.
+            self._slots.revoke(lambda running: any(each is lane for each in running.lanes))
+            return self._remove(lane)
+
+    def renew(self, id: LaneId, old: str, new: str) -> None:
+        """A lane that was taken back from a stuck slice has a new lease: it may be worked on again."""
+        with self._lock:
+            lane = self._lanes.get(id)
+            if lane is not None and lane.lease == old:
+                lane.lease, lane.serial, lane.recover = new, 0, True
+                self._make_ready(lane)
+
+    def owned(self) -> dict[LaneId, str]:
+        """Lanes and the lease values under which they are held."""
+        with self._lock:
+            return {id: lane.lease for id, lane in self._lanes.items()}
+
+    def pause(self, groups: Iterable[tuple[str, str]]) -> None:
+        """Lanes of these (topic, group) get no new slices."""
+        with self._lock:
+            before, self._paused = self._paused, frozenset(groups)
+            for lane in self._lanes.values():
+                if lane.state == "ready" and (lane.id.topic, lane.id.group) in before - self._paused:
+                    lane.since = self._clock()  # until now it waited for its group, not for a slot
+
+    def order_by(self, declared: Mapping[tuple[str, str], Ordering]) -> None:
+        """(topic, group) → the ordering that is wanted: lanes that work by another fetch nothing new."""
+        with self._lock:
+            for lane in self._lanes.values():
+                if lane.order_by(declared) and lane.state == "watched":
+                    self._make_ready(lane)
+
+    # ------------------------------------------------------------------ work is found
+
+    def watched(self) -> dict[LaneId, str]:
+        """Idle lanes, each with the id after which a message would be news."""
+        with self._lock:
+            lanes = [(id, lane.news_after()) for id, lane in self._lanes.items() if lane.state == "watched"]
+            return {id: last_id for id, last_id in lanes if last_id is not None}
+
+    def wake(self, ids: Iterable[LaneId]) -> bool:
+        """There is news on these lanes; True if any became ready."""
+        with self._lock:
+            woken = False
+            for id in ids:
+                lane = self._lanes.get(id)
+                if lane is None:
+                    continue
+                if lane.state == "running":
+                    lane.news = True
+                elif lane.state == "watched":
+                    self._make_ready(lane)
+                    woken = True
+            return woken
+
+    def doubt(self) -> None:
+        """The connection was lost: the server may have come back with older data. All lanes ask anew."""
+        with self._lock:
+            for lane in self._lanes.values():
+                lane.doubt()
+                if lane.state == "watched":
+                    self._make_ready(lane)
+
+    def wake_due(self) -> bool:
+        """Make lanes ready whose retry is due or whose back-off is over; True if there were any."""
+        with self._lock:
+            now, woken = self._clock(), False
+            for lane in self._lanes.values():
+                if lane.state in ("watched", "backing off") and lane.due is not None and lane.due <= now:
+                    self._make_ready(lane)
+                    woken = True
+            return woken
+
+    def next_due(self) -> float | None:
+        """When wake_due will next find something, by the monotonic clock."""
+        with self._lock:
+            dues = [
+                lane.due
+                for lane in self._lanes.values()
+                if lane.due is not None and lane.state in ("watched", "backing off")
+            ]
+            return min(dues, default=None)
+
+    def waiting(self) -> dict[LaneId, float]:
+        """Ordered lanes with work that wait for a slot, each with how long it has. Seconds."""
+        with self._lock:
+            return {
+                lane.id: self._clock() - lane.since
+                for lane in self._waiting()
+                if lane.id.lane == ORDERED_LANE
+            }
+
+    def is_at_rest(self) -> bool:
+        """A slot is free, or its slice lingers and would end for another lane; and no lane waits for one."""
+        with self._lock:
+            return not self._is_anyone_waiting() and bool(self._slots.room() > 0 or self._slots.lingering())
+
+    # ------------------------------------------------------------------ slices
+
+    def plan(self, free: int) -> list[SliceOrder]:
+        """Slices for so many free processes. Each must be started, or reported by `ended`."""
+        with self._lock:
+            orders: list[SliceOrder] = []
+            free = min(free, self._slots.room())
+            while not (self.stopped or self.standing) and len(orders) < free:
+                lanes = self._next_lanes(free - len(orders))
+                if not lanes:
+                    break
+                orders.append(self._start(lanes))
+            if self._is_anyone_waiting():
+                self._slots.hurry()
+            return orders
+
+    def _next_lanes(self, free: int) -> list[OwnedLane]:
+        first = self._pop_ready()
+        if first is None:
+            return []
+        group = (first.id.topic, first.id.group)
+        mean = self._mean.get(group)
+        if mean is None or mean >= FAST_SECONDS or first.ordering == "none":
+            return [first]
+        mates = [lane for lane in self._lanes.values() if (lane.id.topic, lane.id.group) == group]
+        others = [
+            lane
+            for lane in mates
+            if lane is not first
+            and lane.state in ("ready", "watched")
+            and lane.ordering == first.ordering
+            and not lane.leaving
+        ]
+        ready = sorted((lane for lane in others if lane.state == "ready"), key=lambda lane: lane.since)
+        idle = [lane for lane in others if lane.state == "watched"]
+        # Its share of all lanes of the group, also of those that other slots work on: they come back. Lanes
+        # with work are dealt out evenly first.
+        share = min(MAX_LANES, -(-len(mates) // max(1, free + len(self._slots.running))))
+        with_work = ready[: -(-(len(ready) + 1) // max(1, free)) - 1]
+        return [first, *[*with_work, *idle][: share - 1]]
+
+    def _pop_ready(self) -> OwnedLane | None:
+        for _ in range(len(self._queue)):
+            lane = self._lanes.get(self._queue.popleft())
+            if lane is None or lane.state != "ready":
+                continue
+            if not self._is_paused(lane):
+                return lane
+            self._queue.append(lane.id)
+        return None
+
+    def _start(self, lanes: list[OwnedLane]) -> SliceOrder:
+        slot, now = self._slots.take(), self._clock()
+        orders = []
+        for lane in lanes:
+            if lane.state == "ready" and lane.id in self._queue:
+                self._queue.remove(lane.id)  # taken along; a stale entry would only pile up
+            orders.append(lane.order())
+            lane.state, lane.since, lane.news = "running", now, False
+        mean = self._mean.get((lanes[0].id.topic, lanes[0].id.group))
+        order = SliceOrder(self._nonce, slot, tuple(orders), mean)
+        self._slots.running[slot] = Running(order, lanes, now)
+        return order
+
+    def dropped(self, slot: int, reason: str) -> None:
+        """The slice is no longer Celery's, but a process may still run it: told to stop, fenced, kept apart.
+
+        Its lanes wait for new leases. The slot is used again when the process has reported, or after
+        QUARANTINE_SECONDS, when a message that was on its way to a process must have arrived.
+        """
+        with self._lock:
+            running, view = self._slots.keep_apart(slot)
+            ours = {id(lane) for lane in self._still_ours(running)}
+            for index, lane in enumerate(running.lanes):
+                if id(lane) in ours:
+                    before = None if view.took_in else lane.fallen
+                    lane.take_back(lane.left(view, index, reason) if reason else before)
+                    self._taken[lane.id] = None
+
+    def ended(self, slot: int, *, died: str | None = None) -> Ended:
+        """A slice has ended; `died`: why, if its process was lost with it."""
+        with self._lock:
+            running, view = self._slots.give_back(slot)
+            group = (running.order.lanes[0].id.topic, running.order.lanes[0].id.group)
+            if view.handler_ns:
+                self._mean[group] = view.handler_ns / 1e9
+            ended = Ended()
+            ours = {id(lane) for lane in self._still_ours(running)}
+            for index, lane in enumerate(running.lanes):
+                if id(lane) not in ours:
+                    continue
+                if died is not None:
+                    lane.died(lane.left(view, index, died))
+                    self._make_ready(lane, first=True)
+                else:
+                    self._reported(lane, view, index, ended)
+                if lane.leaving and lane.id in self._lanes:
+                    ended.free.append(self._remove(lane))
+            return ended
+
+    def _still_ours(self, running: Running) -> list[OwnedLane]:
+        """Lanes that were not lost or taken back while the slice ran."""
+        return [
+            lane
+            for lane, order in zip(running.lanes, running.order.lanes, strict=True)
+            if self._lanes.get(lane.id) is lane and lane.lease == order.lease and lane.state == "running"
+        ]
+
+    def _reported(self, lane: OwnedLane, view: SlotView, index: int, ended: Ended) -> None:
+        flags = lane.hear(view, index)
+        if flags & Report.LOST:
+            ended.lost.append(self._remove(lane))
+            return
+        doubted, lane.doubted = lane.doubted, False
+        if flags & (Report.TROUBLE | Report.BROKEN | Report.GONE):
+            ended.gone = ended.gone or bool(flags & Report.GONE)
+            if flags & Report.BROKEN:
+                ended.broken.append(lane)
+            lane.back_off(self._clock())
+            return
+        if doubted:
+            self._make_ready(lane)
+            lane.doubt()
+        elif lane.drain_only and not lane.recover:
+            lane.leaving = True
+        elif flags & Report.MORE or lane.news:
+            self._make_ready(lane)
+        else:
+            lane.state, lane.since = "watched", self._clock()
+
+    # ------------------------------------------------------------------ stuck slices
+
+    def taken_back(self) -> list[OwnedLane]:
+        """Lanes that need a new lease, then `renew`, since a process may still work under the old one: of
+        slices that Celery dropped, and the other lanes of a slice that sticks in one message."""
+        with self._lock:
+            if self.stopped:
+                return []  # what runs settles by itself, unless it has new leases
+            for running, view, stuck in self._slots.stuck():
+                self._take_back(running, view, stuck)
+            return self._not_renewed()
+
+    def _not_renewed(self) -> list[OwnedLane]:
+        """Lanes that were taken back and have no new lease yet; again after a while, if Redis was away."""
+        late = self._clock() - BACKOFF_SECONDS[1]
+        taken = [lane for id in self._taken if (lane := self._lanes.get(id)) and lane.state == "taken back"]
+        self._taken = dict.fromkeys(lane.id for lane in taken)
+        lanes = [lane for lane in taken if lane.since <= late]
+        for lane in lanes:
+            lane.since = self._clock()
+        return lanes
+
+    def _take_back(self, running: Running, view: SlotView, stuck: int) -> None:
+        ours = {id(lane) for lane in self._still_ours(running)}
+        for index, lane in enumerate(running.lanes):
+            if index != stuck and id(lane) in ours and not lane.leaving:
+                lane.take_back(lane.left(view, index, ""))
+                self._taken[lane.id] = None
+
+    def share_out(self) -> None:
+        """Have lanes dealt out anew where a slot is free and another slice has several that are busy."""
+        with self._lock:
+            if not self._is_anyone_waiting():
+                self._slots.share_out()
+
+    def lingering(self) -> list[int]:
+        """Connection ids of slices that wait for more while another lane wants their slot."""
+        with self._lock:
+            return self._slots.lingering() if self._is_anyone_waiting() else []
+
+    def overdue(self, limit_of: Callable[[LaneId], float | None]) -> list[int]:
+        """Slots in which one message runs longer than the hard time limit of its subscription."""
+        with self._lock:
+            return self._slots.overdue(limit_of)
+
+    # ------------------------------------------------------------------ inner
+
+    def _is_anyone_waiting(self) -> bool:
+        return any(self._waiting())
+
+    def _waiting(self) -> Iterator[OwnedLane]:
+        """Lanes that wait for a slot. All that are ready are in the queue, which is mostly empty."""
+        lanes = (self._lanes.get(id) for id in self._queue)
+        return (lane for lane in lanes if lane and lane.state == "ready" and not self._is_paused(lane))
+
+    def _is_paused(self, lane: OwnedLane) -> bool:
+        return (lane.id.topic, lane.id.group) in self._paused
+
+    def _make_ready(self, lane: OwnedLane, *, first: bool = False) -> None:
+        lane.state, lane.since, lane.due = "ready", self._clock(), None
+        if first:
+            self._queue.appendleft(lane.id)
+        else:
+            self._queue.append(lane.id)
+
+    def _remove(self, lane: OwnedLane) -> OwnedLane:
+        self._lanes.pop(lane.id, None)
+        return lane

@@ -1,0 +1,376 @@
+"""What a slice does with the messages that it has in hand: handler by handler, settled in between.
+
+The slice fetches; this runs the handlers, looks up before each message whether it may go on, and keeps what
+became of each in its lane until a turn settles it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bus.consuming.lane import Lane
+from bus.consuming.plan import Batch
+from bus.consuming.subscriptions import Subscription
+from bus.consuming.turn import Turns
+from bus.errors import BusUnavailable, Forbidden
+from bus.format import codec
+from bus.values import Message
+from workers.lineage import lineage
+from workers.liveness import DEAD_SECONDS
+from workers.slices import failures
+from workers.slices.chains import CONCURRENCY, Chains
+from workers.slices.crew import Crew
+from workers.slices.dispatch import Dispatcher, Failed
+from workers.slices.runtime import Runtime
+
+logger = logging.getLogger("jitney.workers")
+
+#: A batch is sized to this much handling, so that little is repeated when a process is killed. Seconds.
+BATCH_SECONDS = 0.1
+#: What is handled is settled at least this often. Seconds.
+SETTLE_SECONDS = 0.2
+#: Messages in one turn at most: above 100 a longer batch hardly costs less per message.
+MAX_COUNT = 500
+#: The first batch of a handler that nobody has timed yet.
+FIRST_COUNT = 20
+#: Before a message the leases are read again if they were last proven longer ago. Seconds.
+PROVE_SECONDS = DEAD_SECONDS / 3
+#: How long a slice goes on trying to reach Redis again before it gives up what it has not settled. Seconds.
+RECONNECT_SECONDS = 60.0
+
+
+class Handling:
+    """The messages in hand of one slice."""
+
+    def __init__(
+        self, runtime: Runtime, turns: Turns, lanes: list[Lane], slot: int, mean: float | None
+    ) -> None:
+        """`lanes`: in the order of the slice's reports. `mean`: seconds of the handler so far, if known."""
+        self._runtime = runtime
+        self._progress = runtime.progress
+        self._turns = turns
+        self._slot = slot
+        self._mean = mean
+        self._index = {id(lane): number for number, lane in enumerate(lanes)}
+        self._concurrent = self.dispatcher(lanes[0]).is_concurrent
+        self._settled_at = 0.0
+        self.ends = 0.0
+        """When the slice should end, by the monotonic clock."""
+        self.cut_short = False
+        """The slice ends before its lanes are empty."""
+        self.handled = False
+        """At least one message was."""
+        self.in_hand = True
+        """False: the connection broke, so what was fetched is to be looked up in the pending list."""
+
+    def on_line(self, work: Callable[[], Any]) -> Any:
+        """Run a turn; when the connection breaks, connect again, prove the leases, and lose nothing.
+
+        After a break nothing is in hand: what had been fetched is looked up in the pending list.
+        """
+        lineage.leave()  # a process that a receiver of a signal has forked off, say
+        gives_up = time.monotonic() + RECONNECT_SECONDS
+        delay = 0.05
+        try:
+            return work()
+        except Forbidden:
+            raise  # the connection is well, and would be refused the same again
+        except BusUnavailable as error:
+            broken: BusUnavailable = error
+        while time.monotonic() < gives_up and not self._progress.draining:
+            pause(delay * random.uniform(0.5, 1.5))
+            delay = min(1.0, delay * 2)
+            try:
+                self._turns.reopen()
+            except BusUnavailable as error:
+                broken = error
+            else:
+                self.in_hand = False
+                return []
+        raise broken
+
+    # ------------------------------------------------------------------ a batch
+
+    def handle(self, batch: Batch) -> None:
+        self.in_hand = True
+        for lane, messages in batch:
+            if self.cut_short or not self.in_hand:
+                # Fetched and not run: without this mark nobody would look for them in the pending list.
+                lane.leave_over()
+            elif self.dispatcher(lane).is_concurrent and lane.suspect is None:
+                self._handle_concurrently(lane, messages)
+            elif self.subscription(lane).batch is None:
+                self._handle_singly(lane, messages)
+            else:
+                self._handle_in_batches(lane, messages)
+
+    def _handle_singly(self, lane: Lane, messages: list[Message]) -> None:
+        began = time.monotonic()
+        handled = self._handle_smoothly(lane, messages) if lane.is_smooth() else 0
+        if handled < len(messages):
+            handled += self._handle_carefully(lane, messages[handled:])
+        self._learn(handled, time.monotonic() - began)
+
+    def _handle_smoothly(self, lane: Lane, messages: list[Message]) -> int:
+        """Handle messages while there is nothing to look up or to settle, and nothing fails; how many.
+
+        The hot path: what can be looked up once for all messages is.
+        """
+        progress, slot = self._progress, self._slot
+        handle, acks, handled = self.dispatcher(lane).handle, lane.acks, 0
+        if not lane.recovering:  # or what killed a process while it was decoded would do so for ever
+            codec.decode_ahead(messages)
+        for message in progress.each(slot, self._index[id(lane)], messages, self._next_look()):
+            handled += 1
+            failed = handle(message)
+            if failed is not None:
+                self.fail(lane, message, failed)
+                failed = None  # its traceback leads back to this frame: a circle that would keep the batch
+                break
+            acks.append(message._id)
+            if lane.lost:  # the handler has asked
+                progress.finished(slot)
+                break
+        self.handled = self.handled or handled > 0
+        return handled
+
+    def _handle_carefully(self, lane: Lane, messages: list[Message]) -> int:
+        """Handle messages with a look at everything that may stop or delay each; how many were."""
+        progress, slot, index = self._progress, self._slot, self._index[id(lane)]
+        handle, handled, next_look = self.dispatcher(lane).handle, 0, -math.inf
+        attempts = self.subscription(lane).retry.attempts
+        for message in messages:
+            if time.monotonic() > next_look or lane.lost or progress.stopping(slot):
+                self.settle_if_due()
+                if not self.may_go_on(lane):
+                    lane.leave_over()
+                    break
+                next_look = self._next_look()
+            if lane.failing and self.held_back(lane, message):
+                continue
+            if lane.suspect is not None and not self._may_run_suspect(lane, message):
+                if not self.in_hand or lane.lost:
+                    lane.leave_over()
+                    break
+                continue
+            if message.attempt > attempts and self.is_used_up(lane, message):
+                continue
+            progress.running(slot, index, message.id.encode(), time.monotonic())
+            failed = handle(message)
+            if failed is None:
+                lane.done(message)
+                progress.finished(slot)
+            else:
+                self.fail(lane, message, failed)
+                next_look = self._next_look()
+                failed = None  # as above
+            handled += 1
+            self.handled = True
+        return handled
+
+    def _next_look(self) -> float:
+        """Until when messages may be started with no look at the leases, the settling and the slice's end."""
+        return min(self.ends, self._turns.proved + PROVE_SECONDS, self._settled_at + SETTLE_SECONDS)
+
+    def _handle_concurrently(self, lane: Lane, messages: list[Message]) -> None:
+        crew = Crew(self, lane)
+        chains = Chains(messages, lane.hash_of)
+        try:
+            went_on = self._runtime.runner().run(crew.work(chains))
+        except BaseException:
+            # SystemExit out of a handler, for example: what still runs must not go on under the next slice.
+            self._runtime.close_runner()
+            raise
+        if crew.broken:
+            self.on_line(self._turns.settle)
+        if not went_on:
+            lane.leave_over()
+        self._learn(crew.ended, crew.busy)
+
+    def _handle_in_batches(self, lane: Lane, messages: list[Message]) -> None:
+        size = self.subscription(lane).batch or 1
+        began = time.monotonic()
+        step = 1 if lane.suspect is not None else size
+        for start in range(0, len(messages), step):
+            batch = messages[start : start + step]
+            while batch:
+                self.settle_if_due()
+                if not self.may_go_on(lane):
+                    lane.leave_over()
+                    return
+                batch = self._handle_batch(lane, batch)
+                self.handled = True
+        self.settle_if_due()
+        self._learn(len(messages), time.monotonic() - began)
+
+    def _handle_batch(self, lane: Lane, messages: list[Message]) -> list[Message]:
+        """One call of the handler; returns the messages that it passed over, for the next."""
+        ready = [
+            message
+            for message in messages
+            if not (self.held_back(lane, message) or self.is_used_up(lane, message))
+        ]
+        if not ready:
+            return []
+        if lane.suspect is not None and not self._may_run_suspect(lane, ready[0]):
+            if not self.in_hand or lane.lost:
+                lane.leave_over()
+            return []
+        index = self._index[id(lane)]
+        self._mark_running(index, ready)
+        failed = self.dispatcher(lane).handle_batch(ready, lane.ordering)
+        if failed is None:
+            # It raised, on nobody knows which message: each is delivered alone, in order.
+            self._progress.stopped(self._slot)
+            for message in ready:
+                self.settle_if_due()
+                if not self.may_go_on(lane):
+                    lane.leave_over()
+                    break
+                self._handle_batch(lane, [message])
+            return []
+        done = [message for message in ready if message.id not in failed]
+        for message in done:
+            lane.done(message)
+        refused = [message for message in ready if message.id in failed]
+        behind = [message for message in refused if failed[message.id].kind == "behind"]
+        records = [
+            (message.id.encode(), self._record(lane, message, failed[message.id]))
+            for message in refused
+            if message not in behind
+        ]
+        self._keep(lane, [message.id.encode() for message in done], records)
+        for message in refused:
+            if message not in behind:
+                failures.tell(message, failed[message.id], self.subscription(lane))
+        self.dispatcher(lane).heed_end()
+        failed.clear()  # as above
+        return behind
+
+    def is_used_up(self, lane: Lane, message: Message) -> bool:
+        """All attempts that the policy allows have been begun: it is a dead letter, whatever became of
+        them."""
+        subscription = self.subscription(lane)
+        if message.attempt <= subscription.retry.attempts or lane.is_suspect(message):
+            return False  # suspects are looked at before they run in any case
+        failures.used_up(lane, message, subscription, self._turns.server_now())
+        self.dispatcher(lane).heed_end()
+        return True
+
+    def held_back(self, lane: Lane, message: Message) -> bool:
+        if not lane.must_wait(message):
+            return False
+        lane.hold(message)
+        return True
+
+    def _mark_running(self, index: int, messages: list[Message]) -> None:
+        first, last, now = messages[0].id.encode(), messages[-1].id.encode(), time.monotonic()
+        if len(messages) == 1:
+            self._progress.running(self._slot, index, first, now)
+        else:
+            self._progress.batch_running(self._slot, index, first, last, now)
+
+    def may_go_on(self, lane: Lane) -> bool:
+        """Look up before each message: is the slot wanted, and is the lane surely still ours?"""
+        progress = self._progress
+        if progress.stopping(self._slot) or (self.handled and time.monotonic() > self.ends):
+            self.cut_short = True
+        elif self.must_prove():
+            self.on_line(self._turns.prove)
+        return self.in_hand and not self.cut_short and not lane.lost
+
+    def show_running(self, lane: Lane, first: str, last: str, since: float) -> None:
+        """Several messages run, from `first` to `last`, the oldest since then."""
+        index = self._index[id(lane)]
+        self._progress.batch_running(self._slot, index, first.encode(), last.encode(), since)
+
+    def show_finished(self, lane: Lane, message: Message, *, others: bool) -> None:
+        """One of several messages is done; `others` go on."""
+        self._progress.ended(self._slot, self._index[id(lane)], [message.id.encode()], others=others)
+
+    def must_prove(self) -> bool:
+        """It is too long ago that the leases were surely ours."""
+        return time.monotonic() - self._turns.proved > PROVE_SECONDS
+
+    def settle_if_due(self) -> None:
+        if self.is_due():
+            self._settle_between()
+
+    def is_due(self) -> bool:
+        """What is handled should be settled now."""
+        return time.monotonic() - self._settled_at > SETTLE_SECONDS
+
+    def settle_or_fail(self) -> None:
+        """Settle and prove, without waiting for Redis to come back. Raises BusUnavailable."""
+        if self.must_prove():
+            self._turns.prove()
+        if self.is_due():
+            self._turns.settle()
+            self.mark_settled()
+
+    def _settle_between(self) -> None:
+        self.on_line(self._turns.settle)
+        self.mark_settled()
+
+    def _may_run_suspect(self, lane: Lane, message: Message) -> bool:
+        """A message that may have killed whole workers: its attempt is recorded before the handler runs, and
+        when all attempts have gone that way it is a dead letter."""
+        if not lane.is_suspect(message):
+            return True
+        failures.suspect(lane, message, self.subscription(lane), self._turns.server_now())
+        self.dispatcher(lane).heed_end()
+        self._settle_between()
+        return message.id in lane.failures and self.in_hand and not lane.lost
+
+    def fail(self, lane: Lane, message: Message, failed: Failed, *, others: bool = False) -> None:
+        """The message is not done; `others` that ran with it go on."""
+        record = self._record(lane, message, failed)
+        self._keep(lane, [], [(message.id.encode(), record)], others=others)
+        failures.tell(message, failed, self.subscription(lane))
+        self.dispatcher(lane).heed_end()
+
+    def _record(self, lane: Lane, message: Message, failed: Failed) -> bytes:
+        return failures.record(lane, message, failed, self._turns.server_now())
+
+    def _keep(
+        self, lane: Lane, done: list[bytes], refused: list[tuple[bytes, bytes]], *, others: bool = False
+    ) -> None:
+        """Have shared memory say what is to be settled, in case this process dies before it is."""
+        index = self._index[id(lane)]
+        if not self._progress.ended(self._slot, index, done, refused, others=others):
+            self._settled_at = -math.inf  # there is no room: settle before anything else is run
+
+    def count(self) -> int:
+        """How many messages to fetch."""
+        if self._concurrent:
+            return CONCURRENCY  # they take as long together as the slowest of them
+        if self._mean is None:
+            return FIRST_COUNT
+        return max(1, min(MAX_COUNT, int(BATCH_SECONDS / max(self._mean, 1e-6))))
+
+    def _learn(self, handled: int, seconds: float) -> None:
+        if handled:
+            latest = seconds / handled
+            self._mean = latest if self._mean is None else 0.7 * self._mean + 0.3 * latest
+            self._progress.set_handler_ns(self._slot, int(self._mean * 1e9))
+
+    def mark_settled(self) -> None:
+        self._settled_at = time.monotonic()
+        self._progress.settled(self._slot)
+
+    def dispatcher(self, lane: Lane) -> Dispatcher:
+        return self._runtime.dispatcher(lane.id.topic, lane.id.group)
+
+    def subscription(self, lane: Lane) -> Subscription:
+        return self.dispatcher(lane).subscription
+
+
+def pause(seconds: float) -> None:
+    """Back off. Not a wait for a condition: there is nothing to be told by while Redis is away."""
+    threading.Event().wait(seconds)

@@ -1,0 +1,1 @@
+"""What the worker that leads does for all."""
