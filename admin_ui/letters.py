@@ -16,9 +16,9 @@ from admin_ui.asked import BadQuery, asked, value
 from admin_ui.messages import MessageRow, message_row
 from bus.client import Bus
 from bus.errors import ConfigurationError
+from bus.moments import moment
 from bus.operating import deadletters, filters
 from bus.operating.deadletters import DeadLetter, Place, Selection
-from bus.safety.moments import moment
 from bus.safety.unreadable import shown, visible
 
 #: Letters on one page.

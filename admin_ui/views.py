@@ -18,7 +18,7 @@ from bus import default
 from bus.client import Bus
 from bus.errors import ConfigurationError
 from bus.models import Topic
-from bus.topics import declarations
+from bus.operating import declarations
 
 
 @require_safe

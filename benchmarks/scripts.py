@@ -29,11 +29,12 @@ import orjson
 
 from benchmarks import contest
 from bus.client import Bus
-from bus.consuming.lane import Lane, LaneId
+from bus.consuming.lane import Lane
 from bus.consuming.outcomes import Outcomes
 from bus.consuming.portions import portions
 from bus.consuming.turn import Turns
 from bus.format.keys import PartitionKeys, pad_id
+from bus.format.lane_id import LaneId
 from bus.operating import deadletters, delayed, groups
 from bus.operating.deadletters import LetterRef, Place
 from bus.operating.delayed import DelayedRef

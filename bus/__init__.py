@@ -33,6 +33,7 @@ from bus.errors import (
 )
 from bus.publishing.future import PublishFuture
 from bus.publishing.producer import Producer
+from bus.topics import declared as _declared
 from bus.values import Message, Ordering, Position, Receipt, RetryPolicy, TopicSpec, parse_duration
 
 __all__ = [
@@ -89,7 +90,7 @@ def topic(name: str, *, partitions: int = 1, retention: str | timedelta | float 
     Opens no connection and needs no settings, so it belongs into an app's `topics.py`.
     Raises ConfigurationError.
     """
-    _default.declared.add(TopicSpec(name=name, partitions=partitions, retention=parse_duration(retention)))
+    _declared.by_code.add(TopicSpec(name=name, partitions=partitions, retention=parse_duration(retention)))
     return TopicHandle(name, _default.get)
 
 

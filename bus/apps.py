@@ -21,7 +21,7 @@ class BusConfig(AppConfig):
 
         from bus import autodiscover, testrun
         from bus.checks import check_handlers, check_places, check_setting, check_vendors
-        from bus.topics import declarations
+        from bus.operating import declarations
 
         testrun.sign()  # marks what this process starts, if it runs tests
         checks.register(check_setting, "jitney")

@@ -14,7 +14,8 @@ from bus.publishing.asynchronous import AsyncPublisher
 from bus.publishing.publisher import Publisher
 from bus.streams.connect import Client, Endpoint
 from bus.streams.url import Url
-from bus.topics.registry import Declared, Registry
+from bus.topics.declared import Declared
+from bus.topics.registry import Registry
 from bus.values import Receipt, TopicSpec, parse_duration
 
 

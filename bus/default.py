@@ -14,9 +14,9 @@ from typing import Any
 from bus import testrun
 from bus.client import Bus
 from bus.consuming.subscriptions import Subscriptions
-from bus.topics.registry import Declared
+from bus.publishing.producer import Producer
+from bus.topics import declared
 
-declared = Declared()
 subscriptions = Subscriptions()
 
 _lock = threading.RLock()
@@ -44,17 +44,20 @@ def reset(**_signal: Any) -> None:
         _current.clear()
 
 
+Producer.default_bus = staticmethod(get)
+
+
 def _make() -> Bus:
     if not _in_django():
-        return Bus(testrun.from_environment(), declared=declared)
+        return Bus(testrun.from_environment(), declared=declared.by_code)
     from django.conf import settings
 
-    from bus.topics import declarations
+    from bus.topics import rows
 
     # Django turns DEBUG off in tests.
     autostart = bool(settings.DEBUG) or testrun.sign() is not None
-    bus = Bus(testrun.from_django(), autostart=autostart, declared=declared)
-    bus.registry.find_elsewhere = declarations.find
+    bus = Bus(testrun.from_django(), autostart=autostart, declared=declared.by_code)
+    bus.registry.find_elsewhere = rows.find
     return bus
 
 

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from bus.safety.moments import delay_seconds
+from bus.moments import delay_seconds
 
 
 class BusError(Exception):

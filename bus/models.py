@@ -8,9 +8,9 @@ from datetime import timedelta
 from django.core.exceptions import ValidationError
 from django.db import models
 
-from bus import default
 from bus.columns import ExactCharField, IdPartField
 from bus.errors import ConfigurationError
+from bus.topics import declared
 from bus.values import MAX_PARTITIONS, TopicSpec, check_name, check_new_name
 
 
@@ -63,7 +63,7 @@ class Topic(models.Model):
     @property
     def declared(self) -> TopicSpec | None:
         """What code declares under this name; None if the row alone decides."""
-        return default.declared.get(self.name)
+        return declared.by_code.get(self.name)
 
     @property
     def spec(self) -> TopicSpec:

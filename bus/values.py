@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from bus.errors import ConfigurationError
-from bus.safety.moments import moment
+from bus.moments import moment
 
 Ordering = Literal["key", "partition", "none"]
 ORDERINGS: tuple[Ordering, ...] = ("key", "partition", "none")

@@ -20,7 +20,7 @@ from bus import default
 from workers.broker import PatientConsumer
 from workers.consumer import Consumer, Host
 from workers.forks import forks
-from workers.order import SliceOrder
+from workers.order import SLICE_TASK, SliceOrder
 from workers.slices.runtime import Runtime
 
 logger = logging.getLogger("jitney.workers")
@@ -195,8 +195,6 @@ class _Slices:
         return max(0, min(self._consumer.slots, processes) - len(self._sent))
 
     def start(self, order: SliceOrder) -> None:
-        from workers.celery import SLICE_TASK
-
         message = _SliceMessage(SLICE_TASK, order, self._c.hostname)
         sent = self._sent[message.task_id] = _Sent(order.slot)
         self._c.strategies[SLICE_TASK](

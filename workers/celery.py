@@ -19,10 +19,7 @@ from bus import testrun
 from bus.streams.url import parse
 from workers.bootstep import BusConsumerStep, BusWorkerStep
 from workers.location import broker_settings
-from workers.order import SliceOrder
-
-#: The name of the one Celery task of the bus.
-SLICE_TASK = "jitney.slice"
+from workers.order import SLICE_TASK, SliceOrder
 
 
 class SliceRequest(Request):  # type: ignore[misc]  # Celery has no types

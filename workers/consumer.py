@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from bus.client import Bus
 from bus.consuming.handlers import check_runs
-from bus.consuming.lane import LaneId
 from bus.consuming.subscriptions import Subscription, Subscriptions
+from bus.format.lane_id import LaneId
 from bus.safety.complaints import Complaints
 from bus.signals import lease_lost
 from bus.transactions.inbox import check_databases

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntFlag
 
-from bus.consuming.lane import Lane, LaneId
+from bus.consuming.lane import Lane
+from bus.format.lane_id import LaneId
 from bus.values import Ordering, id_pair
+
+#: The name of the one Celery task of the bus.
+SLICE_TASK = "jitney.slice"
 
 #: Seconds after which a slice ends, so that other lanes and ordinary tasks get their turn.
 SLICE_SECONDS = 1.0

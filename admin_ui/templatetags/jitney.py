@@ -12,10 +12,10 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 
 from admin_ui import durations
+from bus.moments import BEYOND
 from bus.observe import GroupSnapshot, Lag
 from bus.observe.loss import LastLoss
 from bus.safety import unreadable
-from bus.safety.moments import BEYOND
 
 register = template.Library()
 

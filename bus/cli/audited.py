@@ -16,11 +16,10 @@ from bus.client import Bus
 from bus.databases import Databases
 from bus.errors import ConfigurationError
 from bus.models import OutboxRow, Topic
-from bus.operating import operate
+from bus.operating import declarations, operate
 from bus.operating.deadletters import Selection, Tally
+from bus.operating.declarations import Drift, SyncReport
 from bus.operating.delayed import Cancelled, DelayedRef
-from bus.topics import declarations
-from bus.topics.declarations import Drift, SyncReport
 from bus.values import Ordering
 
 _Answer = TypeVar("_Answer")

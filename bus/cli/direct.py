@@ -18,7 +18,7 @@ from bus.values import Ordering, TopicSpec, check_new_name
 
 if TYPE_CHECKING:
     from bus.client import Bus
-    from bus.topics.declarations import Drift, SyncReport
+    from bus.operating.declarations import Drift, SyncReport
 
 
 class Direct:

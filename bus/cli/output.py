@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from bus.safety.moments import BEYOND, BEYOND_WORDS
+from bus.moments import BEYOND, BEYOND_WORDS
 from bus.safety.unreadable import visible, visible_json
 
 if TYPE_CHECKING:

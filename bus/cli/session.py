@@ -15,8 +15,8 @@ from bus.values import Ordering
 if TYPE_CHECKING:
     from bus.client import Bus
     from bus.operating.deadletters import Selection, Tally
+    from bus.operating.declarations import Drift, SyncReport
     from bus.operating.delayed import Cancelled, DelayedRef
-    from bus.topics.declarations import Drift, SyncReport
 
 
 class Operator(Protocol):

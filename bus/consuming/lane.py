@@ -14,7 +14,7 @@ with ordering "partition" the whole partition counts as one key. Keyless message
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -23,30 +23,18 @@ from bus.errors import BusError
 from bus.format import codec
 from bus.format import state as states
 from bus.format.keys import PartitionKeys, pad_id
+from bus.format.lane_id import LaneId
 from bus.format.partition import key_hash
 from bus.format.state import MAX_ERROR, Failure
-from bus.safety.moments import whole
+from bus.moments import whole
 from bus.safety.unreadable import Unreadable, tell
 from bus.values import ORDERINGS, Message, Ordering, id_pair, known_id
-
-__all__ = ["MAX_ERROR", "ORDERED_LANE", "Failure", "Lane", "LaneId", "key_hash"]
 
 if TYPE_CHECKING:
     from bus.consuming.waiting import Waiting
     from bus.streams.wire import Link
 
-#: The consumer name of the one lane of a partition in ordered groups, whoever owns it.
-ORDERED_LANE = "0"
 _ORDERINGS = frozenset(ordering.encode() for ordering in ORDERINGS)
-
-
-class LaneId(NamedTuple):
-    """Which lane: a partition of a topic, for a group. A tuple: workers look up thousands all the time."""
-
-    topic: str
-    partition: int
-    group: str
-    lane: str = ORDERED_LANE
 
 
 class Lane:

@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from bus.consuming.blame import blame
 from bus.consuming.lane import Lane
 from bus.consuming.outcomes import Outcomes
 from bus.consuming.portions import portions
 from bus.consuming.sizes import MOST_BYTES
 from bus.errors import BusError, ServerError
-from bus.format import strangers
 from bus.format.state import Failure
 from bus.streams.commands import Script, is_nogroup, is_noscript, is_of_one_partition, script, text
 from bus.streams.connect import error_of
@@ -177,7 +177,7 @@ class Plan:
         """True if this is the error of a lane with foreign data in a key: the slice goes on without it."""
         if not is_of_one_partition(reply):
             return False
-        strangers.name(self._turns.need_link(), lanes, reply)
+        blame(self._turns.need_link(), lanes, reply)
         return True
 
     def _settled(self, lane: Lane, reply: Any) -> None:

@@ -20,11 +20,11 @@ from functools import partial
 from typing import Any
 
 from bus.consuming import mending, waiting
+from bus.consuming.blame import blame
 from bus.consuming.lane import Lane
 from bus.consuming.plan import PAGE, Batch, GroupLost, Plan, last_delivered, raise_first_error
 from bus.consuming.sizes import Sizes
 from bus.errors import BusUnavailable, ServerError, StaleLease
-from bus.format import strangers
 from bus.streams import history
 from bus.streams.commands import is_of_one_partition, script
 from bus.streams.connect import Endpoint, error_of, seconds_of
@@ -147,7 +147,7 @@ class Turns:
         """False, and the lane is marked, if a key of it holds something foreign. Raises other errors."""
         for reply in replies:
             if is_of_one_partition(reply):
-                strangers.name(self.need_link(), [lane], reply)
+                blame(self.need_link(), [lane], reply)
                 return False
         raise_first_error(replies)
         return True
@@ -300,7 +300,7 @@ class Turns:
         reply = link.call("XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS",
                           *(lane.keys.stream for lane in lanes), *ids)  # fmt: skip
         if is_of_one_partition(reply):
-            strangers.name(link, lanes, reply)
+            blame(link, lanes, reply)
             self.drop([lane for lane in self.lanes if lane.lost])
             return False
         raise_first_error([reply])

@@ -13,8 +13,8 @@ from bus.client import Bus
 from bus.doctor.finding import Finding, Level
 from bus.format import state as states
 from bus.format.keys import PartitionKeys, unpad_id
+from bus.moments import MAX_EXACT
 from bus.observe.facts import ask
-from bus.safety.moments import MAX_EXACT
 from bus.safety.unreadable import Unreadable, shown
 from bus.streams.commands import fields_of, is_nogroup, is_wrongtype, text
 from bus.streams.connect import check, seconds_of

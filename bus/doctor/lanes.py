@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bus.client import Bus
-from bus.consuming.lane import LaneId
 from bus.doctor.finding import Finding
 from bus.errors import ServerError
 from bus.format import lease as leases
+from bus.format.lane_id import LaneId
 from bus.format.worker_record import WorkerRecord, read_table, where
 from bus.observe import members, unheld
 from bus.observe.facts import ask, is_absent

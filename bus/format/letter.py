@@ -12,7 +12,7 @@ from typing import Any
 
 from bus.errors import ConfigurationError
 from bus.format import codec
-from bus.safety.moments import moment, whole
+from bus.moments import moment, whole
 from bus.safety.unreadable import shown
 from bus.streams.commands import text
 from bus.values import Message, id_pair, known_id

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from bus.safety.moments import MAX_EXACT
+from bus.moments import MAX_EXACT
 from bus.safety.unreadable import Unreadable, shown, tell
 from bus.values import id_pair, known_id
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
 from bus.safety.unreadable import Unreadable, shown
 
 #: A longer record is not read. Bytes. 20,000 declined lanes with long names take a tenth of it.

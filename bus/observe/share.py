@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
+from bus.moments import moment
 from bus.observe import lag as lags
 from bus.observe.facts import GroupFacts, StreamFacts
 from bus.observe.loss import LastLoss
 from bus.observe.snapshots import GroupPartitionSnapshot, Lag
-from bus.safety.moments import moment
 from bus.topics.registry import GroupSpec
 from bus.values import Ordering, id_pair
 

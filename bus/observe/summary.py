@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+from bus.moments import moment
 from bus.observe import lag as lags
 from bus.observe import members
 from bus.observe.facts import StreamFacts
 from bus.observe.snapshots import GroupPartitionSnapshot, GroupSnapshot, TopicSnapshot
 from bus.observe.survey import Survey
-from bus.safety.moments import moment
 from bus.topics.registry import GroupSpec
 from bus.values import TopicSpec, id_pair
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
 from bus.format.worker_record import WorkerRecord
 
 

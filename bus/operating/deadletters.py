@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from bus.consuming.lane import ORDERED_LANE
 from bus.errors import ConfigurationError, UnknownGroup
 from bus.format import strangers
+from bus.format.lane_id import ORDERED_LANE
 from bus.format.letter import DeadLetter, Place, read
 from bus.format.state import read_counter
+from bus.moments import moment
 from bus.operating import filters
-from bus.safety.moments import moment
 from bus.safety.unreadable import Unreadable
 from bus.safety.verbs import verb
 from bus.streams.commands import fields_of, is_nogroup, run, text

@@ -12,7 +12,7 @@ from bus.format import codec, strangers
 from bus.format.keys import pad_id
 from bus.format.partition import key_hash
 from bus.format.state import Failure
-from bus.safety.moments import moment
+from bus.moments import moment
 from bus.streams.commands import is_nogroup, text
 from bus.streams.connect import check, seconds_of
 from bus.topics.reordering import Place, read

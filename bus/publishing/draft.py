@@ -12,7 +12,7 @@ from zlib import crc32
 from bus.errors import InvalidMessage
 from bus.format import codec
 from bus.format.keys import PartitionKeys
-from bus.safety.moments import delay_seconds
+from bus.moments import delay_seconds
 from bus.streams.commands import add_command, script
 from bus.streams.wire import Argument, Command
 from bus.values import Receipt

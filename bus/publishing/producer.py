@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from bus.errors import ConfigurationError
 from bus.publishing import future
@@ -39,6 +39,9 @@ EXIT_SECONDS = 10.0
 
 class Producer:
     """Publishes in the background. Safe across threads and forks; to be closed, or used in a `with`."""
+
+    default_bus: ClassVar[Callable[[], Bus]]
+    """Where a producer that is given no bus finds one. Set by `bus.default`, a floor above."""
 
     def __init__(
         self,
@@ -156,9 +159,7 @@ class Producer:
     def _bus(self) -> Bus:
         if self._given is not None:
             return self._given
-        from bus import default
-
-        return default.get()
+        return Producer.default_bus()
 
     def _cut(self, batch: Batch) -> None:
         """A batch is complete: keyless messages go on to the next partition, and specs are looked at anew."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bus.consuming.lane import LaneId
 from bus.errors import ForeignData, UnknownGroup, UnknownTopic
 from bus.format.keys import Keys
+from bus.format.lane_id import LaneId
 from bus.format.records import GroupSpec, Look, Spec, load_group, load_topic, sorted_out
 from bus.safety.unreadable import Unreadable, tell
 from bus.streams import commands

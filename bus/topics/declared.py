@@ -30,3 +30,7 @@ class Declared:
 
     def specs(self) -> dict[str, TopicSpec]:
         return dict(self._specs)
+
+
+#: Those of this process. They belong to the process, not to a bus or a server.
+by_code = Declared()

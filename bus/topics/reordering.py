@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bus.consuming.lane import ORDERED_LANE
 from bus.format.keys import PartitionKeys
+from bus.format.lane_id import ORDERED_LANE
 from bus.streams import commands
 from bus.streams.commands import fields_of, is_nogroup, is_of_one_partition, text
 from bus.streams.connect import Client, check

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from django.db import connections, router
 
-from bus.client import Bus
 from bus.errors import BusError, ForeignData, ServerError
 from bus.format.keys import PartitionKeys
 from bus.format.state import read_era
@@ -24,6 +24,9 @@ from bus.streams import commands, counting
 from bus.streams.connect import check
 from bus.topics.registry import GroupSpec
 from bus.values import Ordering, id_pair, known_id
+
+if TYPE_CHECKING:
+    from bus.client import Bus
 
 _complaints = Complaints(logging.getLogger("bus.marks"))
 

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bus.client import Bus
-from bus.consuming.lane import ORDERED_LANE
 from bus.errors import BusError
+from bus.format.lane_id import ORDERED_LANE
 from tests.chaos.faults import Fault
 from tests.chaos.plan import SERVER_KINDS
 

@@ -19,9 +19,10 @@ import bus.consuming.plan
 import workers.consumer
 import workers.slices.handling
 import workers.slices.slice
-from bus.consuming.lane import Lane, LaneId
+from bus.consuming.lane import Lane
 from bus.consuming.turn import Turns
 from bus.errors import ServerError
+from bus.format.lane_id import LaneId
 from bus.streams.commands import Script, script
 from bus.streams.connect import error_of
 from bus.values import Message

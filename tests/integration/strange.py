@@ -23,6 +23,7 @@ from bus.client import Bus
 from bus.consuming.subscriptions import Subscription
 from bus.format.partition import partition_of
 from bus.streams.embedded import EmbeddedServer
+from bus.topics import declared
 from bus.topics.declared import Declared
 from bus.values import Message, RetryPolicy
 from tests.integration.inline import InlineWorker
@@ -93,7 +94,7 @@ def consumed(
     server: EmbeddedServer, prefix: str, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
     """A world that is at work, as the default bus of this process too, and waits less than usual."""
-    monkeypatch.setattr(default, "declared", Declared())
+    monkeypatch.setattr(declared, "by_code", Declared())
     monkeypatch.setattr(workers.owned, "BACKOFF_SECONDS", (0.02, 0.2))
     monkeypatch.setattr(workers.watcher, "STRANGER_SECONDS", 0.2)
     settings.BUS = {"URL": server.url, "PREFIX": prefix}

@@ -16,7 +16,8 @@ from bus.client import Bus
 from bus.models import AuditRecord, Topic
 from bus.streams.embedded import EmbeddedServer
 from bus.streams.wire import Link
-from bus.topics.registry import Declared
+from bus.topics import declared
+from bus.topics.declared import Declared
 from tests.ui import scene
 
 pytestmark = pytest.mark.django_db
@@ -36,7 +37,7 @@ PAGES = [
 @pytest.fixture(autouse=True)
 def _nothing_declared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The project's own topics stay out of these tests."""
-    monkeypatch.setattr(default, "declared", Declared())
+    monkeypatch.setattr(declared, "by_code", Declared())
     yield
     default.reset()
 

@@ -12,10 +12,12 @@ import orjson
 import pytest
 
 from bus.client import Bus
-from bus.consuming.lane import Lane, LaneId, key_hash
+from bus.consuming.lane import Lane
 from bus.consuming.turn import Turns
 from bus.errors import BusUnavailable
 from bus.format.keys import PartitionKeys, pad_id
+from bus.format.lane_id import LaneId
+from bus.format.partition import key_hash
 from bus.operating import delayed, groups
 from bus.operating.delayed import DelayedRef
 from bus.streams import commands

@@ -15,8 +15,8 @@ from bus.cli.direct import Direct
 from bus.cli.session import Session
 from bus.client import Bus
 from bus.models import Topic
+from bus.operating import declarations
 from bus.streams.embedded import EmbeddedServer
-from bus.topics import declarations
 from bus.topics.registry import GroupSpec
 from bus.values import TopicSpec
 
@@ -113,7 +113,7 @@ def test_a_plan_that_ends_well_can_be_applied(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     bus = make_bus(state)
-    monkeypatch.setattr("bus.default.declared", bus.declared)
+    monkeypatch.setattr("bus.topics.declared.by_code", bus.declared)
 
     planned = run(bus, operator, *command.split(), *options)
     said = capsys.readouterr()
@@ -138,7 +138,7 @@ def test_a_change_of_a_topic_that_code_declares_is_refused_by_its_plan(
     make_bus: Callable[[str], Bus], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bus = make_bus("of code")
-    monkeypatch.setattr("bus.default.declared", bus.declared)
+    monkeypatch.setattr("bus.topics.declared.by_code", bus.declared)
 
     assert run(bus, Audited, "topic", "change", "wages", "--partitions", "4") == 1
 

@@ -6,10 +6,11 @@ import pytest
 
 from bus.client import Bus
 from bus.consuming import plan
-from bus.consuming.lane import Lane, LaneId
+from bus.consuming.lane import Lane
 from bus.consuming.turn import Turns
 from bus.errors import ReplyLost
 from bus.format.keys import unpad_id
+from bus.format.lane_id import LaneId
 from bus.streams import commands
 from bus.streams.connect import Client
 from bus.streams.embedded import EmbeddedServer

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from bus.client import Bus
-from bus.consuming.lane import Lane, LaneId
+from bus.consuming.lane import Lane
 from bus.consuming.turn import Turns
 from bus.errors import ConfigurationError, ReadOnly, UnknownGroup, UnknownTopic
+from bus.format.lane_id import LaneId
 from bus.models import AuditRecord
 from bus.operating import deadletters, operate, pending
 from bus.operating.deadletters import LetterRef, Place, Selection

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from bus import doctor, observe
 from bus.client import Bus
-from bus.consuming.lane import LaneId
 from bus.consuming.subscriptions import Subscription
+from bus.format.lane_id import LaneId
 from bus.streams.embedded import EmbeddedServer
 from bus.transactions import marks
 from bus.values import Message

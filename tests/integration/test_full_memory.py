@@ -15,11 +15,10 @@ from bus.client import Bus
 from bus.errors import BusFull
 from bus.format.keys import PartitionKeys
 from bus.models import Topic
-from bus.operating import deadletters, delayed, operate
+from bus.operating import deadletters, declarations, delayed, operate
 from bus.operating.deadletters import Selection
 from bus.operating.delayed import DelayedRef
 from bus.streams.embedded import EmbeddedServer
-from bus.topics import declarations
 from bus.topics.registry import GroupSpec
 from bus.upkeep import retention
 from bus.values import TopicSpec

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bus.client import Bus
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
 from bus.streams.wire import Link
 from bus.topics.registry import GroupSpec
 from bus.values import TopicSpec

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 import workers.slices.handling
 import workers.slices.slice
 from bus.client import Bus
-from bus.consuming.lane import LaneId
 from bus.consuming.subscriptions import Subscription, Subscriptions
 from bus.errors import Reject, ReplyLost, Retry
+from bus.format.lane_id import LaneId
 from bus.streams import commands
 from bus.streams.connect import Endpoint
 from bus.streams.wire import Link

@@ -10,9 +10,11 @@ import orjson
 import pytest
 
 from bus.client import Bus
-from bus.consuming.lane import Failure, Lane, LaneId
+from bus.consuming.lane import Lane
 from bus.consuming.subscriptions import Subscription
+from bus.format.lane_id import LaneId
 from bus.format.partition import partition_of
+from bus.format.state import Failure
 from bus.streams.commands import fields_of, scan, text
 from bus.streams.embedded import EmbeddedServer
 from bus.topics.registry import GroupSpec

@@ -10,9 +10,11 @@ import pytest
 
 from bus.client import Bus
 from bus.consuming import waiting
-from bus.consuming.lane import Lane, LaneId, key_hash
+from bus.consuming.lane import Lane
 from bus.consuming.turn import Turns
 from bus.format.keys import pad_id
+from bus.format.lane_id import LaneId
+from bus.format.partition import key_hash
 from bus.streams import commands
 from bus.streams.connect import Endpoint
 from bus.streams.wire import Link

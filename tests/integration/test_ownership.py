@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from admin_ui import verdicts
 from bus import doctor, observe
 from bus.client import Bus
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
 from bus.streams.embedded import EmbeddedServer
 from bus.topics.registry import GroupSpec
 from bus.transactions import marks

@@ -25,11 +25,11 @@ from bus.cli.session import Operator, Session
 from bus.client import Bus
 from bus.errors import ReadOnly
 from bus.models import Topic
-from bus.operating import deadletters, delayed, groups, operate
+from bus.operating import deadletters, declarations, delayed, groups, operate
 from bus.operating.operate import Actor
 from bus.streams.embedded import EmbeddedServer
-from bus.topics import declarations
-from bus.topics.registry import Declared
+from bus.topics import declared
+from bus.topics.declared import Declared
 from bus.values import TopicSpec
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -66,7 +66,7 @@ LOOKS = {"facts", "drift", "check_deletable", "outboxes"}
 @pytest.fixture
 def bus(server: EmbeddedServer, prefix: str, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
     """A bus for looking only, on which there is something to change everywhere."""
-    monkeypatch.setattr(default, "declared", Declared())
+    monkeypatch.setattr(declared, "by_code", Declared())
     writer = Bus(server.url, prefix=prefix)
     Topic.objects.create(name="orders", partitions=1)
     Topic.objects.create(name="stock", partitions=1)  # Redis does not have it: `topic sync` would make it

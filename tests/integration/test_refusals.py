@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from bus.client import Bus
-from bus.consuming.lane import Lane, LaneId
+from bus.consuming.lane import Lane
 from bus.consuming.turn import Turns
 from bus.errors import Forbidden
 from bus.format.keys import PartitionKeys, pad_id
+from bus.format.lane_id import LaneId
 from bus.streams.commands import text
 from bus.streams.embedded import EmbeddedServer
 from bus.topics.registry import GroupSpec

@@ -20,7 +20,8 @@ from bus.client import Bus
 from bus.models import AuditRecord
 from bus.operating import deadletters
 from bus.streams.embedded import EmbeddedServer
-from bus.topics.registry import Declared
+from bus.topics import declared
+from bus.topics.declared import Declared
 from tests.ui import scene
 
 pytestmark = pytest.mark.django_db
@@ -70,7 +71,7 @@ OTHERS = ("add_topic", "delete_topic", "view_auditrecord")
 @pytest.fixture
 def bus(server: EmbeddedServer, prefix: str, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
     """The default bus, with a group that has dead letters full of secrets and of characters that deceive."""
-    monkeypatch.setattr(default, "declared", Declared())
+    monkeypatch.setattr(declared, "by_code", Declared())
     settings.BUS = {"URL": server.url, "PREFIX": prefix}
     bus = default.get()
     scene.declare(bus, "orders", 1, ["inventory"])

@@ -17,8 +17,8 @@ from bus import default
 from bus.client import Bus
 from bus.errors import BusUnavailable, UnknownTopic
 from bus.models import Topic
+from bus.operating import declarations
 from bus.streams.embedded import EmbeddedServer
-from bus.topics import declarations
 from bus.values import TopicSpec
 
 ROOT = Path(__file__).parents[2]

@@ -7,13 +7,14 @@ import uuid
 import pytest
 
 from bus.client import Bus
-from bus.consuming.lane import Lane, LaneId
+from bus.consuming.lane import Lane
 from bus.consuming.mending import PAGE, RELEASE
 from bus.consuming.plan import GroupLost
 from bus.consuming.sizes import FETCH_BYTES
 from bus.consuming.turn import Turns
 from bus.errors import BusUnavailable, ReplyLost, StaleLease
 from bus.format.keys import Keys
+from bus.format.lane_id import LaneId
 from bus.streams import commands, history
 from bus.streams.connect import Endpoint
 from bus.streams.wire import Link

@@ -23,7 +23,9 @@ from bus.cli.session import Session
 from bus.client import Bus
 from bus.errors import InvalidMessage
 from bus.operating import operate
-from bus.topics.registry import Declared, GroupSpec
+from bus.topics import declared
+from bus.topics.declared import Declared
+from bus.topics.registry import GroupSpec
 from bus.transactions import forgetting, marks, outbox
 from bus.values import TopicSpec
 from tests.integration.places import GROUP, TOPIC
@@ -48,7 +50,7 @@ def bus(server: Any, database: str, settings: Any, monkeypatch: pytest.MonkeyPat
     settings.USE_TZ = False
     connections.close_all()
     settings.BUS = {"URL": server.url, "PREFIX": f"t{uuid.uuid4().hex[:10]}"}
-    monkeypatch.setattr(default, "declared", Declared())
+    monkeypatch.setattr(declared, "by_code", Declared())
     bus = default.get()
     bus.registry.project([TopicSpec(name=TOPIC)])
     bus.registry.declare_groups([GroupSpec(topic=TOPIC, name=GROUP)])

@@ -14,7 +14,8 @@ from admin_ui.pulse import pulse
 from bus import default
 from bus.client import Bus
 from bus.streams.embedded import EmbeddedServer
-from bus.topics.registry import Declared
+from bus.topics import declared
+from bus.topics.declared import Declared
 
 ARGUMENTS = [
     "--headless=new",
@@ -50,7 +51,7 @@ def bus(
     bus_server: EmbeddedServer, prefix: str, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Bus]:
     """The default bus of the pages, with nothing declared by code."""
-    monkeypatch.setattr(default, "declared", Declared())
+    monkeypatch.setattr(declared, "by_code", Declared())
     settings.BUS = {"URL": bus_server.url, "PREFIX": prefix, "TIMEOUT": 3}
     settings.MIDDLEWARE = ["tests.ui.csp.StrictPolicy", *settings.MIDDLEWARE]
     pulse.forget()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
 from workers.membership.assignment import assign
 
 NAMES = [f"w{number}" for number in range(8)]

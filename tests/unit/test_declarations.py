@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from django.core.exceptions import ValidationError
 
-from bus import default
 from bus.errors import ConfigurationError
 from bus.models import Topic
-from bus.topics.registry import Declared
+from bus.topics import declared as topics_declared
+from bus.topics.declared import Declared
 from bus.values import TopicSpec
 
 
@@ -19,7 +19,7 @@ from bus.values import TopicSpec
 def declared(monkeypatch: pytest.MonkeyPatch) -> Declared:
     """An empty table of what code declares."""
     table = Declared()
-    monkeypatch.setattr(default, "declared", table)
+    monkeypatch.setattr(topics_declared, "by_code", table)
     return table
 
 

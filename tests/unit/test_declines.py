@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.consuming.lane import ORDERED_LANE, LaneId
+from bus.format.lane_id import ORDERED_LANE, LaneId
 from bus.format.worker_record import load_lane
 from workers.membership.declines import DECLINE_SECONDS, PATIENCE_SECONDS, REST_SECONDS, Declines
 

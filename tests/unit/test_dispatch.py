@@ -9,10 +9,10 @@ from datetime import timedelta
 import orjson
 import pytest
 
-from bus.consuming.lane import MAX_ERROR
 from bus.consuming.subscriptions import Subscription
 from bus.errors import ConfigurationError, InboxUnavailable, Reject, Retry
 from bus.format import codec
+from bus.format.state import MAX_ERROR
 from bus.safety.complaints import Complaints
 from bus.signals import message_dead
 from bus.values import Message, RetryPolicy

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.consuming.lane import Failure, Lane, LaneId
+from bus.consuming.lane import Lane
 from bus.consuming.subscriptions import Subscription
 from bus.errors import BusUnavailable, Reject
 from bus.format import codec
 from bus.format.keys import Keys
+from bus.format.lane_id import LaneId
+from bus.format.state import Failure
 from bus.values import Message, RetryPolicy, id_pair
 from workers.progress import Progress, Running
 from workers.slices import handling

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from bus.consuming.lane import Lane, LaneId
+from bus.consuming.lane import Lane
 from bus.consuming.waiting import Waiting
 from bus.format import codec
 from bus.format.keys import Keys
+from bus.format.lane_id import LaneId
 from bus.values import Message
 
 

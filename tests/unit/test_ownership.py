@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
 from tests.unit.test_assignment import NAMES, PLACES, lanes_of, random_owners
 from workers.membership.assignment import assign
 

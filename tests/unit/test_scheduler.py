@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
 from workers.order import MAX_LANES, Report
 from workers.progress import Progress
 from workers.scheduling.scheduler import BACKOFF_SECONDS, FAST_SECONDS, Scheduler

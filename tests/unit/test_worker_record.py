@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.consuming.lane import LaneId
 from bus.format import lease
+from bus.format.lane_id import LaneId
 from bus.format.worker_record import WorkerRecord, read_table
 
 KEY = "bus:workers"

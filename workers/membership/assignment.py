@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from operator import attrgetter
 from types import MappingProxyType
 
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
 
 #: A difference in lanes that is worth moving an extra for; with 1 it would go to and fro.
 _UNEVEN = 2

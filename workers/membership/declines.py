@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
 from bus.format.worker_record import dump_lane
 
 #: How long a lane with work may wait for a slot of its worker. Seconds.

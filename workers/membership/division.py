@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bus.consuming.lane import ORDERED_LANE, LaneId
+from bus.format.lane_id import ORDERED_LANE, LaneId
 from workers.membership.assignment import assign
 from workers.membership.homes import View
 from workers.membership.roster import Roster

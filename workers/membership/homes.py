@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bus.client import Bus
-from bus.consuming.lane import LaneId
 from bus.format import lease
+from bus.format.lane_id import LaneId
 from bus.streams.connect import check
 from bus.streams.wire import pack_all
 from bus.topics.registry import Tables

@@ -20,9 +20,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections
 
 from bus.client import Bus
-from bus.consuming.lane import ORDERED_LANE, LaneId
 from bus.consuming.subscriptions import Subscription
 from bus.errors import BusError, BusUnavailable, ForeignData, UnknownTopic
+from bus.format.lane_id import ORDERED_LANE, LaneId
 from bus.format.lease import freed
 from bus.safety.complaints import Complaints
 from bus.topics.registry import GroupSpec, Tables

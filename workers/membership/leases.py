@@ -10,9 +10,10 @@ from typing import Any
 
 from bus.client import Bus
 from bus.consuming import waiting
-from bus.consuming.lane import Lane, LaneId
+from bus.consuming.lane import Lane
 from bus.errors import BusUnavailable, Forbidden, ForeignData, ServerError
 from bus.format import lease
+from bus.format.lane_id import LaneId
 from bus.format.lease import freed
 from bus.safety.complaints import Complaints
 from bus.streams import commands

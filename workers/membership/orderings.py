@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from bus.client import Bus
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
 from bus.format.worker_record import where
 from bus.safety.complaints import Complaints
 from bus.signals import lease_lost

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bus.client import Bus
-from bus.consuming.lane import ORDERED_LANE, LaneId
+from bus.format.lane_id import ORDERED_LANE, LaneId
 from bus.format.lease import owner_of
 from bus.streams import commands
 from workers.membership.leases import Leases, Swap

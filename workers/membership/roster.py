@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import orjson
 
 from bus.client import Bus
-from bus.consuming.lane import LaneId
 from bus.consuming.subscriptions import Subscription
+from bus.format.lane_id import LaneId
 from bus.format.worker_record import WorkerRecord, dump_lane, read_table
 from bus.safety.complaints import Complaints
 from bus.streams import commands

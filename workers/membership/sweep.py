@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 
 from bus.client import Bus
-from bus.consuming.lane import ORDERED_LANE, LaneId
 from bus.errors import Forbidden
+from bus.format.lane_id import ORDERED_LANE, LaneId
 from bus.format.lease import owner_of
 from bus.safety.complaints import Complaints
 from bus.streams.wire import Argument

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
 from bus.format.worker_record import where
 from bus.safety.complaints import Complaints
 from workers.liveness import MAX_GAP

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
 from bus.values import Ordering
 from workers.order import Fallen, LaneOrder, Report, SliceOrder
 from workers.seen import SlotView

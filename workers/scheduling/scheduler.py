@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from bus.consuming.lane import ORDERED_LANE, LaneId
+from bus.format.lane_id import ORDERED_LANE, LaneId
 from bus.values import Ordering
 from workers.order import MAX_LANES, Report, SliceOrder
 from workers.progress import Progress

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from bus.consuming.lane import LaneId
+from bus.format.lane_id import LaneId
 from workers.progress import Progress
 from workers.scheduling.owned import Running
 from workers.seen import SlotView

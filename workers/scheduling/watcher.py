@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 
 from bus.client import Bus
-from bus.consuming.lane import LaneId
 from bus.errors import BusError, Forbidden
 from bus.format import strangers
+from bus.format.lane_id import LaneId
 from bus.safety.complaints import Complaints
 from bus.safety.unreadable import tell
 from bus.streams.commands import is_wrongtype

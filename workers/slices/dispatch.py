@@ -12,17 +12,15 @@ from typing import Any, Literal
 from bus.consuming.handlers import kind_of, refuse_awaitable
 from bus.consuming.subscriptions import Handler, Subscription
 from bus.errors import InboxUnavailable, Reject, Retry, Undecodable
+from bus.moments import delay_seconds
 from bus.safety.complaints import Complaints
-from bus.safety.moments import delay_seconds
 from bus.values import Message, Ordering
 from workers.batch import Batch, OutOfOrder
 from workers.lineage import lineage
+from workers.middleware import Middleware
 from workers.slices import traces
 
 complaints = Complaints(logging.getLogger("jitney.workers"))
-
-Middleware = Callable[[Subscription, Handler], Handler]
-"""Wraps a handler; called once for each subscription, not for each message."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bus.client import Bus
-from bus.consuming.lane import Lane, LaneId
+from bus.consuming.lane import Lane
 from bus.consuming.sizes import Sizes
 from bus.consuming.subscriptions import Subscriptions
 from bus.errors import BusError
+from bus.format.lane_id import LaneId
 from bus.streams.wire import Link
 from workers.lineage import lineage
 from workers.middleware import default_async_middleware, default_middleware

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from bus.consuming.lane import MAX_ERROR
+from bus.format.state import MAX_ERROR
 
 #: Bytes of a text that are kept: a character has up to four.
 MAX_BYTES = MAX_ERROR

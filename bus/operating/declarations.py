@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from django.apps import apps
-from django.core.exceptions import AppRegistryNotReady, ImproperlyConfigured, SynchronousOnlyOperation
-from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, connections, router, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, router, transaction
 
 from bus import default, testrun
 from bus.errors import BusError, ConfigurationError, ForeignData, ReadOnly
 from bus.safety.unreadable import SHOWN, visible
 from bus.safety.verbs import check_writable
+from bus.topics import rows
 from bus.values import TopicSpec
 
 if TYPE_CHECKING:
@@ -50,27 +49,6 @@ class SyncReport:
     problems: list[str] = field(default_factory=list)
 
 
-def find(name: str) -> TopicSpec | None:
-    """The spec of a topic that the database knows; None if it knows none, or cannot be asked.
-
-    Publishers come here for a topic that Redis has lost. They must not fail for a database that is away,
-    not migrated, or not to be used here (in an event loop): then the topic is unknown.
-    """
-    try:
-        row = _rows().filter(name=name).first()
-        return row.spec if row is not None else None
-    except (
-        AppRegistryNotReady,
-        LookupError,
-        ImproperlyConfigured,
-        SynchronousOnlyOperation,
-        DatabaseError,
-        InterfaceError,
-    ) as error:
-        logger.warning("The database cannot be asked for topic %r: %s", name, error)
-        return None
-
-
 def sync(bus: Bus | None = None) -> SyncReport:
     """Make rows of the topics that code declares, and project all rows to Redis.
 
@@ -89,17 +67,17 @@ def drift(bus: Bus | None = None) -> list[Drift]:
     """How code, rows and Redis differ, by topic. Raises BusError where Redis cannot be read."""
     bus = bus or default.get()
     declared = bus.declared.specs()
-    rows = {row.name: row for row in _rows()}
+    in_database = {row.name: row for row in rows.every()}
     look = bus.registry.look()
     strange = {each.field: each for each in look.unreadable if each.key == bus.keys.topics}
     found: list[Drift] = []
-    for name in sorted(declared.keys() | rows.keys() | look.specs.keys() | strange.keys()):
+    for name in sorted(declared.keys() | in_database.keys() | look.specs.keys() | strange.keys()):
         if name in strange:
-            mendable = name in declared.keys() | rows.keys() and not strange[name].newer
+            mendable = name in declared.keys() | in_database.keys() and not strange[name].newer
             shown = visible(name[:SHOWN])  # it may be the name of nothing, and of any text
             found.append(Drift(shown, f"its record in Redis {strange[name].why}", mendable))
         elif "" not in strange:  # else nothing is known of what Redis has
-            found += _drift_of(name, declared.get(name), rows.get(name), look.specs.get(name))
+            found += _drift_of(name, declared.get(name), in_database.get(name), look.specs.get(name))
     return found
 
 
@@ -113,7 +91,7 @@ def sync_after_migrate(*, using: str = DEFAULT_DB_ALIAS, verbosity: int = 1, **_
         if testrun.sign() is not None:
             default.reset()  # whoever has used the bus before the tests began did so on that of the project
         return
-    if not router.allow_migrate_model(using, _model()) or not _has_table(using):
+    if not router.allow_migrate_model(using, rows.model()) or not _has_table(using):
         return
     try:
         report = sync()
@@ -129,22 +107,13 @@ def sync_after_migrate(*, using: str = DEFAULT_DB_ALIAS, verbosity: int = 1, **_
         logger.info("Topics projected to Redis: %s", ", ".join(report.projected))
 
 
-def _model() -> type[Topic]:
-    model: type[Topic] = apps.get_model("jitney", "Topic")
-    return model
-
-
-def _rows() -> Any:
-    return _model()._default_manager.all()
-
-
 def _has_table(alias: str) -> bool:
     connection = connections[alias]
-    return _model()._meta.db_table in connection.introspection.table_names()
+    return rows.model()._meta.db_table in connection.introspection.table_names()
 
 
 def _write_rows(bus: Bus, report: SyncReport) -> None:
-    model = _model()
+    model = rows.model()
     for name, spec in sorted(bus.declared.specs().items()):
         with transaction.atomic(using=router.db_for_write(model)):
             row, fresh = model._default_manager.select_for_update().get_or_create(
@@ -180,7 +149,7 @@ def _follow_code(row: Topic, spec: TopicSpec, report: SyncReport) -> None:
 def _project(bus: Bus, report: SyncReport) -> None:
     known = bus.registry.specs()
     wanted: list[TopicSpec] = []
-    for row in _rows():
+    for row in rows.every():
         before = known.get(row.name)
         if before is not None and before.partitions > row.partitions:
             report.problems.append(
