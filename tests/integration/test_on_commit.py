@@ -119,7 +119,7 @@ def test_a_failure_is_logged_and_raised_after_all_other_hooks(
     assert seen == ["before", "between", "after"]
     assert stored(bus) == [b"3"]
     assert [note for note in caught.value.__notes__ if "elsewhere" in note]
-    records = [record for record in caplog.records if record.name == "bus.transactions.on_commit"]
+    records = [record for record in caplog.records if record.name == "bus.on_commit"]
     assert [record.levelno for record in records] == [logging.ERROR] * 2
     assert all(record.exc_info for record in records)
     assert "'nowhere'" in records[0].getMessage()

@@ -229,7 +229,7 @@ def test_what_is_wrong_with_one_topic_stops_no_other(bus: Bus, caplog: pytest.Lo
     assert relay.run() == 0
     assert values(bus) == [2]
     assert relay.failed == {("aaa", 0)}
-    (record,) = [record for record in caplog.records if record.name == "bus.transactions.outbox"]
+    (record,) = [record for record in caplog.records if record.name == "bus.outbox"]
     assert record.levelno == logging.ERROR
     assert "aaa/0" in record.getMessage()
 
