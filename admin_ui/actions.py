@@ -23,7 +23,7 @@ from bus.safety.unreadable import visible
 
 
 class GroupVerb(Protocol):
-    """A function of bus.operate on a group."""
+    """A function of bus.operating.operate on a group."""
 
     def __call__(self, bus: Bus, topic: str, group: str, *, actor: Actor) -> None: ...
 

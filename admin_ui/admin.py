@@ -59,7 +59,7 @@ class WorkerAdmin(PageAdmin):
 
 
 class TopicAdmin(admin.ModelAdmin):
-    """The list of topics as Redis has them; forms for the rows, which act through bus.operate."""
+    """The list of topics as Redis has them; forms for the rows, which act through bus.operating.operate."""
 
     form = TopicForm
     actions = None

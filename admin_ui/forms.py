@@ -39,7 +39,7 @@ class RetentionField(forms.CharField):
 
 
 class TopicForm(forms.ModelForm):
-    """Adds or changes a topic through bus.operate, which checks, stores, projects and audits."""
+    """Adds or changes a topic through bus.operating.operate, which checks, stores, projects and audits."""
 
     retention = RetentionField(
         required=False,

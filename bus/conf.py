@@ -66,7 +66,7 @@ class Settings:
     dedupe_window: int = 600
     """Seconds within which the same message_id is stored once."""
     slots: int | None = None
-    """Pool processes that slices may use at once; None: see workers.scheduler."""
+    """Pool processes that slices may use at once; None: see workers.scheduling.scheduler."""
     groups: tuple[str, ...] | None = None
     """Consumer groups that workers here serve; None: all that are subscribed."""
     read_only: bool = False

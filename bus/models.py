@@ -151,7 +151,7 @@ class AuditRecord(models.Model):
 
 
 class MarkCopy(models.Model):
-    """A copy of how far a group has settled one partition (see bus.marks)."""
+    """A copy of how far a group has settled one partition (see bus.transactions.marks)."""
 
     prefix = ExactCharField(max_length=100)
     topic = ExactCharField(max_length=100)
@@ -176,7 +176,7 @@ class MarkCopy(models.Model):
 
 
 class InboxRow(models.Model):
-    """A message that an atomic handler has handled (see bus.inbox)."""
+    """A message that an atomic handler has handled (see bus.transactions.inbox)."""
 
     group = ExactCharField(max_length=100)
     topic = ExactCharField(max_length=100)
@@ -199,7 +199,7 @@ class InboxRow(models.Model):
 
 
 class InboxFloor(models.Model):
-    """Up to where all messages of a place are settled for good, but for its open ones (see bus.floor)."""
+    """Up to here messages of a place are settled for good, except open ones (see bus.transactions.floor)."""
 
     group = ExactCharField(max_length=100)
     topic = ExactCharField(max_length=100)
@@ -223,7 +223,7 @@ class InboxFloor(models.Model):
 
 
 class InboxOpen(models.Model):
-    """A message that is not settled for good, though it may lie below the floor (see bus.forgetting)."""
+    """A message not settled for good, though maybe below the floor (see bus.transactions.forgetting)."""
 
     floor = models.ForeignKey(InboxFloor, on_delete=models.CASCADE, db_constraint=False, db_index=False)
     ms = IdPartField()

@@ -24,7 +24,7 @@ aligned store; a child writes only to its own slot.
       337 …          1,025 messages: bits 0 to 7 lane index; 8 to 31 where its record begins; 32 to 63 how
                      long that is, 0 for a message that is done, which needs none
       1362 …         the same messages: id as text
-      7512 …         64 KiB of records: what is to be settled of messages that are not done (see bus.lane)
+      7512 …         64 KiB of records: what to settle of messages that are not done (bus.consuming.lane)
 
 Every record is written first and made to count last, by the one store of the state or of its bit; the same
 store ends a message and counts it as ended. So a child that is killed in between has not run the message,

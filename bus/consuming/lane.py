@@ -84,7 +84,7 @@ class Lane:
         self.trouble: BusError | None = None
         """A key of this lane holds something foreign: it was dropped from the slice, as if it were lost."""
         self.era = ""
-        """Which messages the ids here stand for (see bus.inbox); "": of a group that is older than eras."""
+        """Which messages the ids stand for (see bus.transactions.inbox); "": of a group older than eras."""
         self.prove: Callable[[], bool] | None = None
         """Asks Redis whether the lease is still ours (see Message.lease_valid)."""
         self.failing: dict[str, set[tuple[int, int]]] = {}
@@ -170,7 +170,7 @@ class Lane:
     def in_force(self, raw: bytes | None) -> None:
         """Take in the field `ordering` of the state hash: under another one no lease of ours counts.
 
-        One that cannot be read counts as not there (see bus.reordering.answer).
+        One that cannot be read counts as not there (see bus.topics.reordering.answer).
         """
         if raw in _ORDERINGS and raw != self.ordering.encode():
             self.lease = ""

@@ -14,7 +14,7 @@ from bus.values import ORDERINGS, Ordering, Position, RetryPolicy, check_name, c
 
 Handler = Callable[[Any], Any]
 
-#: More messages than this in one batch would be settled too rarely (see workers.handling).
+#: More messages than this in one batch would be settled too rarely (see workers.slices.handling).
 MAX_BATCH = 10_000
 
 
@@ -30,7 +30,7 @@ class Subscription:
     batch: int | None = None
     """At most so many messages in one call of a batch handler; None: one message a call."""
     atomic: str | None = None
-    """Alias of the database in whose transaction the handler runs (see bus.inbox); None: no transaction."""
+    """Alias of the database in whose transaction it runs (see bus.transactions.inbox); None: without."""
     start: str = "earliest"
     time_limit: float | None = None
     """Seconds after which the process that still runs the handler is killed."""

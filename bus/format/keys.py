@@ -154,7 +154,7 @@ class PartitionKeys:
 
     @property
     def ahead(self) -> str:
-        """hash: server time → last id then, while ids are ahead of the clock (see bus.retention)."""
+        """hash: server time → last id then, while ids are ahead of the clock (see bus.upkeep.retention)."""
         return f"{self.stream}:ahead"
 
     def types(self, group: str, lane: str) -> dict[str, str]:

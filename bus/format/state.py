@@ -2,8 +2,8 @@
 
     <id>             what is recorded of a message that failed, or waits behind one that did (Failure)
     suspect:<lane>   left-overs up to this id may have killed a worker
-    era              which messages the ids stand for (see bus.inbox)
-    ordering         the one in effect, where it was pinned (see bus.reordering)
+    era              which messages the ids stand for (see bus.transactions.inbox)
+    ordering         the one in effect, where it was pinned (see bus.topics.reordering)
     dead, dead_dropped, trimmed      counters, kept by scripts
 
 Each field is read by itself: one that cannot be read is told of in the log, and counts as not there.

@@ -1,4 +1,4 @@
-"""What is kept of the messages that a group has lost, see bus.losses."""
+"""What is kept of the messages that a group has lost, see bus.upkeep.losses."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ class Registry(Catalog):
         """Write groups to Redis and create them on every partition of their topics. Idempotent.
 
         A group that is declared already keeps its start. Another ordering takes effect where nothing is
-        pending any more (see bus.reordering); `keep_ordering`: it is left as it was declared last.
+        pending any more (see bus.topics.reordering); `keep_ordering`: it is left as it was declared last.
         `on_new` is called with each group that was not declared yet, before it is created: by one caller
         only, however many declare it at once. Records that cannot be read are written anew, unless a newer
         Jitney has written them. Raises ForeignData at the end for those, and for partitions in which they

@@ -1,8 +1,8 @@
 """The floor of an inbox: up to which id the messages of a place are settled for good, but for its open ones.
 
-A place is a group in a partition, in one era (see bus.inbox). Rows at or below the floor are deleted
-(see bus.forgetting); from then on the floor says what they said. So whoever has inserted the row of a
-message reads the floor *after* that, and not by an older snapshot of the database:
+A place is a group in a partition, in one era (see bus.transactions.inbox). Rows at or below the floor are
+deleted (see bus.transactions.forgetting); from then on the floor says what they said. So whoever has inserted
+the row of a message reads the floor *after* that, and not by an older snapshot of the database:
 
 - READ COMMITTED, the default of Django everywhere: each statement sees what was committed before it began.
 - SQLite: who has inserted has the write lock, so nobody commits between the insertion and the reading.

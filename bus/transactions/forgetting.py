@@ -1,20 +1,21 @@
 """What upkeep does to inboxes: raises their floors, and deletes the rows that nothing can ask for any more.
 
-A floor (see bus.floor) says: each message of the place up to this id is *settled for good*, but for those
-that are *open*. Nothing that is settled for good may be handled again, whoever has it in hand and whatever
-Redis says later. Open is what is pending (it runs, waits for a retry, or is held back), and what is a dead
-letter, since an operator may retry it. Its row, if it has one, is kept: then its effect is there already.
+A floor (see bus.transactions.floor) says: each message of the place up to this id is *settled for good*, but
+for those that are *open*. Nothing that is settled for good may be handled again, whoever has it in hand and
+whatever Redis says later. Open is what is pending (it runs, waits for a retry, or is held back), and what is
+a dead letter, since an operator may retry it. Its row, if it has one, is kept: then its effect is there
+already.
 
 In this order, so that a frozen owner meets either the row or the floor:
 
 1. Floor and open messages are written, in a transaction of its own.
 2. Rows at or below the floor that are not open are deleted.
 
-What is settled for good stays so: open messages are only added above the old floor. The floor goes up to
-the *copied* mark (see bus.marks) at most, where groups go on from if the server comes back with older data;
-and only on the word of a server that has given out all of that: one that has lost data has not. A look at the
-pending list counts only if no message has become a dead letter since the letters were read. Who was frozen
-between look and writing finds the floor's version changed; or writes what is still so.
+What is settled for good stays so: open messages are only added above the old floor. The floor goes up to the
+*copied* mark (see bus.transactions.marks) at most, where groups go on from if the server comes back with
+older data; and only on the word of a server that has given out all of that: one that has lost data has not. A
+look at the pending list counts only if no message has become a dead letter since the letters were read. Who
+was frozen between look and writing finds the floor's version changed; or writes what is still so.
 
 Where the era is over, floor and open messages go when their messages are a day old, and after them the
 rows: if a Redis that came up empty is replaced by a backup, its eras are back.

@@ -7,8 +7,9 @@ A row is known by group, topic, partition, id, and *era*: a token that is new wh
 partition may stand for other messages than before, or the group is meant to handle them again. It is a
 field of the group's state in Redis (see `ensure.lua`), and begins with the prefix of its bus.
 
-Rows do not stay for ever (see bus.forgetting). A floor takes their place, which is read after the insertion
-(see bus.floor): so an owner that was frozen until the row of its message was forgotten meets the floor.
+Rows do not stay for ever (see bus.transactions.forgetting). A floor takes their place, which is read after
+the insertion (see bus.transactions.floor): so an owner that was frozen until the row of its message was
+forgotten meets the floor.
 """
 
 from __future__ import annotations

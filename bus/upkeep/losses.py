@@ -1,7 +1,7 @@
 """Messages that were removed from a topic before a group was given them: found, and counted once.
 
-Retention never does that (see bus.retention); XTRIM by hand, XDEL, or MAXLEN by another program can. What was
-given and is removed before it is settled is counted where it is looked for: `trimmed` in the state.
+Retention never does that (see bus.upkeep.retention); XTRIM by hand, XDEL, or MAXLEN by another program can.
+What was given and is removed before it is settled is counted where it is looked for: `trimmed` in the state.
 """
 
 from __future__ import annotations

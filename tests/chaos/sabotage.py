@@ -82,7 +82,7 @@ def unfenced_script(name: str) -> Script:
 
 
 def no_fence() -> None:
-    take_place(UnfencedTurns, workers.slice, "watch", "prove_by")
+    take_place(UnfencedTurns, workers.slices.slice, "watch", "prove_by")
     take_place(StubbornMembership, workers.consumer, "_drop_lost", "_give_up")
     vars(bus.plan)["script"] = unfenced_script
 
@@ -108,7 +108,7 @@ class ForgetfulHandling(Handling):
 
 
 def no_retries() -> None:
-    take_place(ForgetfulHandling, workers.handling, "fail")
+    take_place(ForgetfulHandling, workers.slices.handling, "fail")
 
 
 # ---------------------------------------------------------------------- no recovery
@@ -129,7 +129,7 @@ class CarelessLane(Lane):
 
 
 def no_recovery() -> None:
-    take_place(CarelessLane, workers.slice, "recovering")
+    take_place(CarelessLane, workers.slices.slice, "recovering")
 
 
 WAYS: dict[str, Callable[[], None]] = {"fence": no_fence, "retries": no_retries, "recovery": no_recovery}

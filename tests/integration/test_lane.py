@@ -197,7 +197,7 @@ class Worker:
 @pytest.fixture(autouse=True)
 def around(monkeypatch, caplog):
     """No waiting before a new connection, no lines about failures that are meant; all is closed after."""
-    for module in (workers.slice, workers.handling):
+    for module in (workers.slices.slice, workers.slices.handling):
         monkeypatch.setattr(module, "pause", lambda _seconds: None)
     caplog.set_level("CRITICAL", logger="jitney.workers")
     Killed.now = False

@@ -133,7 +133,7 @@ def test_where_little_waits_that_costs_no_round_trip_of_its_own(server: Any, bus
         shut(turns)
         assert lane.retrying == waiting_there
         trips.append(endpoint.trips)
-    # The second looks whether what waits fits together: see bus.mending
+    # The second looks whether what waits fits together: see bus.consuming.mending
     assert trips == [1, 2]
 
 

@@ -1,4 +1,4 @@
-"""atomic=True: the handler runs in a transaction with the inbox row of its message (see bus.inbox)."""
+"""atomic=True: handler and inbox row of its message in one transaction (see bus.transactions.inbox)."""
 
 from __future__ import annotations
 

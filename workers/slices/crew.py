@@ -21,7 +21,7 @@ complaints = Complaints(logger)
 
 
 class Hand(Protocol):
-    """The slice's hand (see workers.handling), as far as a crew concerns it."""
+    """The slice's hand (see workers.slices.handling), as far as a crew concerns it."""
 
     handled: bool
 

@@ -112,7 +112,7 @@ class Dispatcher:
     ) -> dict[str, Failed] | None:
         """Run the batch handler; the messages that are not done, by id.
 
-        `ordering`: the one in effect, where that is not the subscription's (see bus.reordering).
+        `ordering`: the one in effect, where that is not the subscription's (see bus.topics.reordering).
 
         None: it raised, and nobody knows on which message; or it has handled a message that should have
         waited. They are then to be delivered one by one, so that one bad message does not fail its
