@@ -32,7 +32,3 @@ def _bus() -> Bus:
     if not os.environ.get("BUS_URL"):
         raise ConfigurationError("BUS_URL is not set: say where Redis is, such as redis://localhost:6379/0.")
     return Bus(testrun.from_environment())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -95,8 +95,8 @@ def consumed(
 ) -> Iterator[World]:
     """A world that is at work, as the default bus of this process too, and waits less than usual."""
     monkeypatch.setattr(declared, "by_code", Declared())
-    monkeypatch.setattr(workers.owned, "BACKOFF_SECONDS", (0.02, 0.2))
-    monkeypatch.setattr(workers.watcher, "STRANGER_SECONDS", 0.2)
+    monkeypatch.setattr(workers.scheduling.owned, "BACKOFF_SECONDS", (0.02, 0.2))
+    monkeypatch.setattr(workers.scheduling.watcher, "STRANGER_SECONDS", 0.2)
     settings.BUS = {"URL": server.url, "PREFIX": prefix}
     world = World(server, prefix)
     with world.worker:

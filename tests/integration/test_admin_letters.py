@@ -17,7 +17,8 @@ from bus.client import Bus
 from bus.models import AuditRecord
 from bus.operating import deadletters
 from bus.streams.embedded import EmbeddedServer
-from bus.topics.registry import Declared
+from bus.topics import declared
+from bus.topics.declared import Declared
 from tests.ui import scene
 
 pytestmark = pytest.mark.django_db
@@ -82,7 +83,7 @@ UNBOUNDED: list[tuple[dict[str, Any], str]] = [
 @pytest.fixture
 def bus(server: EmbeddedServer, prefix: str, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
     """The default bus, with a topic of two partitions; what the project declares stays out."""
-    monkeypatch.setattr(default, "declared", Declared())
+    monkeypatch.setattr(declared, "by_code", Declared())
     settings.BUS = {"URL": server.url, "PREFIX": prefix}
     bus = default.get()
     scene.declare(bus, "orders", 2, ["inventory"])

@@ -19,6 +19,7 @@ from bus.errors import BusUnavailable, UnknownTopic
 from bus.models import Topic
 from bus.operating import declarations
 from bus.streams.embedded import EmbeddedServer
+from bus.topics import rows
 from bus.values import TopicSpec
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +154,7 @@ def test_a_database_that_cannot_be_asked_makes_a_topic_unknown_and_nothing_worse
     def no_table() -> None:
         raise OperationalError("no such table: jitney_topic")
 
-    monkeypatch.setattr(declarations, "_rows", no_table)
+    monkeypatch.setattr(rows, "every", no_table)
 
     with pytest.raises(UnknownTopic):
         public.publish("wages", 1)
