@@ -211,7 +211,8 @@ class Consumer:
 
     def _follow(self, ended: Ended) -> None:
         assert self._membership is not None
-        self._membership.release(ended.free)
+        if ended.free:
+            self._membership.release()
         for lane in ended.lost:
             failures.announce(lease_lost, type(self), lane=lane.id)
         for lane in ended.broken:

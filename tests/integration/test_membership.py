@@ -193,6 +193,28 @@ def test_what_became_of_messages_is_settled_before_a_lane_is_given_back(bus: Bus
 
 
 @pytest.mark.both_servers
+def test_all_is_settled_before_a_lane_is_given_back_where_large_dead_letters_take_more_than_one_script(
+    bus: Bus,
+) -> None:
+    # given a lane whose slice left dead letters of which one script moves two, and a message that is done
+    for _ in range(6):
+        bus.publish("keyed", "x" * 150_000, key="a")
+    partition = partition_of("a", PARTITIONS)
+    keys, leases = bus.keys.partition("keyed", partition), Leases(bus, "me")
+    lane = OwnedLane(LaneId("keyed", partition, "g"), leases.new_value(), "key")
+    bus.client.call("SET", keys.lease("g", "0"), lane.lease)
+    [[_, entries]] = bus.client.call("XREADGROUP", "GROUP", "g", "0", "STREAMS", keys.stream, ">")
+    before = Lane(lane.id, keys, lane.lease, "none")
+    records = tuple(before.dead(each, "never", "never", 5) for each in before.messages(entries)[:5])
+    lane.fallen = Fallen((text(entries[5][0]),), records)
+    # when
+    leases.give_back([lane])
+    # then
+    assert bus.client.call("XPENDING", keys.stream, "g")[0] == 0
+    assert bus.client.call("XLEN", keys.dead("g")) == 5
+
+
+@pytest.mark.both_servers
 def test_what_a_slice_has_ended_is_settled_as_soon_as_its_lane_was_taken_back(bus: Bus) -> None:
     # given a lane that was taken back, for which no slot may be free for seconds
     leases = Leases(bus, "me")

@@ -171,7 +171,8 @@ def test_a_lane_that_nobody_takes_for_ten_seconds_is_named_by_log_doctor_and_pag
     worker = Seer(bus, {"t2/g3", "t0/g0"}, clock)
     settle([worker], clock)
     lane = LaneId("t2", 1, "g3")
-    worker.membership._leases.give_back([worker.scheduler.leave(lane)])
+    assert worker.scheduler.leave(lane)
+    worker.membership._departures.give_back()
     take = worker.membership._leases.take
     monkeypatch.setattr(
         worker.membership._leases, "take", lambda swaps: take([each for each in swaps if each.lane != lane])

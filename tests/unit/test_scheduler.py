@@ -460,11 +460,34 @@ def test_a_slice_after_a_death_never_follows_on_what_an_earlier_process_left(wor
 def test_an_idle_lane_is_given_up_at_once_a_running_one_when_its_slice_ends(world):
     first, second = world.own(0, 1)
     (order,) = world.plan(1)
-    assert world.scheduler.leave(second).id == second
-    assert world.scheduler.leave(first) is None
+    assert world.scheduler.leave(second)
+    assert not world.scheduler.leave(first)
+    assert [lane.id for lane in world.scheduler.given_up()] == [second]
     ended = world.end(order, Report.MORE)
     assert [lane.id for lane in ended.free] == [first]
+
+
+def test_a_lane_that_is_given_up_is_ours_until_it_is_given_back_and_gets_no_slice(world):
+    (id,) = world.own(0)
+    assert world.scheduler.leave(id)
+    world.scheduler.wake([id])
+    world.scheduler.doubt()
+    world.scheduler.renew(id, "me:0", "me:new")
+    assert world.plan() == []
+    assert world.scheduler.watched() == {}
+    assert world.scheduler.owned() == {id: "me:new"}
+    world.scheduler.given_back(world.scheduler.given_up())
     assert world.scheduler.owned() == {}
+
+
+def test_a_lane_that_was_taken_again_since_is_not_the_one_that_was_given_back(world):
+    (id,) = world.own(0)
+    world.scheduler.leave(id)
+    before = world.scheduler.given_up()
+    world.scheduler.lost(id)
+    world.own(0)
+    world.scheduler.given_back(before)
+    assert id in world.scheduler.owned()
 
 
 def test_a_lane_that_may_stay_after_all_stays(world):

@@ -30,6 +30,7 @@ from bus.transactions import marks
 from bus.upkeep.newcomers import Newcomers
 from workers.forks import forks
 from workers.membership.declines import Declines
+from workers.membership.departures import Departures
 from workers.membership.division import Division
 from workers.membership.homes import Homes, View
 from workers.membership.identity import Identity
@@ -81,8 +82,7 @@ class Membership(threading.Thread):
         self._sweep = Sweep(bus, self._roster, self._leases, clock)
         self._unheld = Unheld(clock)
         self._division = Division(self._me, self._roster)
-        self._going: set[LaneId] = set()
-        """Lanes that we give up when their slices end."""
+        self._departures = Departures(self._leases, scheduler)
         self._declines = Declines(clock)
         self._newcomers = Newcomers(bus)
         self._errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -110,11 +110,9 @@ class Membership(threading.Thread):
         self._stopping.set()
         self.look()
 
-    def release(self, lanes: Iterable[OwnedLane]) -> None:
-        """Give lanes back, as an errand."""
-        given = list(lanes)
-        if given:
-            self._errands.put(lambda: self._leases.give_back(given))
+    def release(self) -> None:
+        """Give back the lanes that are given up, as an errand."""
+        self._errands.put(self._departures.give_back)
 
     def renew(self, lane: OwnedLane) -> None:
         """Give a lane that was taken back from a stuck slice a new lease, as an errand."""
@@ -334,15 +332,7 @@ class Membership(threading.Thread):
             logger.info("There are free slots again: this worker takes lanes as before.")
 
     def _give_up(self, wanted: set[LaneId]) -> None:
-        standing = self._scheduler.standing
-        free = self._scheduler.left_standing() if standing or self._scheduler.stopped else []
-        unwanted = self._scheduler.owned().keys() - wanted
-        unwanted = {lane for lane in unwanted if lane.lane == ORDERED_LANE or standing}
-        for lane in self._going - unwanted:
-            self._scheduler.stay(lane)
-        left = {lane: self._scheduler.leave(lane) for lane in unwanted}
-        self._going = {lane for lane, gone in left.items() if gone is None}
-        self._leases.give_back([*free, *(lane for lane in left.values() if lane is not None)])
+        self._departures.give_up(wanted)
 
     def _say_leaving(self) -> None:
         # Once: whoever sees a hint looks again, ourselves included.

@@ -145,7 +145,7 @@ class Leases:
             owned.fallen, owned.suspect = None, owned.suspect or fallen.batch
 
     def _settle(self, owned: OwnedLane, value: str, fallen: Fallen) -> bool:
-        """Settle it under this value of the lease; False if the server refuses."""
+        """Settle it under this value of the lease; False if the server refuses, or the lease is not ours."""
         keys, group = self._bus.keys.partition(owned.id.topic, owned.id.partition), owned.id.group
         own = [
             keys.stream, keys.lease(group, owned.id.lane), keys.retry(group), keys.held(group),
@@ -158,7 +158,10 @@ class Leases:
             lane.load(check(waiting.rest(self._bus.client.pipe, keys, group, known)))
             fallen.settle_in(lane, None, int(seconds_of(now)) * 1000)
             limit, outcomes = self._bus.settings.dead_limit, lane.outcomes.dump(lane.acks)
-            commands.run(self._bus.client, "turn", own, [value, group, owned.id.lane, 0, limit, outcomes, ""])
+            arguments: list[Argument] = [value, group, owned.id.lane, 0, limit, outcomes, ""]
+            reply = commands.run(self._bus.client, "turn", own, arguments)
+            while reply[0] == 2:  # large dead letters: some are moved with each script, the rest follows
+                reply = commands.run(self._bus.client, "turn", own, arguments)
         except Forbidden as error:  # the lane goes on all the same: others may be allowed to settle it
             self._complaints.say(
                 ("settle", own[1]), "What was handled cannot be settled (%s): %s", own[1], error
@@ -168,7 +171,7 @@ class Leases:
             if not commands.is_nogroup(error):
                 self._complain(own[1:2], error)
             return False
-        return True
+        return bool(reply[0] == 1)
 
     def key(self, lane: LaneId) -> str:
         return self._bus.keys.partition(lane.topic, lane.partition).lease(lane.group, lane.lane)

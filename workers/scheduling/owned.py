@@ -16,7 +16,7 @@ from workers.seen import SlotView
 #: Back-off of a lane whose slice had trouble, doubling from the first to the second. Seconds.
 BACKOFF_SECONDS = (0.1, 5.0)
 
-State = Literal["watched", "ready", "running", "backing off", "taken back"]
+State = Literal["watched", "ready", "running", "backing off", "taken back", "given up"]
 
 
 @dataclass(slots=True)
@@ -153,7 +153,7 @@ class Ended:
     """What follows from the end of a slice, for those who can talk to Redis."""
 
     free: list[OwnedLane] = field(default_factory=list)
-    """Lanes that can be given back now."""
+    """Lanes that are given up."""
     lost: list[OwnedLane] = field(default_factory=list)
     broken: list[OwnedLane] = field(default_factory=list)
     """Lanes whose slice ended by an error that nobody expects."""

@@ -1,6 +1,6 @@
 """Which lanes have work, in what fair order, and which slices that makes. No I/O, no Celery.
 
-    watched ──news, due retry──▶ ready ──a slot is free──▶ running ──the slice ends──▶ watched | ready | gone
+    watched ──news, due retry──▶ ready ──a slot is free──▶ running ──its end──▶ watched | ready | given up
 
 Lanes that are ready wait in a queue, first come, first served. While a group's handler takes under a
 millisecond a slice takes the free slot's share of all its lanes, which spares a turn for each; when it
@@ -73,22 +73,35 @@ class Scheduler:
             else:
                 lane.rest_at(position)
 
-    def leave(self, id: LaneId) -> OwnedLane | None:
-        """Give a lane up: returned if that is possible now, else it is reported when its slice ends."""
+    def leave(self, id: LaneId) -> bool:
+        """Give a lane up: True if that is possible now, else it is reported when its slice ends."""
         with self._lock:
             lane = self._lanes.get(id)
             if lane is None:
-                return None
+                return False
             if lane.state == "running":
                 lane.leaving = True
-                return None
-            return self._remove(lane)
+                return False
+            lane.state = "given up"
+            return True
 
-    def left_standing(self) -> list[OwnedLane]:
-        """Lanes of slices that are over, though the main loop does not hear of it: given up. While it stands
+    def given_up(self) -> list[OwnedLane]:
+        """Lanes that are given up. They are ours until `given_back`, or somebody would free or take their
+        leases before what their slices have left is settled."""
+        with self._lock:
+            return [lane for lane in self._lanes.values() if lane.state == "given up"]
+
+    def given_back(self, lanes: Iterable[OwnedLane]) -> None:
+        """The leases of these lanes are not ours any more."""
+        with self._lock:
+            for lane in lanes:
+                if self._lanes.get(lane.id) is lane:
+                    self._remove(lane)
+
+    def give_up_unheard(self) -> None:
+        """Give up lanes of slices that are over, though the main loop does not hear of it. While it stands
         still also those of slices that no process has begun: their leases stop them."""
         with self._lock:
-            given_up = []
             for running, view, died in self._slots.unheard(unbegun=self.standing):
                 for lane in self._still_ours(running):
                     index = running.lanes.index(lane)
@@ -96,8 +109,7 @@ class Scheduler:
                         lane.fallen = lane.left(view, index, "worker lost")
                     elif view.reports:
                         lane.hear(view, index)
-                    given_up.append(self._remove(lane))
-            return given_up
+                    lane.state = "given up"
 
     def stay(self, id: LaneId) -> None:
         """Do not give this lane up after all."""
@@ -121,7 +133,8 @@ class Scheduler:
             lane = self._lanes.get(id)
             if lane is not None and lane.lease == old:
                 lane.lease, lane.serial, lane.recover = new, 0, True
-                self._make_ready(lane)
+                if lane.state == "taken back":
+                    self._make_ready(lane)
 
     def owned(self) -> dict[LaneId, str]:
         """Lanes and the lease values under which they are held."""
@@ -305,7 +318,8 @@ class Scheduler:
                 else:
                     self._reported(lane, view, index, ended)
                 if lane.leaving and lane.id in self._lanes:
-                    ended.free.append(self._remove(lane))
+                    lane.state = "given up"
+                    ended.free.append(lane)
             return ended
 
     def _still_ours(self, running: Running) -> list[OwnedLane]:

@@ -1,0 +1,42 @@
+"""Lanes that a worker gives up: after the running slice, and not before all that it ended is settled."""
+
+from __future__ import annotations
+
+from bus.errors import BusUnavailable
+from bus.format.lane_id import ORDERED_LANE, LaneId
+from workers.membership.leases import Leases
+from workers.scheduling.scheduler import Scheduler
+
+
+class Departures:
+    """Of one worker. For the thread that keeps its leases. Raises BusUnavailable."""
+
+    def __init__(self, leases: Leases, scheduler: Scheduler) -> None:
+        self._leases = leases
+        self._scheduler = scheduler
+        self._going: set[LaneId] = set()
+        """Lanes that leave when their slices end."""
+
+    def give_up(self, wanted: set[LaneId]) -> None:
+        """Give up what is not in `wanted`, the homes that should be ours, and what nobody hears of."""
+        standing = self._scheduler.standing
+        if standing or self._scheduler.stopped:
+            self._scheduler.give_up_unheard()
+        unwanted = self._scheduler.owned().keys() - wanted
+        unwanted = {lane for lane in unwanted if lane.lane == ORDERED_LANE or standing}
+        for lane in self._going - unwanted:
+            self._scheduler.stay(lane)
+        self._going = {lane for lane in unwanted if not self._scheduler.leave(lane)}
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Free the lanes that are given up. Where Redis is away they stay ours, until the next look."""
+        lanes = self._scheduler.given_up()
+        try:
+            self._leases.give_back(lanes)
+        except BusUnavailable:
+            raise  # the next look does it
+        except Exception:
+            self._scheduler.given_back(lanes)  # or what is wrong with one would keep all of them for ever
+            raise
+        self._scheduler.given_back(lanes)
