@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.chaos.faults import Fault
-from tests.chaos.ledger import Handling, Published
+from tests.chaos.ledger import Call, Handling, Published
 from tests.chaos.ownership import Lane, Orphan
-from tests.chaos.plan import FREEZES, SERVER_KINDS
-
-SECOND = 1_000_000_000
-
-#: What a process finishes without settling it is at most one batch: what ended within this long before the
-#: last message that it finished, and that message. 0.2 s, and as much again for a machine that is busy.
-BATCH = SECOND // 2
-#: Within so long after a fault, and after what was published before it was handled again, its repeats come.
-PROMISE = 20 * SECOND
-SLACK = 10 * SECOND
-
-#: After the server is back, what was in hand is settled within so long by the process that had it. So nothing
-#: is repeated but what one had that ended meanwhile.
-RECONNECT = 5 * SECOND
-
-#: What a process has ended is settled within so long, while the server is there and no other message of the
-#: same batch runs on.
-UNSETTLED = SECOND
-
-#: These repeat nothing, whatever else happens meanwhile.
-CLEAN = frozenset(("stop", "deploy", "broker", "junk"))
+from tests.chaos.repeats import SECOND, Attribution, Delivery, Place, Repeat, place_of
+from tests.chaos.service import Spell
 
 #: While the broker answers nobody, messages are handled: at the latest after so long. Seconds.
 BROKER_MATTERS = 5
-
-Place = tuple[str, int, str]
-"""Where a message is: topic, partition, id."""
-Delivery = tuple[str, str, int, str]
-"""What is to be handled: group, and place."""
 
 
 @dataclass(slots=True)
@@ -58,17 +33,6 @@ class Leftover:
     def clean(self) -> bool:
         waiting = (self.lag, self.pending, self.retrying, self.held)
         return waiting == (0, 0, 0, 0) and self.dead is not None and self.dead <= self.strange
-
-
-@dataclass(slots=True)
-class Repeat:
-    """A message that was handled to its end once more."""
-
-    again: Handling
-    before: list[Handling]
-    """Its earlier deliveries that ended."""
-    fault: Fault | None = None
-    """The fault that explains it; None: nothing does."""
 
 
 @dataclass(slots=True)
@@ -145,21 +109,22 @@ def judge(
     groups: Mapping[str, str],
     *,
     ordered: Collection[str] = (),
-    in_hand: Mapping[str, int] = {},
     vanished: Collection[Place] = (),
+    calls: Mapping[str, Mapping[str, Call]] = {},
+    unserved: Mapping[str, Sequence[Spell]] = {},
 ) -> Verdict:
     """Compare what was published with what each group handled.
 
     `handled`: in the order of time. `groups`: each with its topic. `ordered`: those that keep the order of
-    keys. `in_hand`: how many messages a handler of the group has in hand at once, where that is more than
-    one. `vanished`: messages that the server has lost. What the bus says of itself, and the effects in the
-    database, the caller adds.
+    keys. `vanished`: messages that the server has lost. `calls`: worker → group → how it calls the handler,
+    where that is not with one message at a time. `unserved`: group → when nobody served it. What the bus says
+    of itself, and the effects in the database, the caller adds.
     """
     stored = {(each.topic, each.partition, each.id): each for each in published}
     first: dict[Delivery, Handling] = {}
     for entry in handled:
         if entry.what == "end":
-            first.setdefault((entry.group, *_place(entry)), entry)
+            first.setdefault((entry.group, *place_of(entry)), entry)
     recoveries = [(fault, _recovery(fault, published, first, groups)) for fault in faults]
     return Verdict(
         published=len(published),
@@ -174,13 +139,13 @@ def judge(
         unexpected=[
             entry
             for entry in handled
-            if entry.what == "start" and not _is_known(stored.get(_place(entry)), entry)
+            if entry.what == "start" and not _is_known(stored.get(place_of(entry)), entry)
         ],
         # What the server has lost a frozen worker may have in hand still, long after others went on.
         disorder=_disorder(
-            entry for entry in first.values() if entry.group in ordered and _place(entry) not in vanished
+            entry for entry in first.values() if entry.group in ordered and place_of(entry) not in vanished
         ),
-        repeats=_Attribution(handled, recoveries, in_hand).repeats(),
+        repeats=Attribution(published, handled, faults, groups, calls, unserved).repeats(),
         silent=[fault for fault in faults if _is_silent(fault, published, first.values())],
         faults=list(faults),
         recoveries=recoveries,
@@ -194,14 +159,6 @@ def book(
     effects = Counter(bookings)
     verdict.booked_twice = [place for place, count in effects.items() if count > 1]
     verdict.unbooked = [place for place in published if place not in effects and place not in vanished]
-
-
-def _place(entry: Handling) -> Place:
-    return entry.topic, entry.partition, entry.id
-
-
-def _lane(entry: Handling) -> tuple[str, str, int]:
-    return entry.group, entry.topic, entry.partition
 
 
 def _is_known(message: Published | None, entry: Handling) -> bool:
@@ -250,129 +207,3 @@ def _recovery(
         and (delivery := (group, message.topic, message.partition, message.id)) in first
     )
     return max(0, max(done, default=0) - fault.at) / SECOND
-
-
-class _Attribution:
-    """Finds the fault for each repeat.
-
-    A repeat is explained if the process that had finished the message before was hit by a fault, had
-    finished it within one batch of that, or had it in hand while it was frozen, and the repeat was
-    delivered after the fault and within its recovery. Or if the repeat itself is what a frozen process had
-    in hand and had not begun.
-    """
-
-    def __init__(
-        self,
-        handled: Sequence[Handling],
-        recoveries: Sequence[tuple[Fault, float]],
-        in_hand: Mapping[str, int],
-    ) -> None:
-        self._recoveries = recoveries
-        self._in_hand = in_hand
-        self._began: dict[Handling, int] = {}
-        self._spans: dict[int, list[tuple[Handling, float]]] = defaultdict(list)
-        """By process: what began, and when that was over."""
-        self._endings: dict[int, list[int]] = defaultdict(list)
-        self._ends: dict[Delivery, list[Handling]] = defaultdict(list)
-        running: dict[tuple[int, Delivery], tuple[Handling, int]] = {}
-        for entry in handled:
-            delivery = (entry.group, *_place(entry))
-            spans = self._spans[entry.pid]
-            if entry.what == "start":
-                running[entry.pid, delivery] = entry, len(spans)
-                spans.append((entry, math.inf))
-                continue
-            self._endings[entry.pid].append(entry.at)
-            start, number = running[entry.pid, delivery]
-            spans[number] = start, entry.at
-            if entry.what == "end":
-                self._began[entry] = start.at
-                self._ends[delivery].append(entry)
-
-    def repeats(self) -> list[Repeat]:
-        found = []
-        for entries in self._ends.values():
-            deliveries = sorted(entries, key=self._began.__getitem__)
-            for number, again in enumerate(deliveries[1:], start=1):
-                repeat = Repeat(again, deliveries[:number])
-                repeat.fault = self._explain(repeat)
-                found.append(repeat)
-        return found
-
-    def _explain(self, repeat: Repeat) -> Fault | None:
-        return next(
-            (
-                fault
-                for fault, recovery in self._recoveries
-                for before in repeat.before
-                if (self._hit(fault, before) and self._follows(fault, recovery, repeat.again))
-                or self._was_about_to_begin(fault, repeat.again)
-            ),
-            None,
-        )
-
-    def _hit(self, fault: Fault, before: Handling) -> bool:
-        if fault.kind in CLEAN or fault.worker not in (None, before.worker):
-            return False
-        if fault.pid not in (None, before.pid):
-            return False
-        if fault.since is not None and self._was_unsettled(fault.since, before):
-            return True
-        if fault.kind in FREEZES and fault.until is not None and before.at > fault.until:
-            return self._began[before] <= fault.until
-        earliest, latest = self._batch(fault, before.pid)
-        if fault.worker is None and self._endings[before.pid][-1] > latest:
-            return False
-        return earliest <= before.at <= latest
-
-    def _was_about_to_begin(self, fault: Fault, again: Handling) -> bool:
-        """It was of the call that was in hand, or about to begin, when its process was frozen: the leases are
-        looked at before each call, not in it."""
-        thawed = fault.until
-        if fault.kind not in FREEZES or thawed is None or fault.worker != again.worker:
-            return False
-        if self._began[again] <= thawed:
-            return False
-        spans = self._spans[again.pid]
-        begun = [start for start, over in spans if start.at <= thawed < over]
-        later = [start for start, _ in spans if start.at > thawed]
-        lane = _lane([*begun, *later][0])
-        call = later[: max(0, self._in_hand.get(lane[0], 1) - len(begun))]
-        return any(_lane(each) == _lane(again) == lane and _place(each) == _place(again) for each in call)
-
-    def _was_unsettled(self, at: int, before: Handling) -> bool:
-        """Whether a message need not have been settled at the time whose data the server has kept."""
-        if before.at >= at - UNSETTLED:
-            return True
-        known = [ending for ending in self._endings[before.pid] if ending <= at]
-        if before.at < self._earliest(known):
-            return False
-        # It was of the last batch. Then another message of that ran on, or the server was away.
-        if any(start.at <= at < over for start, over in self._spans[before.pid]):
-            return True
-        by = known[-1] + UNSETTLED
-        for fault, _ in self._recoveries:
-            if fault.kind in SERVER_KINDS and known[-1] <= (fault.until or fault.at) and fault.at <= by:
-                by = max(by, (fault.until or fault.at) + RECONNECT)
-        return at <= by
-
-    @staticmethod
-    def _earliest(known: list[int]) -> int:
-        """The first of the last batch that ended, of these endings of a process."""
-        return (known[-2] if len(known) > 1 else 0) - BATCH
-
-    def _batch(self, fault: Fault, pid: int) -> tuple[int, int]:
-        """When the messages were finished that this process could not settle any more."""
-        endings = self._endings[pid]
-        known = [at for at in endings if at <= fault.at]
-        if fault.worker is None:
-            latest = (fault.until or fault.at) + RECONNECT
-        elif fault.kind in FREEZES:
-            latest = fault.until or endings[-1]
-        else:
-            known, latest = endings, endings[-1]
-        return self._earliest(known), latest
-
-    def _follows(self, fault: Fault, recovery: float, again: Handling) -> bool:
-        last = fault.at + max(PROMISE, int(recovery * SECOND)) + SLACK
-        return fault.at <= self._began[again] <= last

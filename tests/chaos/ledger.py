@@ -41,6 +41,15 @@ class Handling(NamedTuple):
     at: int
 
 
+class Call(NamedTuple):
+    """How a worker calls the handler of a group."""
+
+    most: int = 1
+    """So many messages it has in hand at once, at most."""
+    ends_together: bool = False
+    """It is one call for all of them: it writes that they ended when it has begun with the last."""
+
+
 class Ledger:
     """Appends lines. O_APPEND makes a short write of several processes atomic; nothing is buffered, so
     that a line which was written survives the death of its writer."""

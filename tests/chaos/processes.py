@@ -166,6 +166,8 @@ class Fleet:
         self.workers: list[Worker] = []
         self.serves: dict[str, frozenset[str]] = {}
         """Every worker that there has been → its groups."""
+        self.released: dict[str, str] = {}
+        """Every worker that there has been → its release."""
         self.replacing = True
         self.problems: list[str] = []
         """What no fault explains."""
@@ -209,6 +211,7 @@ class Fleet:
         worker = Worker(name, role, self.release, self._processes, self._environment, self._directory)
         self.workers.append(worker)
         self.serves[name] = worker.groups
+        self.released[name] = worker.release
 
     def _go_on_deploying(self, working: list[Worker]) -> None:
         """Stop one old worker, where all are at work and none is ending for it."""

@@ -23,7 +23,8 @@ from tests.chaos.judge import Leftover, Place, Verdict, book, judge
 from tests.chaos.ledger import read_handled, read_published
 from tests.chaos.ownership import Ownership
 from tests.chaos.processes import ROOT, Fleet, Process
-from tests.chaos.shop.releases import NEW, ONCE, groups, in_hand, ordered
+from tests.chaos.service import Service
+from tests.chaos.shop.releases import NEW, ONCE, calls, groups, ordered
 from tests.chaos.stranger import Stranger
 from tests.waiting import wait_until
 
@@ -77,6 +78,7 @@ class Run:
         self._database = Database(options.database, directory)
         self._stranger = Stranger(self._bus, PARTITIONS)
         self._ownership = Ownership(self._bus, PARTITIONS)
+        self._service = Service()
         self._publishers: list[Process] = []
         self._vanished: set[Place] = set()
 
@@ -114,7 +116,9 @@ class Run:
     def _judge(self) -> Verdict:
         published = read_published(self._published)
         verdict = judge(published, read_handled(self._handled), self._injector.faults, self._groups(),
-                        ordered=ordered(), in_hand=in_hand(), vanished=self._vanished)  # fmt: skip
+                        ordered=ordered(), vanished=self._vanished,
+                        calls={worker: calls(release) for worker, release in self._fleet.released.items()},
+                        unserved=self._service.unserved(time.monotonic_ns()))  # fmt: skip
         topic = self._groups()[ONCE]
         places = [(each.topic, each.partition, each.id) for each in published if each.topic == topic]
         book(verdict, self._database.bookings(), places, self._vanished)
@@ -169,8 +173,9 @@ class Run:
 
     def _tend(self) -> None:
         self._injector.tend()
+        served = self._fleet.served()
+        self._service.look(served, self._groups(), time.monotonic_ns())
         if self._injector.quiet:
-            served = self._fleet.served()
             self._ownership.look(
                 {group: topic for group, topic in self._groups().items() if group in served & ordered()}
             )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from tests.chaos import plan
 from tests.chaos.faults import Fault
 from tests.chaos.judge import SECOND, Verdict, book, judge
-from tests.chaos.ledger import Handling, Published
+from tests.chaos.ledger import Call, Handling, Published
 from tests.chaos.ownership import Orphan
+from tests.chaos.service import Service
 
 
 def published(seq: int, at: float = 0.0) -> Published:
@@ -67,6 +68,14 @@ def test_what_was_handled_since_the_data_with_which_the_server_came_back_may_be_
     older = Fault("failover", 5 * SECOND, 6 * SECOND, since=3 * SECOND)
     assert verdict(messages, [handled(0, 2.1), on, again], older).explained == {"failover": 1}
     assert verdict(messages, [handled(0, 1.9), on, again], older).unexplained
+
+
+def test_a_failover_does_not_explain_the_repeat_of_what_was_handled_long_after_it() -> None:
+    messages, on = [published(0), published(9)], handled(9, 30.0)
+    older = Fault("failover", 5 * SECOND, 6 * SECOND, since=3 * SECOND)
+    again = handled(0, 15.0, worker="w2", pid=2)
+    assert verdict(messages, [handled(0, 10.9), on, again], older).explained == {"failover": 1}
+    assert verdict(messages, [handled(0, 11.1), on, again], older).unexplained
 
 
 def test_a_failover_explains_the_repeats_of_a_batch_of_which_a_message_ran_on_or_that_met_an_outage() -> None:
@@ -135,14 +144,28 @@ def test_an_outage_of_the_server_excuses_what_was_still_to_be_found_out() -> Non
     assert not unowned(10, 36, Fault("redis-kill", 31 * SECOND, 32 * SECOND))
 
 
-def frozen(lines: list[list[Handling]], in_hand: int = 1) -> list[int]:
-    """Messages whose repeat is not explained by a freeze from 2 to 24 s, after which `lines` came."""
-    again = [handled(seq, 18.0 + seq / 100, worker="w2", pid=2) for seq in range(5)]
-    every = sorted((line for pair in [*lines, *again] for line in pair), key=lambda line: line.at)
+ONE = Call()
+BATCH = Call(20, ends_together=True)
+
+
+def frozen(lines: list[list[Handling]], call: Call = ONE, *, peer: float = 18.0) -> list[int]:
+    """Messages whose repeat is not explained by a freeze of w1 from 2 to 24 s, after which `lines` came.
+
+    A peer handled all of them, from 0 to 4, since the time `peer`.
+    """
+    others = [handled(seq, peer + seq / 100, worker="w2", pid=2) for seq in range(5)]
+    every = sorted((line for lines in [*lines, *others] for line in lines), key=lambda line: line.at)
     freeze = Fault("freeze", 2 * SECOND, 24 * SECOND, "w1")
     found = judge([published(seq) for seq in range(5)], every, [freeze], {"bykey": "keyed"},
-                  in_hand={"bykey": in_hand})  # fmt: skip
-    return [repeat.again.seq for repeat in found.unexplained]
+                  calls={"w1": {"bykey": call}})  # fmt: skip
+    return sorted(repeat.again.seq for repeat in found.unexplained)
+
+
+def called(seqs: range, starts: float, ends: float) -> list[list[Handling]]:
+    """A call of a batch handler in w1, which began with them one after the other, and then ended them all."""
+    begun = [handled(seq, starts + seq / 100 + 0.01)[0] for seq in seqs]
+    ended = [handled(seq, ends + seq / 100)[1] for seq in seqs]
+    return [begun, ended]
 
 
 def test_after_a_freeze_only_what_was_in_hand_may_be_done_once_more() -> None:
@@ -152,9 +175,27 @@ def test_after_a_freeze_only_what_was_in_hand_may_be_done_once_more() -> None:
     assert frozen([in_hand, *later]) == [1, 2], "it was about to begin"
 
 
-def test_after_a_freeze_a_batch_that_was_in_hand_may_be_done_once_more() -> None:
+def test_after_a_freeze_coroutines_that_were_in_hand_may_be_done_once_more() -> None:
     lines = [handled(seq, 24.2 + seq / 10) for seq in range(4)]
-    assert frozen(lines, in_hand=2) == [2, 3]
+    assert frozen(lines, Call(2)) == [2, 3]
+
+
+def test_after_a_freeze_the_rest_of_a_batch_may_be_done_once_more_but_no_second_batch() -> None:
+    begun, rest, ended = called(range(2), 1.9, 24.5), called(range(2, 4), 24.1, 24.5), [handled(4, 24.7)]
+    assert frozen([*begun, *rest], BATCH) == []
+    assert frozen([*begun, *rest, *ended], BATCH) == [4]
+    assert frozen(called(range(4), 24.1, 24.5), BATCH) == [], "it was about to begin"
+    over, second = called(range(2), 1.5, 1.7), called(range(2, 4), 24.1, 24.3)
+    assert frozen([*over, *second, handled(4, 24.7)], BATCH) == [4]
+
+
+def test_what_a_thawed_process_ended_of_its_batch_a_peer_may_handle_after_it() -> None:
+    begun, rest = called(range(2), 1.9, 24.5), called(range(2, 4), 24.1, 24.5)
+    assert frozen([*begun, *rest], BATCH, peer=26.0) == []
+    assert frozen([*begun, *rest], peer=26.0) == [2, 3], "a call with one message has no rest"
+    assert frozen([*begun, *rest, handled(4, 24.7)], BATCH, peer=26.0) == [4]
+    recovered = handled(4, 20.0, worker="w3", pid=3)
+    assert frozen([*begun, *rest, recovered], BATCH, peer=90.0) == [0, 1, 2, 3, 4], "long after the recovery"
 
 
 def test_a_message_that_nobody_published_is_unexpected() -> None:
@@ -216,6 +257,49 @@ def test_a_repeat_long_after_the_recovery_is_not_explained() -> None:
         [published(0)], [handled(0, 1.0), handled(0, 60.0, worker="w2", pid=2)], fault("kill", 1.1)
     )
     assert found.wrong == ["unexplained duplicates 1"]
+
+
+def late(unserved: dict[str, list[tuple[int, int]]], again: float = 64.0, *, until: float = 0.0) -> int:
+    """How many repeats of what was ended after the copy are not explained by a failover from 5 to 6 s."""
+    lines = [*handled(0, 3.5), *handled(0, again, worker="w2", pid=2)]
+    older = Fault("failover", 5 * SECOND, 6 * SECOND, since=3 * SECOND)
+    messages = [published(0)]
+    if until:
+        messages.append(published(1, at=4.0))
+        lines += handled(1, until, worker="w2", pid=2)
+    lines.sort(key=lambda line: line.at)
+    return len(judge(messages, lines, [older], {"bykey": "keyed"}, unserved=unserved).unexplained)
+
+
+def test_while_nobody_serves_a_group_the_time_for_its_repeats_stands_still() -> None:
+    nobody = [(7 * SECOND, 60 * SECOND)]
+    assert late({"bykey": nobody}) == 0
+    assert late({}) == 1
+    assert late({"other": nobody}) == 1, "it was served"
+    assert late({"bykey": [(7 * SECOND, 20 * SECOND)]}) == 1, "it was served again long before"
+    assert late({"bykey": nobody}, again=110.0) == 1, "it came long after somebody served it again"
+    assert late({"bykey": [*nobody, (70 * SECOND, 120 * SECOND)]}, again=125.0) == 0
+
+
+def test_that_nobody_served_a_group_does_not_count_as_its_recovery() -> None:
+    nobody = [(7 * SECOND, 60 * SECOND)]
+    assert late({"bykey": nobody}, again=110.0, until=62.0) == 1
+    assert late({"bykey": nobody}, again=110.0, until=101.0) == 0
+
+
+def test_that_another_group_recovers_late_gives_a_group_no_time() -> None:
+    lines = [*handled(0, 1.0), *handled(0, 60.0, worker="w2", pid=2)]
+    lines += [line._replace(group="slow") for line in handled(0, 50.0, worker="w3", pid=3)]
+    lines.sort(key=lambda line: line.at)
+    found = judge([published(0)], lines, [fault("kill", 1.1)], {"bykey": "keyed", "slow": "keyed"})
+    assert found.wrong == ["unexplained duplicates 1"]
+
+
+def test_the_spells_are_known_in_which_nobody_served_a_group() -> None:
+    service = Service()
+    for at, served in ((1, {"a"}), (2, {"a"}), (3, {"a", "b"}), (5, set()), (7, {"a"})):
+        service.look(served, {"a", "b"}, at)
+    assert service.unserved(9) == {"a": [(5, 7)], "b": [(1, 3), (5, 9)]}
 
 
 def test_recovery_lasts_until_everything_published_before_the_fault_is_handled() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bus.values import Ordering
+from tests.chaos.ledger import Call
 from workers.slices.chains import CONCURRENCY
 
 Form = Literal["single", "batch", "async", "atomic", "atomic batch"]
@@ -74,14 +75,11 @@ def ordered() -> frozenset[str]:
     return frozenset(group for group, orderings in ways.items() if "none" not in orderings)
 
 
-def in_hand() -> dict[str, int]:
-    """Group → how many messages its handler may have in hand at once, in whatever release."""
-    most = {"batch": BATCH, "atomic batch": BATCH, "async": CONCURRENCY}
-    found: dict[str, int] = {}
-    for release in RELEASES.values():
-        for serving in release:
-            found[serving.group] = max(found.get(serving.group, 1), most.get(serving.form, 1))
-    return found
+def calls(release: str) -> dict[str, Call]:
+    """Group → how its handler of this release is called."""
+    ways = {"batch": Call(BATCH, ends_together=True), "atomic batch": Call(BATCH, ends_together=True),
+            "async": Call(CONCURRENCY)}  # fmt: skip
+    return {serving.group: ways.get(serving.form, Call()) for serving in RELEASES[release]}
 
 
 def served(role: tuple[str, ...], release: str) -> list[str]:
