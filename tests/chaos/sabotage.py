@@ -84,7 +84,7 @@ def unfenced_script(name: str) -> Script:
 def no_fence() -> None:
     take_place(UnfencedTurns, workers.slices.slice, "watch", "prove_by")
     take_place(StubbornMembership, workers.consumer, "_drop_lost", "_give_up")
-    vars(bus.plan)["script"] = unfenced_script
+    vars(bus.consuming.plan)["script"] = unfenced_script
 
 
 # ---------------------------------------------------------------------- no durable retries
