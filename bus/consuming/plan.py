@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PAGE = 500
 
 #: The first part of the reply of turn.lua where large messages made it stop: it is to be sent again.
-_UNFINISHED = 2
+UNFINISHED = 2
 
 Batch = list[tuple[Lane, list[Message]]]
 
@@ -127,10 +127,15 @@ class Plan:
     def take_in(self, replies: list[Any]) -> Batch | None:
         """The batch, or None if the turn must be tried again."""
         rest = iter(replies)
-        for lane, part in self._settling:
+        released: list[Any] = []
+        for number, (lane, part) in enumerate(self._settling, 1):
             reply = self._once_more("turn", lane, next(rest), part)
-            if not lane.lost and part.release is lane.outcomes.release:  # the last of them
-                self._settled(lane, reply)
+            if not lane.lost:
+                released += reply[2]
+            if number == len(self._settling) or self._settling[number][0] is not lane:  # the last of the lane
+                if not lane.lost:
+                    lane.settled(released, *reply[3:6])
+                released = []
         refused = False
         batch: Batch = []
         if self._multi:
@@ -166,7 +171,7 @@ class Plan:
             reply = self._turns.need_link().call(*self._script(name, lane, part, by_text=True))
         while not self._sheds([lane], reply):
             raise_first_error([reply])
-            if reply[0] != _UNFINISHED:
+            if reply[0] != UNFINISHED:
                 lane.lost = lane.lost or reply[0] == 0
                 return reply
             self._late.add(lane)
@@ -179,10 +184,6 @@ class Plan:
             return False
         blame(self._turns.need_link(), lanes, reply)
         return True
-
-    def _settled(self, lane: Lane, reply: Any) -> None:
-        if not lane.lost:
-            lane.settled(reply[2], reply[3], reply[4], reply[5])
 
     def _executed(self, queued: list[Any], executed: Any, batch: Batch) -> bool:
         if isinstance(executed, ServerError):
@@ -238,7 +239,8 @@ class Plan:
                 lane.lost = True
                 continue
             lane.acks = []
-            self._settled(lane, reply)
+            if not lane.lost:
+                lane.settled(*reply[2:6])
             if reply[1]:
                 lane.last_id = lane.seen = text(reply[1][-1][0])
                 batch.append((lane, lane.messages(reply[1])))

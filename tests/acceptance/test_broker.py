@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bus.client import Bus
 from bus.streams.embedded import EmbeddedServer
 from tests.acceptance.shopping import ROOT, Shop
 from tests.proxy import Proxy
@@ -145,3 +147,37 @@ def test_connections_that_go_silent_beside_a_broker_that_lives_do_not_stop_consu
         worker.signal(signal.SIGTERM)
         worker.wait(90)
         assert set(shop.owners("keyed")) == {None}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("options", [{}, {"health_check_interval": 5}], ids=["default", "5s"])
+def test_ordinary_tasks_run_again_after_connections_went_silent(
+    shop: Shop, broker: EmbeddedServer, options: dict[str, int]
+) -> None:
+    # Given a worker whose broker is behind something that forgets connections
+    straight = shop.environment["CELERY_BROKER_URL"]
+    with Proxy(broker.url) as proxy:
+        shop.environment["CELERY_BROKER_URL"] = proxy.url
+        shop.environment["SHOP_SETTINGS"] = json.dumps({"CELERY_BROKER_TRANSPORT_OPTIONS": options})
+        worker = shop.worker("one", "-c", "2", "-E", chatty=True).wait_ready()
+        send_task(shop, 1)
+        wait_until(lambda: "sum 1" in shop.ledger.read_text(), 60, "the first task")
+        # When those that it has go silent (and the broker waits for nobody behind them any more)
+        assert proxy.hold() > 0
+        wait_until(lambda: no_client_waits(broker), 60, "the broker to give up")
+        began = time.monotonic()
+        shop.environment["CELERY_BROKER_URL"] = straight
+        send_task(shop, 2)
+        # Then a task that is sent meanwhile is run
+        wait_until(lambda: "sum 2" in shop.ledger.read_text(), 150, "the task")
+        took = time.monotonic() - began
+        print(options, "the task ran after", took)
+        worker.signal(signal.SIGTERM)
+        worker.wait(90)
+
+
+def no_client_waits(server: EmbeddedServer) -> bool:
+    bus = Bus(server.url)
+    listed = bus.client.call("CLIENT", "LIST").decode()
+    bus.close()
+    return not any("cmd=brpop" in line and "flags=b" in line for line in listed.splitlines())

@@ -11,6 +11,8 @@ from typing import Any
 from bus.client import Bus
 from bus.consuming import waiting
 from bus.consuming.lane import Lane
+from bus.consuming.plan import UNFINISHED
+from bus.consuming.portions import portions
 from bus.errors import BusUnavailable, Forbidden, ForeignData, ServerError
 from bus.format import lease
 from bus.format.lane_id import LaneId
@@ -157,8 +159,12 @@ class Leases:
             known = [check(reply) for reply in known]
             lane.load(check(waiting.rest(self._bus.client.pipe, keys, group, known)))
             fallen.settle_in(lane, None, int(seconds_of(now)) * 1000)
-            limit, outcomes = self._bus.settings.dead_limit, lane.outcomes.dump(lane.acks)
-            commands.run(self._bus.client, "turn", own, [value, group, owned.id.lane, 0, limit, outcomes, ""])
+            lane.outcomes.done += lane.acks
+            for part in portions(lane.outcomes):
+                limit = self._bus.settings.dead_limit
+                about: list[Argument] = [value, group, owned.id.lane, 0, limit, part.dump(), ""]
+                while commands.run(self._bus.client, "turn", own, about)[0] == UNFINISHED:
+                    pass  # large dead letters: what is left of them goes into the next script
         except Forbidden as error:  # the lane goes on all the same: others may be allowed to settle it
             self._complaints.say(
                 ("settle", own[1]), "What was handled cannot be settled (%s): %s", own[1], error
