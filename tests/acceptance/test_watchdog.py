@@ -98,7 +98,14 @@ def test_the_lanes_of_a_worker_whose_main_loop_stands_still_go_to_others(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "signals",
-    ["SIGQUIT header", "SIGQUIT body", "SIGTERM body", "SIGTERM SIGTERM body", "SIGTERM SIGQUIT header"],
+    [
+        "SIGQUIT header",
+        "SIGQUIT body",
+        "SIGTERM body",
+        "SIGTERM SIGTERM body",
+        "SIGTERM SIGQUIT header",
+        "SIGTERM SIGQUIT body",
+    ],
 )
 def test_signals_within_the_function_that_writes_a_job_end_the_worker_and_lose_nothing(
     shop: Shop, doom: Path, broker: EmbeddedServer, signals: str
