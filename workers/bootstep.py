@@ -120,6 +120,7 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
         self._slices: _Slices | None = None
         if isinstance(consumer, PatientConsumer):
             consumer.begin = lambda: self.start(consumer)
+            consumer.end_at_once = lambda: self._shutting_down("Cold")
 
     def include_if(self, _consumer: Any) -> bool:
         return self._consumer is not None

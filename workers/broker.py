@@ -38,6 +38,8 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
 
     begin: Callable[[], None] | None = None
     """Starts consuming from the bus; set by the step that does it."""
+    end_at_once: Callable[[], None] | None = None
+    """Told that the worker is to end at once; set by the same step."""
     _events: Any = None
 
     @property
@@ -72,6 +74,14 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         _sever(self.connection)
         super().on_connection_error_after_connected(exc)
+
+    def cancel_active_requests(self) -> None:
+        """The first thing that a cold shutdown does with tasks. Then its signal handler stops the pool within
+        itself, which may never end, and only after that Celery says that it shuts down.
+        """
+        if self.end_at_once is not None:
+            self.end_at_once()
+        super().cancel_active_requests()
 
     def on_close(self) -> None:
         """Celery drops the jobs that no process has accepted: not those that a process has read already.

@@ -122,7 +122,7 @@ class Consumer:
 
         `how`: "Cold" if the worker is to end at once.
         """
-        if not self.scheduler.stopped:
+        if how == "Cold" or not self.scheduler.stopped:
             self._loop.stopping(how)
         self.scheduler.stopped = True
         self.progress.set_drain()

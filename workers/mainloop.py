@@ -66,8 +66,12 @@ class MainLoop(threading.Thread):
         self._turned = self._clock()
 
     def stopping(self, how: str) -> None:
-        """The worker stops: the loop does not turn any more. `how`: as Celery says, "Cold" is at once."""
-        self._stopping, self._hung_since = how, None
+        """The worker stops: the loop does not turn any more. `how`: as Celery says, "Cold" is at once.
+
+        Said once more it changes nothing, but that a worker which stops is to end at once now.
+        """
+        if self._stopping not in ("Cold", how):
+            self._stopping, self._hung_since = how, None
 
     def stop(self) -> None:
         self._done.set()

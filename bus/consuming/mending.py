@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bus.consuming.turn import Turns
 
 #: Messages looked at in one script.
-PAGE = 250
+PAGE = 200
 #: Keys that are let go in one turn: `turn.lua` releases up to 500 messages of them.
 RELEASE = 50
 

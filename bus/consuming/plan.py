@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PAGE = 500
 
 #: The first part of the reply of turn.lua where large messages made it stop: it is to be sent again.
-_UNFINISHED = 2
+UNFINISHED = 2
 
 Batch = list[tuple[Lane, list[Message]]]
 
@@ -53,9 +53,11 @@ class Plan:
                     lane.recovered()  # the last page of left-overs has been handled
         marks = {lane: lane.new_mark() for lane in self._lanes} if count and turns.marking else {}
         self._marks = {lane: mark for lane, mark in marks.items() if mark is not None}
-        self._settling = [
-            (lane, part) for lane in self._lanes if lane.outcomes for part in portions(lane.outcomes)
-        ]
+        parts = [(lane, [*portions(lane.outcomes)]) for lane in self._lanes if lane.outcomes]
+        self._settling = [(lane, each[-1]) for lane, each in parts]
+        self._early = [(lane, part) for lane, each in parts for part in each[:-1]]
+        self._released: dict[Lane, list[Any]] = {}
+        """What the early ones have released."""
         self._late: set[Lane] = set()
         """Lanes whose outcomes were settled only after the replies of this turn had come."""
         self._acking = [lane for lane in self._lanes if lane.acks]
@@ -111,8 +113,11 @@ class Plan:
         if name == "turn":
             own += [keys.held(group), keys.state(group), keys.dead(group), keys.mark(group)]
             done = lane.acks if acks else ()
+            # What is still to be settled must not lie below a mark.
+            early = any(part is outcomes for _, part in self._early)
+            mark = "" if early else self._marks.get(lane, "")
             settled = (outcomes or lane.outcomes).dump(done)
-            base += [fetch, self._turns.dead_limit, settled, self._marks.get(lane, "")]
+            base += [fetch, self._turns.dead_limit, settled, mark]
         elif name == "recover":
             own += [keys.held(group), keys.state(group)]
             base += [lane.position, 1 if lane.suspect else self._page, lane.ordering]
@@ -124,13 +129,26 @@ class Plan:
 
     # ------------------------------------------------------------------ replies
 
+    def settle_early(self) -> None:
+        """Settle what is more than a portion, each in its own write: in between the server serves others.
+
+        If the connection breaks all of it is sent once more, which changes nothing that is settled.
+        """
+        for lane, part in self._early:
+            if not lane.lost:
+                reply = self._turns.need_link().call(*self._script("turn", lane, part))
+                reply = self._once_more("turn", lane, reply, part)
+                if not lane.lost:
+                    self._released.setdefault(lane, []).extend(reply[2])
+        self._late.clear()  # nothing else of this turn has been sent yet
+
     def take_in(self, replies: list[Any]) -> Batch | None:
         """The batch, or None if the turn must be tried again."""
         rest = iter(replies)
         for lane, part in self._settling:
             reply = self._once_more("turn", lane, next(rest), part)
-            if not lane.lost and part.release is lane.outcomes.release:  # the last of them
-                self._settled(lane, reply)
+            if not lane.lost:
+                lane.settled([*self._released.get(lane, ()), *reply[2]], *reply[3:6])
         refused = False
         batch: Batch = []
         if self._multi:
@@ -166,7 +184,7 @@ class Plan:
             reply = self._turns.need_link().call(*self._script(name, lane, part, by_text=True))
         while not self._sheds([lane], reply):
             raise_first_error([reply])
-            if reply[0] != _UNFINISHED:
+            if reply[0] != UNFINISHED:
                 lane.lost = lane.lost or reply[0] == 0
                 return reply
             self._late.add(lane)
@@ -179,10 +197,6 @@ class Plan:
             return False
         blame(self._turns.need_link(), lanes, reply)
         return True
-
-    def _settled(self, lane: Lane, reply: Any) -> None:
-        if not lane.lost:
-            lane.settled(reply[2], reply[3], reply[4], reply[5])
 
     def _executed(self, queued: list[Any], executed: Any, batch: Batch) -> bool:
         if isinstance(executed, ServerError):
@@ -238,7 +252,8 @@ class Plan:
                 lane.lost = True
                 continue
             lane.acks = []
-            self._settled(lane, reply)
+            if not lane.lost:
+                lane.settled(*reply[2:6])
             if reply[1]:
                 lane.last_id = lane.seen = text(reply[1][-1][0])
                 batch.append((lane, lane.messages(reply[1])))

@@ -255,6 +255,7 @@ class Turns:
     def _turn(self, count: int) -> Batch | None:
         link = self.need_link()
         plan = Plan(self, self.sizes.bound(count))
+        plan.settle_early()
         self._asked = self._clock()
         link.received, link.limit = 0, plan.limit
         link.send(plan.packed, plan.replies)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -104,7 +104,13 @@ def add_command(stream: str, fields: Sequence[bytes]) -> Command:
 
 def fields_of(reply: Sequence[Any]) -> dict[str, Any]:
     """A flat reply of names and values (XINFO, HGETALL) as a dictionary with text names."""
-    return {text(name): value for name, value in zip(reply[::2], reply[1::2], strict=True)}
+    return {_name(name): value for name, value in zip(reply[::2], reply[1::2], strict=True)}
+
+
+@lru_cache(256)
+def _name(raw: Any) -> str:
+    """The name of a field; the same few come again and again, for each of very many streams."""
+    return text(raw)
 
 
 def text(value: Any) -> str:

@@ -7,7 +7,8 @@ leaves a right state, and whoever comes next goes on: workers when they start, u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from bus.errors import BusError, ForeignData, ServerError
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from bus.topics.registry import GroupSpec
 
 #: Messages that one script gives back: a few milliseconds of the server's time.
-PAGE = 500
+PAGE = 400
+#: Partitions that are made in one round trip.
+PARTITIONS = 1_024
 #: How often a count may turn out to be of a stream that is not there any more.
 _ATTEMPTS = 5
 
@@ -29,15 +32,38 @@ _ATTEMPTS = 5
 def make(client: Client, era: str, partitions: Iterable[PartitionKeys], groups: Sequence[GroupSpec]) -> int:
     """Make sure that these partitions of one topic exist, with these groups; how many groups were created.
 
-    `era`: a token never used before. Idempotent. Raises BusUnavailable, BusError; ForeignData at the end,
-    where something is in the way in single partitions, and all others are made.
+    Raises ForeignData at the end, where something is in the way in single partitions, and as `make_all`.
+    """
+    created, troubles = make_all(client, era, dict.fromkeys(partitions, groups))
+    if troubles:
+        raise troubles[0]
+    return created
+
+
+def make_all(
+    client: Client, era: str, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]]
+) -> tuple[int, list[ForeignData]]:
+    """Make sure that partitions exist, each with its groups; how many groups were created, and what stands in
+    the way in single partitions, where all others are made.
+
+    `era`: a token never used before. Idempotent. Raises BusUnavailable, BusError.
     """
     created = 0
     troubles: list[ForeignData] = []
-    left: dict[PartitionKeys, dict[str, str]] = {keys: {} for keys in partitions}
+    rest = iter(wanted)
+    while page := list(islice(rest, PARTITIONS)):
+        created += _make_page(client, era, {keys: wanted[keys] for keys in page}, troubles)
+    return created, troubles
+
+
+def _make_page(
+    client: Client, era: str, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]], troubles: list[ForeignData]
+) -> int:
+    created = 0
+    left: dict[PartitionKeys, dict[str, str]] = {keys: {} for keys in wanted}
     for _ in range(_ATTEMPTS):
         replies = commands.run_many(
-            client, "ensure", [_call(keys, era, groups, counted) for keys, counted in left.items()]
+            client, "ensure", [_call(keys, era, wanted[keys], counted) for keys, counted in left.items()]
         )
         again = {}
         for keys, reply in zip(left, replies, strict=True):
@@ -54,8 +80,6 @@ def make(client: Client, era: str, partitions: Iterable[PartitionKeys], groups: 
             if uncounted:
                 again[keys] = dict(_counted(client, keys.stream, each) for each in uncounted)
         if not again:
-            if troubles:
-                raise troubles[0]
             return created
         left = again
     names = ", ".join(keys.stream for keys in left)

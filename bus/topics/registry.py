@@ -12,11 +12,13 @@ import math
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
+from typing import Any
 
 from bus.errors import BusError, ConfigurationError, ForeignData, UnknownTopic
-from bus.format.keys import Keys
+from bus.format.keys import Keys, PartitionKeys
 from bus.format.records import (
     GroupSpec,
     Look,
@@ -28,6 +30,7 @@ from bus.format.records import (
 from bus.safety.unreadable import Unreadable, tell
 from bus.streams import commands
 from bus.streams.connect import Client, check
+from bus.streams.wire import Argument
 from bus.topics import making, reordering
 from bus.topics.catalog import Catalog, Tables
 from bus.topics.declared import Declared
@@ -42,6 +45,10 @@ SPEC_SECONDS = 5.0
 
 #: The layout of keys that this code reads and writes; a newer one in Redis is refused.
 LAYOUT = 1
+
+#: So many topics are asked for one by one; more together with all others. And so many records are written in
+#: one round trip.
+MANY, RECORDS = 50, 500
 
 #: The hint that a stream had vanished and was made again.
 RESTORED = "restored"
@@ -77,10 +84,21 @@ class Registry(Catalog):
             if cached is None:
                 raise
             spec = cached[0]  # it was told of; as it was known last, the topic is still there
+        return self._remember(spec)
+
+    def _remember(self, spec: TopicSpec) -> TopicSpec:
+        cached = self._cache.get(spec.name)
         if cached is not None and cached[0] == spec:
             spec = cached[0]  # the same object, so that what was made from it stays
-        self._cache[name] = (spec, self._clock() + SPEC_SECONDS)
+        self._cache[spec.name] = (spec, self._clock() + SPEC_SECONDS)
         return spec
+
+    def _remember_all(self, names: set[str]) -> None:
+        """Ask for very many topics at once; who needs one that is not found finds out why."""
+        if len(names) > MANY:
+            for name, spec in self.look().specs.items():
+                if name in names:
+                    self._remember(spec)
 
     def known(self, name: str) -> TopicSpec | None:
         """The spec as it was asked for last, however long ago; None if it never was. No I/O."""
@@ -100,12 +118,16 @@ class Registry(Catalog):
             logger.warning(
                 "The record of topic %r is written anew, since it cannot be read: %s.", strange.field, strange
             )
-        troubles: list[BusError] = []
         groups = _by_topic(look.groups)
+        partitions: dict[PartitionKeys, list[GroupSpec]] = {}
         for spec in wanted:
-            # The streams first: a publisher that sees the spec must find them.
-            troubles += self._make_streams(spec, range(spec.partitions), groups[spec.name])
-            self._declare(self._keys.topics, spec.name, dump_topic(spec, look.specs.get(spec.name)))
+            partitions |= self._partitions(spec, groups[spec.name])
+        # The streams first: a publisher that sees the spec must find them.
+        troubles = self._make_streams(partitions)
+        records = [(spec.name, dump_topic(spec, look.specs.get(spec.name)), False) for spec in wanted]
+        for reply in self._declare_all(self._keys.topics, records):
+            check(reply)
+        for spec in wanted:
             self._cache.pop(spec.name, None)
         if wanted:
             self.hint("spec changed")
@@ -144,7 +166,8 @@ class Registry(Catalog):
 
     def restore_partition(self, name: str, partition: int) -> None:
         """Make a stream that has vanished again, with its declared groups. Raises ForeignData."""
-        troubles = self._make_streams(self.spec(name), [partition], self.groups(name))
+        spec = self.spec(name)
+        troubles = self._make_streams({self._keys.partition(spec.name, partition): self.groups(name)})
         # The ids of the new stream may lie before those that idle lanes wait to see exceeded.
         self.hint(RESTORED)
         _raise_first(troubles)
@@ -191,32 +214,30 @@ class Registry(Catalog):
         wanted = list(specs)
         table = commands.fields_of(self._call_hash(self._keys.groups))
         troubles: list[BusError] = []
+        new: dict[str, tuple[GroupSpec, bool]] = {}
         for spec in wanted:
             check_name("Group", spec.name)
+            name = f"{spec.topic}/{spec.name}"
             try:
-                self._declare_group(
-                    spec, table.get(f"{spec.topic}/{spec.name}"), on_new, keep_ordering=keep_ordering
-                )
+                if self._must_be_written(spec, table.get(name), keep_ordering=keep_ordering):
+                    new.setdefault(name, (spec, name not in table))
             except ForeignData as error:
                 troubles.append(error)
+        self._write_groups(new, on_new)
         groups = _by_topic(self.groups())
-        for topic in sorted({spec.topic for spec in wanted}):
+        topics = sorted({spec.topic for spec in wanted})
+        self._remember_all(set(topics))
+        partitions: dict[PartitionKeys, list[GroupSpec]] = {}
+        for topic in topics:
             try:
-                found = self.spec(topic)
+                partitions |= self._partitions(self.spec(topic), groups[topic])
             except ForeignData as error:
                 troubles.append(error)
-            else:
-                troubles += self._make_streams(found, range(found.partitions), groups[topic])
+        troubles += self._make_streams(partitions)
         _raise_first(troubles)
 
-    def _declare_group(
-        self,
-        spec: GroupSpec,
-        raw: bytes | None,
-        on_new: Callable[[GroupSpec], None] | None,
-        *,
-        keep_ordering: bool,
-    ) -> None:
+    def _must_be_written(self, spec: GroupSpec, raw: bytes | None, *, keep_ordering: bool) -> bool:
+        """Whether a group has no record that can be read; in one that it has the ordering is changed."""
         name = f"{spec.topic}/{spec.name}"
         before = None if raw is None else load_group(self._keys.groups, name.encode(), raw)
         if isinstance(before, GroupSpec):
@@ -226,17 +247,29 @@ class Registry(Catalog):
                 reordering.pin(self._client, places, spec.name, before.ordering)
                 self.set_group(replace(before, ordering=spec.ordering))
                 self.hint("ordering")
-            return
+            return False
         if before is not None:
             _check_mendable(before)
             logger.warning(
                 "The record of group %s is written anew, since it cannot be read: %s.", name, before
             )
-        record = replace(spec, start=start_id(spec.start), born=secrets.token_hex(8))
-        # Of two at once that declare a new one the first counts: one birth, one start.
-        made = self._declare(self._keys.groups, name, dump_group(record), keep=raw is None)
-        if raw is None and made and on_new is not None:
-            on_new(spec)
+        return True
+
+    def _write_groups(
+        self, new: dict[str, tuple[GroupSpec, bool]], on_new: Callable[[GroupSpec], None] | None
+    ) -> None:
+        """Write records of groups, by name. `on_new`: for those (True) of which there was none."""
+        records = []
+        for name, (spec, is_new) in new.items():
+            record = replace(spec, start=start_id(spec.start), born=secrets.token_hex(8))
+            # Of two at once that declare a new one the first counts: one birth, one start.
+            records.append((name, dump_group(record), is_new))
+        replies = self._declare_all(self._keys.groups, records)
+        for (spec, is_new), made in zip(new.values(), replies, strict=True):
+            if is_new and made == 1 and on_new is not None:
+                on_new(spec)
+        for reply in replies:
+            check(reply)
 
     def forget_group(self, topic: str, group: str) -> None:
         """Drop the declaration of a group (its streams' groups are dropped by bus.groups)."""
@@ -276,6 +309,16 @@ class Registry(Catalog):
         """
         return bool(commands.run(self._client, "declare", [key], [field, value, "1" if keep else ""]))
 
+    def _declare_all(self, key: str, records: Iterable[tuple[str, bytes, bool]]) -> list[Any]:
+        """The same for very many, each with its `keep`: the replies, errors among them."""
+        rest, replies = iter(records), []
+        while page := list(islice(rest, RECORDS)):
+            calls: list[tuple[list[str], list[Argument]]] = [
+                ([key], [field, value, "1" if keep else ""]) for field, value, keep in page
+            ]
+            replies += commands.run_many(self._client, "declare", calls)
+        return replies
+
     def _restore(self, name: str) -> TopicSpec:
         spec = self.declared.get(name) or self.find_elsewhere(name)
         if spec is None:
@@ -294,17 +337,13 @@ class Registry(Catalog):
                 raise
             return None
 
-    def _make_streams(
-        self, spec: TopicSpec, partitions: Iterable[int], groups: list[GroupSpec]
-    ) -> list[BusError]:
-        """Make what is missing, with these groups of the topic; what stands in the way in partitions."""
-        every = [self._keys.partition(spec.name, number) for number in partitions]
+    def _partitions(self, spec: TopicSpec, groups: list[GroupSpec]) -> dict[PartitionKeys, list[GroupSpec]]:
+        return {self._keys.partition(spec.name, number): groups for number in range(spec.partitions)}
+
+    def _make_streams(self, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]]) -> list[ForeignData]:
+        """Make what is missing of partitions, with these groups; what stands in the way there."""
         # With the prefix: databases may hold the inboxes of more than one bus.
-        try:
-            making.make(self._client, f"{self._keys.prefix}:{secrets.token_hex(8)}", every, groups)
-        except ForeignData as error:
-            return [error]
-        return []
+        return making.make_all(self._client, f"{self._keys.prefix}:{secrets.token_hex(8)}", wanted)[1]
 
 
 def _by_topic(groups: Iterable[GroupSpec]) -> defaultdict[str, list[GroupSpec]]:
@@ -331,6 +370,6 @@ def _check_mendable(strange: Unreadable) -> None:
         )
 
 
-def _raise_first(troubles: list[BusError]) -> None:
+def _raise_first(troubles: Sequence[BusError]) -> None:
     if troubles:
         raise troubles[0]

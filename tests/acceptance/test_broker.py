@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -12,14 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from bus.client import Bus
 from bus.streams.embedded import EmbeddedServer
 from tests.acceptance.shopping import ROOT, Shop
+from tests.amqp_broker import AmqpBroker
 from tests.proxy import Proxy
 from tests.servers import valkey_server
 from tests.waiting import wait_until
 from workers.celery import broker_url
 
 SEND = "from workers import app; app.send_task('tests.acceptance.shop.tasks.add', ({0}, 0))"
+
+#: As docs/operations.md advises.
+ADVISED = {"health_check_interval": 5, "retry_on_timeout": True, "socket_timeout": 5}
 
 
 @pytest.fixture
@@ -142,6 +148,69 @@ def test_connections_that_go_silent_beside_a_broker_that_lives_do_not_stop_consu
         # Then messages are handled all the time, and its lanes are free once it is told to stop
         number = publish_for(shop, 30)
         shop.assert_each_once("keyed", number)
+        worker.signal(signal.SIGTERM)
+        worker.wait(90)
+        assert set(shop.owners("keyed")) == {None}
+
+
+@pytest.mark.timeout(300)
+def test_with_the_settings_that_we_advise_ordinary_tasks_run_soon_after_connections_went_silent(
+    shop: Shop, broker: EmbeddedServer
+) -> None:
+    # Given a worker whose broker is behind something that forgets connections, set as docs/operations.md says
+    straight = shop.environment["CELERY_BROKER_URL"]
+    advised = json.dumps({"CELERY_BROKER_TRANSPORT_OPTIONS": ADVISED})
+    with Proxy(broker.url) as proxy:
+        shop.environment |= {"CELERY_BROKER_URL": proxy.url, "SHOP_SETTINGS": advised}
+        worker = shop.worker("one", "-c", "2", "-E", chatty=True).wait_ready()
+        send_task(shop, 1)
+        wait_until(lambda: "sum 1" in shop.ledger.read_text(), 60, "the first task")
+        shop.publish("keyed", 1)
+        # When those that it has go silent (and the broker waits for nobody behind them any more)
+        assert proxy.hold() > 0
+        wait_until(lambda: no_client_waits(broker), 60, "the broker to give up")
+        began = time.monotonic()
+        shop.environment["CELERY_BROKER_URL"] = straight
+        for number in range(2, 7):
+            send_task(shop, number)
+        # Then tasks that are sent meanwhile are run, none is lost, and messages are handled
+        shop.publish("keyed", 1, first=1)
+        shop.wait_lines(2, topic="keyed", timeout=15)
+        tasks = [f"sum {number}" for number in range(2, 7)]
+        wait_until(lambda: all(task in shop.ledger.read_text() for task in tasks), 90, "the tasks")
+        print("the tasks had run after", time.monotonic() - began)
+        assert worker.stop() == 0
+
+
+def no_client_waits(server: EmbeddedServer) -> bool:
+    bus = Bus(server.url)
+    listed = bus.client.call("CLIENT", "LIST").decode()
+    bus.close()
+    return not any("cmd=brpop" in line and "flags=b" in line for line in listed.splitlines())
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("heartbeat", [None, 2], ids=["no heartbeats", "heartbeats"])
+def test_an_amqp_broker_that_goes_silent_does_not_stop_consuming(shop: Shop, heartbeat: int | None) -> None:
+    # Given a worker that consumes from its AMQP broker, events and all
+    with AmqpBroker() as broker:
+        shop.environment["CELERY_BROKER_URL"] = broker.url
+        shop.environment["SHOP_SETTINGS"] = json.dumps({"CELERY_BROKER_HEARTBEAT": heartbeat})
+        worker = shop.worker("one", "-c", "2", "-E", chatty=True).wait_ready()
+        assert broker.consumed
+        shop.publish("keyed", 1)
+        shop.wait_idle("keyed")
+        # When the broker takes and says nothing any more
+        assert broker.silence() > 0
+        # Then messages are handled all the time; with heartbeats the silence is noticed
+        number = publish_for(shop, 30)
+        shop.assert_each_once("keyed", number)
+        if heartbeat:
+            wait_until(lambda: worker.says("Connection to broker lost"), 30, "the silence to be noticed")
+            shop.publish("keyed", 20, first=number)
+            shop.wait_idle("keyed")
+            shop.assert_each_once("keyed", number + 20)
+        # And its lanes are free once it is told to stop
         worker.signal(signal.SIGTERM)
         worker.wait(90)
         assert set(shop.owners("keyed")) == {None}

@@ -93,3 +93,49 @@ def test_the_lanes_of_a_worker_whose_main_loop_stands_still_go_to_others(
     assert first.says("main loop has stood still")
     assert first.says("in stuck")
     assert second.stop() == 0
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "signals",
+    [
+        "SIGQUIT header",
+        "SIGQUIT body",
+        "SIGTERM body",
+        "SIGTERM SIGTERM body",
+        "SIGTERM SIGQUIT header",
+        "SIGTERM SIGQUIT body",
+    ],
+)
+def test_signals_within_the_function_that_writes_a_job_end_the_worker_and_lose_nothing(
+    shop: Shop, doom: Path, broker: EmbeddedServer, signals: str
+) -> None:
+    # Given two workers at work
+    shop.environment["DOOMED"] = signals
+    first = shop.worker("one", "-c", "2").wait_ready()
+    shop.environment["DOOMED"] = ""
+    second = shop.worker("two", "-c", "2").wait_ready()
+    shop.wait_owners("keyed", first, second)
+    shop.publish("keyed", 600, keys=50, sleep=0.02)
+    shop.wait_lines(20)
+
+    # When signals arrive as one starts a slice, in the middle of Celery's writing
+    doom.touch()
+    wait_until(lambda: not doom.exists(), 30, "the signals")
+    began = time.monotonic()
+
+    # Then it ends, and the other has its lanes within the liveness time
+    code = first.wait(40)
+    ended = time.monotonic() - began
+    shop.wait_owners("keyed", second)
+    owned = time.monotonic() - began
+    print(f"{signals}: exit code {code} after {ended:.1f} s, lanes after {owned:.1f} s")
+    assert owned < 25
+
+    # And nothing is lost, and at most what was in hand is handled again
+    shop.publish("keyed", 50, first=600, keys=50)
+    shop.wait_idle("keyed")
+    twice = shop.assert_each("keyed", 650)
+    shop.assert_order("keyed", by=lambda line: line.key)
+    assert twice == 0 if "SIGQUIT" not in signals else twice <= 20
+    assert second.stop() == 0

@@ -227,6 +227,24 @@ def test_what_a_slice_has_ended_is_settled_as_soon_as_its_lane_was_taken_back(bu
     assert leases.read([lane.id]) == {lane.id: "me:new"}
 
 
+def test_all_is_settled_of_a_slice_that_left_many_large_dead_letters_and_much_that_is_done(bus: Bus) -> None:
+    large = "x" * 200_000
+    for number in range(300):
+        bus.publish("keyed", large if number < 10 else number, key="a")
+    partition = partition_of("a", PARTITIONS)
+    keys, leases = bus.keys.partition("keyed", partition), Leases(bus, "me")
+    lane = OwnedLane(LaneId("keyed", partition, "g"), leases.new_value(), "key")
+    bus.client.call("SET", keys.lease("g", "0"), lane.lease)
+    [[_, entries]] = bus.client.call("XREADGROUP", "GROUP", "g", "0", "STREAMS", keys.stream, ">")
+    before = Lane(lane.id, keys, lane.lease, "none")
+    messages = before.messages(entries)
+    refused = tuple(before.dead(message, "never", "never", 5) for message in messages[:10])
+    lane.fallen = Fallen(tuple(message.id for message in messages[10:]), refused, None, False, "worker lost")
+    leases.give_back([lane])
+    assert bus.client.call("XPENDING", keys.stream, "g")[0] == 0
+    assert bus.client.call("XLEN", keys.dead("g")) == 10
+
+
 def test_nothing_is_settled_of_a_lane_that_is_somebody_elses(bus: Bus) -> None:
     leases = Leases(bus, "me")
     lane, _ = fallen_lane(bus, leases)

@@ -91,6 +91,20 @@ def test_a_cold_stop_that_hangs_ends_whoever_is_at_work(world):
     assert world.ended[0] == 1
 
 
+def test_a_warm_stop_becomes_a_cold_one_and_a_cold_one_stays_so(world):
+    world.busy = True
+    world.loop.stopping("Warm")
+    world.pass_time(3600)
+    assert world.ended == []
+    world.loop.stopping("Cold")
+    world.pass_time(HOPELESS_COLD_SECONDS / 2)
+    world.loop.stopping("Cold")
+    world.loop.stopping("Warm")
+    assert world.ended == []
+    world.pass_time(HOPELESS_COLD_SECONDS / 2 + 2)
+    assert world.ended[0] == 1
+
+
 def test_a_stop_that_waits_for_the_broker_ends_when_no_handler_is_at_work(world, monkeypatch):
     monkeypatch.setattr(mainloop, "_BROKER", ("test_mainloop",))
     world.busy = True

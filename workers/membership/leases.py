@@ -11,6 +11,8 @@ from typing import Any
 from bus.client import Bus
 from bus.consuming import waiting
 from bus.consuming.lane import Lane
+from bus.consuming.plan import UNFINISHED
+from bus.consuming.portions import portions
 from bus.errors import BusUnavailable, Forbidden, ForeignData, ServerError
 from bus.format import lease
 from bus.format.lane_id import LaneId
@@ -157,11 +159,15 @@ class Leases:
             known = [check(reply) for reply in known]
             lane.load(check(waiting.rest(self._bus.client.pipe, keys, group, known)))
             fallen.settle_in(lane, None, int(seconds_of(now)) * 1000)
-            limit, outcomes = self._bus.settings.dead_limit, lane.outcomes.dump(lane.acks)
-            arguments: list[Argument] = [value, group, owned.id.lane, 0, limit, outcomes, ""]
-            reply = commands.run(self._bus.client, "turn", own, arguments)
-            while reply[0] == 2:  # large dead letters: some are moved with each script, the rest follows
-                reply = commands.run(self._bus.client, "turn", own, arguments)
+            lane.outcomes.done += lane.acks
+            limit = self._bus.settings.dead_limit
+            for part in portions(lane.outcomes):
+                about: list[Argument] = [value, group, owned.id.lane, 0, limit, part.dump(), ""]
+                reply = commands.run(self._bus.client, "turn", own, about)
+                while reply[0] == UNFINISHED:  # large dead letters: what is left goes into the next script
+                    reply = commands.run(self._bus.client, "turn", own, about)
+                if reply[0] == 0:
+                    return False
         except Forbidden as error:  # the lane goes on all the same: others may be allowed to settle it
             self._complaints.say(
                 ("settle", own[1]), "What was handled cannot be settled (%s): %s", own[1], error
@@ -171,7 +177,7 @@ class Leases:
             if not commands.is_nogroup(error):
                 self._complain(own[1:2], error)
             return False
-        return bool(reply[0] == 1)
+        return True
 
     def key(self, lane: LaneId) -> str:
         return self._bus.keys.partition(lane.topic, lane.partition).lease(lane.group, lane.lane)

@@ -4,15 +4,15 @@
 -- ARGV    1 count what comes after this id   2 up to this one   3 how many at most   4 after how many bytes it is enough
 -- Reply   {how many, the last of them, or "" if that were all}
 local stream, after, up_to, most, enough = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local found, bytes, page = 0, 0, 8
+-- So few at once, because XRANGE reads them whole, and any may be large, whatever stands before it.
+local found, bytes, page = 0, 0, 3
 while found < most and bytes < enough do
   local entries = redis.call('XRANGE', stream, '(' .. after, up_to, 'COUNT', page)
   found = found + #entries
   if #entries < page then return {found, ''} end
-  after = entries[#entries][1]
-  -- The first of a page says how large the others are, more or less.
-  for _, text in ipairs(entries[1][2]) do bytes = bytes + #text * page end
-  page = math.max(8, math.min(200, most - found))
-  if bytes > enough / 8 then page = 8 end
+  after = entries[page][1]
+  for _, entry in ipairs(entries) do
+    for _, text in ipairs(entry[2]) do bytes = bytes + #text end
+  end
 end
 return {found, after}

@@ -21,7 +21,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local entries, states, trimmed = {}, {}, {}
 redis.call('XLEN', stream) -- a key of another type is no fault of the ids
 local bytes, enough = 0, 256 * 1024 -- what comes after so many bytes stays due, for the next turn
-local most = math.min(200, tonumber(ARGV[4]))
+local most = math.min(150, tonumber(ARGV[4]))
 
 -- The entry; nil if it is gone; false for a member that is no id, which only somebody else can have put here.
 local function entry_of(id)

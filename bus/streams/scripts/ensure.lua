@@ -20,8 +20,8 @@
 -- stream is a new one. The lease is then written anew, as it is: that voids the WATCH of a slice that runs,
 -- and so makes it read the era again before it fetches from the new stream.
 local stream, era = KEYS[1], ARGV[1]
--- Messages, and bytes of the first of them, that are counted here at most.
-local most, enough = 200, 16384
+-- Messages, and bytes of them, that are counted here, over all groups.
+local most, enough = 200, 65536
 
 local fresh = redis.call('EXISTS', stream) == 0
 if fresh then
@@ -66,11 +66,17 @@ local function offset_of(id, counted)
   if less(id, info['first-entry'][1]) then return info['entries-added'] - info['length'] end
   local for_id, offset, basis = counted:match('^(%S+) (%d+) (%S+)$')
   if for_id == id and #redis.call('XRANGE', stream, basis, basis) == 1 then return tonumber(offset) end
-  local size = 0
-  for _, text in ipairs(info['first-entry'][2]) do size = size + #text end
-  local page = math.max(2, math.min(most, math.floor(enough / (size + 1))))
-  local after = #redis.call('XRANGE', stream, '(' .. id, '+', 'COUNT', page)
-  return after < page and info['entries-added'] - after or nil
+  local page, after, from = 3, 0, '(' .. id
+  while most > 0 and enough > 0 do
+    local entries = redis.call('XRANGE', stream, from, '+', 'COUNT', page)
+    after, most = after + #entries, most - #entries
+    if #entries < page then return info['entries-added'] - after end
+    from = '(' .. entries[page][1]
+    for _, entry in ipairs(entries) do
+      for _, text in ipairs(entry[2]) do enough = enough - #text end
+    end
+  end
+  return nil
 end
 
 local function begin_era(state, lease)

@@ -53,11 +53,13 @@ local function ahead(position)
   if position == first then return length - 1 end
   local found, from = 0, '(' .. position
   while most > 0 and enough > 0 do
-    local page = redis.call('XRANGE', stream, from, '+', 'COUNT', 20)
+    local page = redis.call('XRANGE', stream, from, '+', 'COUNT', 3) -- few: any of them may be large
     found, most = found + #page, most - #page
-    if #page < 20 then return found end
-    for _, text in ipairs(page[1][2]) do enough = enough - #text * #page end
-    from = '(' .. page[#page][1]
+    if #page < 3 then return found end
+    for _, entry in ipairs(page) do
+      for _, text in ipairs(entry[2]) do enough = enough - #text end
+    end
+    from = '(' .. page[3][1]
   end
 end
 

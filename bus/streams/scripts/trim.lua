@@ -13,6 +13,8 @@
 local stream, ahead = KEYS[1], KEYS[2]
 local now, cutoff, apart = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local tolerance = 60000
+-- Messages that go at once, the first of which says how large they are, more or less; and how many bytes in all.
+local at_once, enough = 200, 16 * 1024 * 1024
 if redis.call('EXISTS', stream) == 0 then return {0, 0} end
 
 -- Ids are 64-bit numbers and Lua's are doubles, so they are compared as text of equal length.
@@ -85,7 +87,16 @@ if newest_ms > now + tolerance then
 end
 if unsettled and less(unsettled, floor) then floor = unsettled end
 -- Whole nodes of the stream first, some at a time; what is left in the first node after that is little.
-local trimmed = redis.call('XTRIM', stream, 'MINID', '~', floor, 'LIMIT', 20000)
+local trimmed, bytes = 0, 0
+while trimmed < 20000 and bytes < enough do
+  local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+  local some = redis.call('XTRIM', stream, 'MINID', '~', floor, 'LIMIT', at_once)
+  if some == 0 then break end
+  for _, text in ipairs(first[2]) do bytes = bytes + #text * some end
+  trimmed = trimmed + some
+end
+-- Nodes may be made larger than that (stream-node-max-entries).
+if trimmed == 0 then trimmed = redis.call('XTRIM', stream, 'MINID', '~', floor, 'LIMIT', 20000) end
 if trimmed == 0 then trimmed = redis.call('XTRIM', stream, 'MINID', floor) end
 if trimmed > 0 then
   -- What else was removed is counted as lost, see lost.lua. (Not in a state that somebody has overwritten.)

@@ -20,7 +20,9 @@ local stream, lease, retry, held, state, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[
 local mine, group, lane = ARGV[1], ARGV[2], ARGV[3]
 local fetch, dead_limit, outcomes = tonumber(ARGV[4]), tonumber(ARGV[5]), cjson.decode(ARGV[6])
 -- So many that wait behind a settled message are released, over all keys; the others when those are settled.
-local release_batch = math.max(1, math.min(100, math.floor(500 / math.max(1, #outcomes.release))))
+local release_batch = math.max(1, math.min(100, math.floor(150 / math.max(1, #outcomes.release))))
+-- Letters beyond the limit that go at once, where the limit was made smaller.
+local most_dropped = 100
 
 local enough = 256 * 1024
 
@@ -74,8 +76,13 @@ for _, item in ipairs(outcomes.dead) do
     end
     redis.call('XADD', dead, '*', unpack(fields))
     count('dead', 1)
-    local excess = redis.call('XTRIM', dead, 'MAXLEN', dead_limit)
-    if excess > 0 then count('dead_dropped', excess) end
+    local over = redis.call('XLEN', dead) - dead_limit
+    local dropping = math.min(over, most_dropped)
+    if dropping > 0 then
+      local dropped = redis.call('XTRIM', dead, 'MAXLEN', dead_limit + over - dropping)
+      most_dropped = most_dropped - dropped + 1
+      count('dead_dropped', dropped)
+    end
     forget(id)
   end
 end

@@ -1,14 +1,20 @@
 """Not handlers: imported in every worker, it puts a bug into the thread that DOOMED names.
 
 The thread goes on as ever until the file DOOM exists, and then ends with an error that it does not expect;
-the main loop stands still.
+the main loop stands still; or signals arrive while Celery writes the header or the
+body of a job to the pool (`SIGTERM SIGQUIT body`).
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+
+import billiard.pool
 
 from workers.consumer import Consumer
 from workers.membership.keeper import Membership
@@ -37,6 +43,29 @@ def _doom_the_main_loop() -> None:
     Consumer.tick = stuck  # type: ignore[method-assign]
 
 
+def _doom_the_writing(signals: list[str], where: str) -> None:
+    sound = billiard.pool._get_send_offset
+
+    def get(connection: object) -> Callable[[memoryview, int], int]:
+        send: Callable[[memoryview, int], int] = sound(connection)
+
+        def doomed(data: memoryview, offset: int) -> int:
+            cue = Path(os.environ["DOOM"])
+            part = "header" if len(data) == 4 else "body"
+            if sys._getframe(1).f_code.co_name == "_write_job" and part == where and cue.exists():
+                cue.unlink()
+                for name in signals:  # their handlers run here, within the function that writes
+                    signal.raise_signal(signal.Signals[name])
+            return send(data, offset)
+
+        return doomed
+
+    billiard.pool._get_send_offset = get
+
+
+if os.environ.get("DOOMED", "").startswith("SIG"):
+    *_signals, _where = os.environ["DOOMED"].split()
+    _doom_the_writing(_signals, _where)
 if os.environ.get("DOOMED") == "main loop":
     _doom_the_main_loop()
 if os.environ.get("DOOMED") == "watcher":
