@@ -252,3 +252,10 @@ def test_messages_made_several_at_once_are_as_those_made_one_by_one():
         _ = together[1].value
     assert together[0].lease_valid()
     assert asked == [1]
+
+
+def test_messages_without_headers_have_a_mapping_of_their_own_that_stays_the_same():
+    one, other = (Message("orders", 0, "1-0", [b"v", b"1", b"k", b""], codec.decode) for _ in range(2))
+    codec.decode_ahead([one, other])
+    assert (one.value, one.key, one.headers) == (1, "", {})
+    assert one.headers is one.headers is not other.headers
