@@ -239,18 +239,15 @@ class Message:
         self._value: Decoded | None = None
 
     @classmethod
-    def several(
-        cls,
-        topic: str,
-        partition: int,
-        entries: Iterable[Sequence[Any]],
-        decode: Callable[[list[bytes]], Decoded],
-        prove: Callable[[], bool] | None,
-        era: str,
-    ) -> list[Message]:
-        """First attempts of entries (id, fields): as made one by one, without the call that is most of it."""
-        messages, new, source = [], cls.__new__, Source(topic, partition, decode, prove, era)
+    def several(cls, source: Source, entries: Iterable[Sequence[Any]], unless: bytes) -> list[Message] | None:
+        """First attempts of entries (id, fields): as made one by one, without the call that is most of it.
+
+        None: the last field of one is named `unless`.
+        """
+        messages, new = [], cls.__new__
         for message_id, fields in entries:
+            if fields[-2] == unless:
+                return None
             message = new(cls)
             message._source = source
             message._id = message_id.decode()
