@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bus.errors import ConfigurationError
 from bus.moments import moment
@@ -176,16 +176,25 @@ class Position:
         return cls("time", str(ms)) if ms > 0 else cls("earliest")
 
 
-Decoded = tuple[Any, str | None, Mapping[str, str]]
-"""Value, key and headers of a message."""
+Decoded = tuple[Any, str | None, Mapping[str, str] | None]
+"""Value, key and headers of a message; None: it has no headers, and nobody has asked for them."""
+
+
+class Source(NamedTuple):
+    """What the messages of one fetch share: held once, so that to make and to free a message costs less."""
+
+    topic: str
+    partition: int
+    decode: Callable[[list[bytes]], Decoded]
+    """Gives value, key and headers of the fields, when one of them is first asked for."""
+    prove: Callable[[], bool] | None
+    era: str
 
 
 class Message:
     """One message of a topic, as a handler gets it. Decoded when first read, or a little before."""
 
-    __slots__ = (
-        "_attempt", "_decode", "_era", "_fields", "_id", "_partition", "_prove", "_topic", "_value",
-    )  # fmt: skip
+    __slots__ = ("_attempt", "_fields", "_id", "_source", "_value")
 
     # They cannot be changed: a message is settled under these names when its handler has ended. C code reads
     # them, since a handler may ask for them each time.
@@ -199,10 +208,15 @@ class Message:
         def id(self) -> str: ...
         @property
         def attempt(self) -> int: ...
+        @property
+        def _era(self) -> str: ...
+        @property
+        def _prove(self) -> Callable[[], bool] | None: ...
 
     else:
-        topic = property(attrgetter("_topic"), doc="The name of its topic.")
-        partition = property(attrgetter("_partition"), doc="The number of its partition.")
+        topic = property(attrgetter("_source.topic"), doc="The name of its topic.")
+        partition = property(attrgetter("_source.partition"), doc="The number of its partition.")
+        _era, _prove = property(attrgetter("_source.era")), property(attrgetter("_source.prove"))
         id = property(attrgetter("_id"), doc="The id of its stream entry.")
         attempt = property(attrgetter("_attempt"), doc="Which attempt this is, from 1.")
 
@@ -218,38 +232,27 @@ class Message:
         era: str = "",
     ) -> None:
         """`decode`: gives value, key and headers of the fields, when one of them is first asked for."""
-        self._topic = topic
-        self._partition = partition
+        self._source = Source(topic, partition, decode, prove, era)
         self._id = id
         self._attempt = attempt
         self._fields = fields
-        self._decode = decode
-        self._prove = prove
-        self._era = era
         self._value: Decoded | None = None
 
     @classmethod
-    def several(
-        cls,
-        topic: str,
-        partition: int,
-        entries: Iterable[Sequence[Any]],
-        decode: Callable[[list[bytes]], Decoded],
-        prove: Callable[[], bool] | None,
-        era: str,
-    ) -> list[Message]:
-        """First attempts of entries (id, fields): as made one by one, without the call that is most of it."""
+    def several(cls, source: Source, entries: Iterable[Sequence[Any]], unless: bytes) -> list[Message] | None:
+        """First attempts of entries (id, fields): as made one by one, without the call that is most of it.
+
+        None: the last field of one is named `unless`.
+        """
         messages, new = [], cls.__new__
         for message_id, fields in entries:
+            if fields[-2] == unless:
+                return None
             message = new(cls)
-            message._topic = topic
-            message._partition = partition
+            message._source = source
             message._id = message_id.decode()
             message._attempt = 1
             message._fields = fields
-            message._decode = decode
-            message._prove = prove
-            message._era = era
             message._value = None
             messages.append(message)
         return messages
@@ -258,12 +261,12 @@ class Message:
     def value(self) -> Any:
         """What was published. Raises Undecodable if the stream entry is not one of ours."""
         if self._value is None:
-            self._value = self._decode(self._fields)
+            self._value = self._source.decode(self._fields)
         return self._value[0]
 
     def _decoded(self) -> Decoded:
         if self._value is None:
-            self._value = self._decode(self._fields)
+            self._value = self._source.decode(self._fields)
         return self._value
 
     @property
@@ -272,7 +275,11 @@ class Message:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return self._decoded()[2]
+        value, key, headers = self._decoded()
+        if headers is None:
+            headers = {}
+            self._value = value, key, headers
+        return headers
 
     @property
     def raw(self) -> dict[bytes, bytes]:

@@ -145,26 +145,30 @@ class Progress:
     ) -> Iterator[Message]:
         """Messages one after the other: each runs from when it is given to when the next is asked for.
 
-        That is `running` and `finished` for each of them, at a third of the price. Ends early when there is
-        no room, when no further message may be started, and after `until` by time.monotonic(). Whoever
-        leaves it with a message in hand says what became of that: `finished` or `stopped`.
+        That is `running` and `finished` for each of them, at a quarter of the price: one store ends a message
+        and begins the next. Ends early when there is no room, when no further message may be started, and
+        after `until` by time.monotonic(). Whoever leaves it with a message in hand says what became of that:
+        `finished` or `stopped`.
         """
         words, doubles, base, clock = self._words, self._doubles, self._bases[slot], time.monotonic
         place, since = base + _STATE, base + _SINCE
         idle = words[place] = words[place] & ~_KIND_MASK
         count = idle >> _COUNT_SHIFT & _COUNT_MASK
-        self._lay_out(base, count, lane_index, [message._id.encode() for message in messages])
-        for message in islice(messages, MAX_FINISHED - count):
+        laid_out = messages[: MAX_FINISHED - count]
+        names = "".join([message._id.ljust(_ID.size, "\0") for message in laid_out])
+        self._write(base, count, lane_index, len(laid_out), names.encode())
+        running = idle + _NEXT_MESSAGE
+        for message in laid_out:
             now = clock()
             if now > until or words[0] or words[base]:
-                return
-            doubles[since] = now
-            words[place] = running = idle + _NEXT_MESSAGE
+                break
+            doubles[since] = now  # of the one before, for a moment, which has ended
+            words[place] = running
             yield message
             if words[place] != running:
                 return  # somebody has said what became of it, or the slot is another slice's by now
-            idle += _NEXT_FINISHED
-            words[place] = idle
+            running += _NEXT_FINISHED
+        words[place] = running - _NEXT_MESSAGE  # nothing runs
 
     def running(self, slot: int, lane_index: int, message_id: bytes, now: float) -> None:
         """A handler is about to be called with this message. `now`: time.monotonic()."""
@@ -255,9 +259,14 @@ class Progress:
     def _lay_out(self, base: int, number: int, lane_index: int, ids: Sequence[bytes]) -> None:
         """Write messages into the list, from `number` on, as far as there is room."""
         ids = ids[: MAX_FINISHED - number]
+        names = b"".join([id.ljust(_ID.size, b"\0") for id in ids])
+        self._write(base, number, lane_index, len(ids), names)
+
+    def _write(self, base: int, number: int, lane_index: int, count: int, names: bytes) -> None:
+        """Write so many messages, from `number` on. `names`: their ids, each filled up to its size."""
         lanes, place = base + _LANES + number, (base + _IDS + number * _ID_WORDS) * _WORD
-        self._words[lanes : lanes + len(ids)] = array("Q", [lane_index]) * len(ids)
-        self._bytes[place : place + len(ids) * _ID.size] = b"".join([id.ljust(_ID.size, b"\0") for id in ids])
+        self._words[lanes : lanes + count] = array("Q", [lane_index]) * count
+        self._bytes[place : place + count * _ID.size] = names
 
     def took_in(self, slot: int) -> None:
         """What the slice before had left is settled; only now may anything be handled."""

@@ -28,7 +28,7 @@ from bus.format.partition import key_hash
 from bus.format.state import MAX_ERROR, Failure
 from bus.moments import whole
 from bus.safety.unreadable import Unreadable, tell
-from bus.values import ORDERINGS, Message, Ordering, id_pair, known_id
+from bus.values import ORDERINGS, Message, Ordering, Source, id_pair, known_id
 
 if TYPE_CHECKING:
     from bus.consuming.waiting import Waiting
@@ -196,11 +196,14 @@ class Lane:
 
     def messages(self, entries: Sequence[Sequence[Any]]) -> list[Message]:
         """Entries of the stream as messages."""
+        if not self.failures:
+            source = Source(self.id.topic, self.id.partition, codec.decode, self.prove, self.era)
+            messages = Message.several(source, entries, codec.FOR_GROUP)
+            if messages is not None:
+                return messages
         if codec.FOR_GROUP in [entry[1][-2] for entry in entries]:
             entries = [entry for entry in entries if self._is_for_us(entry)]
-        if self.failures:
-            return [self._message(entry[0].decode(), entry[1]) for entry in entries]
-        return Message.several(self.id.topic, self.id.partition, entries, codec.decode, self.prove, self.era)
+        return [self._message(entry[0].decode(), entry[1]) for entry in entries]
 
     def _is_for_us(self, entry: Sequence[Any]) -> bool:
         """False for a copy that redrive.lua made for another group: here it is settled, unhandled."""

@@ -75,14 +75,21 @@ def decode_ahead(messages: Iterable[Message]) -> None:
     for message in messages:
         fields = message._fields
         count = len(fields)
-        if fields[0] != b"v" or not (count == 2 or (count == 4 and fields[2] == b"k")):
+        if count == 4:
+            name, value, second, key = fields
+            if second != b"k":
+                continue
+        elif count == 2:
+            (name, value), key = fields, None
+        else:
             continue
-        value = fields[1]
+        if name != b"v":
+            continue
         room -= len(value)
         if room < 0:
             return
         try:
-            message._value = loads(value), fields[3].decode() if count == 4 else None, {}
+            message._value = loads(value), None if key is None else key.decode(), None
         except (ValueError, MemoryError):
             continue
 

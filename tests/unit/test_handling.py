@@ -154,6 +154,9 @@ class World:
             case "loses its lease":
                 self.turns.stolen = self.lanes[message.partition]
                 message.lease_valid()
+            case "sees another lane go":
+                self.turns.stolen = self.lanes[-1]
+                message.lease_valid()
             case "proves its lease":
                 message.lease_valid()
             case "drains":
@@ -367,3 +370,12 @@ def test_messages_that_take_long_to_decode_come_in_small_batches(monkeypatch):
     for _ in range(40):
         world.hand.handle([(world.lanes[0], small)])
     assert world.hand.count() == MAX_COUNT
+
+
+def test_a_lane_whose_loss_was_seen_in_another_is_neither_run_nor_counted_as_finished(monkeypatch):
+    world = World(monkeypatch, lanes=2)
+    world.deeds[0, "1-1"] = "sees another lane go", 0.0
+    world.hand.handle(world.fetched([["a", "b"], ["a", "b"]]))
+    assert world.ran == [(0, "1-1"), (0, "1-2")]
+    assert world.progress.read(0).finished == world.ran
+    assert world.lanes[1].recovering

@@ -16,6 +16,7 @@ from bus.values import (
     Message,
     Position,
     RetryPolicy,
+    Source,
     TopicSpec,
     check_name,
     check_new_name,
@@ -239,7 +240,9 @@ def test_messages_made_several_at_once_are_as_those_made_one_by_one():
         asked.append(1)
         return True
 
-    together = Message.several("orders", 3, entries, codec.decode, prove, "era-1")
+    source = Source("orders", 3, codec.decode, prove, "era-1")
+    together = Message.several(source, entries, b"g")
+    assert together is not None
     alone = [
         Message("orders", 3, id.decode(), fields, codec.decode, 1, prove, "era-1") for id, fields in entries
     ]
@@ -252,3 +255,17 @@ def test_messages_made_several_at_once_are_as_those_made_one_by_one():
         _ = together[1].value
     assert together[0].lease_valid()
     assert asked == [1]
+
+
+def test_messages_without_headers_have_a_mapping_of_their_own_that_stays_the_same():
+    one, other = (Message("orders", 0, "1-0", [b"v", b"1", b"k", b""], codec.decode) for _ in range(2))
+    codec.decode_ahead([one, other])
+    assert (one.value, one.key, one.headers) == (1, "", {})
+    assert one.headers is one.headers is not other.headers
+
+
+def test_messages_are_not_made_several_at_once_where_one_ends_with_the_field_that_must_not():
+    source = Source("orders", 3, codec.decode, None, "")
+    entries = [(b"1-0", [b"v", b"1"]), (b"1-1", [b"v", b"1", b"g", b"stock"])]
+    assert Message.several(source, entries, b"g") is None
+    assert [each.id for each in Message.several(source, entries, b"x") or ()] == ["1-0", "1-1"]

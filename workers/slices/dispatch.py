@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
 from bus.consuming.handlers import kind_of, refuse_awaitable
+from bus.consuming.lane import Lane
 from bus.consuming.subscriptions import Handler, Subscription
 from bus.errors import InboxUnavailable, Reject, Retry, Undecodable
 from bus.moments import delay_seconds
@@ -79,6 +80,29 @@ class Dispatcher:
             if self._is_not_begun(error):
                 raise
             return self._outcome(message, error)
+        return None
+
+    def handle_each(self, messages: Iterable[Message], lane: Lane) -> tuple[Message, Failed] | None:
+        """The same for one message after the other, without a call for each; what is done is kept in `lane`.
+
+        Ends with the first that is not done, which it returns; None: there is none. Ends early when the lane
+        was lost: a handler has asked. Raises InboxUnavailable.
+        """
+        call, done = self._call, lane.acks.append
+        for message in messages:
+            try:
+                if message._value is None:
+                    message.value  # noqa: B018  as in handle()
+                result = call(message)
+                if result is not None:
+                    refuse_awaitable(result)
+            except BaseException as error:
+                if self._is_not_begun(error):
+                    raise
+                return message, self._outcome(message, error)
+            done(message._id)
+            if lane.lost:
+                break
         return None
 
     async def handle_async(self, message: Message) -> Failed | None:

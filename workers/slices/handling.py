@@ -112,7 +112,7 @@ class Handling:
 
     def _handle_singly(self, lane: Lane, messages: list[Message]) -> None:
         began = time.monotonic()
-        handled = self._handle_smoothly(lane, messages) if lane.is_smooth() else 0
+        handled = self._handle_smoothly(lane, messages) if lane.is_smooth() and not lane.lost else 0
         if handled < len(messages):
             handled += self._handle_carefully(lane, messages[handled:])
         self._learn(handled, time.monotonic() - began)
@@ -122,21 +122,18 @@ class Handling:
 
         The hot path: what can be looked up once for all messages is.
         """
-        progress, slot = self._progress, self._slot
-        handle, acks, handled = self.dispatcher(lane).handle, lane.acks, 0
+        progress, slot, before = self._progress, self._slot, len(lane.acks)
         if not lane.recovering:  # or what killed a process while it was decoded would do so for ever
             codec.decode_ahead(messages)
-        for message in progress.each(slot, self._index[id(lane)], messages, self._next_look()):
+        each = progress.each(slot, self._index[id(lane)], messages, self._next_look())
+        failure = self.dispatcher(lane).handle_each(each, lane)
+        handled = len(lane.acks) - before
+        if failure is not None:
+            self.fail(lane, *failure)
+            failure = None  # its traceback leads back to this frame: a circle that would keep the batch
             handled += 1
-            failed = handle(message)
-            if failed is not None:
-                self.fail(lane, message, failed)
-                failed = None  # its traceback leads back to this frame: a circle that would keep the batch
-                break
-            acks.append(message._id)
-            if lane.lost:  # the handler has asked
-                progress.finished(slot)
-                break
+        elif handled and lane.lost:  # its last handler has asked, and is counted as running still
+            progress.finished(slot)
         self.handled = self.handled or handled > 0
         return handled
 
