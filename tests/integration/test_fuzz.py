@@ -24,7 +24,7 @@ from tests.integration import strange
 from tests.integration.strange import GROUPS, SICK, WELL, World
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300)]
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 #: Seconds that the key may be so before it is removed again.
