@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 
 from bus import testrun
 from bus.streams.connect import Client, Endpoint
@@ -26,17 +27,30 @@ os.environ[testrun.MARK] = "0"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-#: Directories and files whose tests stay in one process, because they share what is dear to start.
+#: Tests that stay in one process, because they share what is dear to start: directories and files …
 _TOGETHER = ("ui", "test_packaging.py", "test_second_project.py")
+#: … and kinds of databases. Making and migrating one takes two to three seconds of CPU.
+_SERVERS = ("mariadb", "postgresql")
+
+
+def pytest_configure() -> None:
+    """Passwords get a hash that costs nothing; the real one takes a quarter of a second each time."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares a browser or a wheel, and begin with it: begun last, it would end alone."""
+    """Keep together what shares a browser, a wheel or a database server. Begin with it, and then with what
+    takes so long that it has a timeout of its own: begun last, these would end alone."""
     for item in items:
-        for name in _TOGETHER:
-            if name in item.path.parts:
-                item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=lambda item: not item.get_closest_marker("xdist_group"))
+        for name in _group_of(item):
+            item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: [not item.get_closest_marker(name) for name in ("xdist_group", "timeout")])
+
+
+def _group_of(item: pytest.Item) -> list[str]:
+    parameters = item.name.partition("[")[2]
+    kinds = [kind for kind in _SERVERS if kind in parameters]
+    return [name for name in _TOGETHER if name in item.path.parts] or kinds[:1]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

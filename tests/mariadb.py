@@ -61,7 +61,7 @@ def mariadb_server() -> Iterator[MariaDB]:
     common = ["--no-defaults", f"--datadir={data}", f"--user={getpass.getuser()}"]
     subprocess.run(
         [install, *common, "--auth-root-authentication-method=normal", "--skip-test-db"],
-        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=90,
+        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120,
     )  # fmt: skip
     options = [
         f"--socket={directory / 'socket'}", "--skip-networking", "--skip-log-bin",
@@ -74,7 +74,7 @@ def mariadb_server() -> Iterator[MariaDB]:
         )
     running = MariaDB(directory)
     try:
-        wait_until(lambda: _answers(running) or process.poll() is not None, 60, "MariaDB to answer", 0.05)
+        wait_until(lambda: _answers(running) or process.poll() is not None, 90, "MariaDB to answer", 0.05)
         assert process.poll() is None, log.read_text(errors="replace")
         yield running
     finally:

@@ -67,7 +67,7 @@ def postgres_server() -> Iterator[Postgres]:
     common: dict[str, Any] = {"cwd": directory, "stdin": subprocess.DEVNULL, **other}
     subprocess.run(
         [binaries / "initdb", "-D", data, "-U", "jitney", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"],
-        check=True, stdout=subprocess.DEVNULL, timeout=60, **common,
+        check=True, stdout=subprocess.DEVNULL, timeout=120, **common,
     )  # fmt: skip
     options = {
         "listen_addresses": "", "unix_socket_directories": str(directory), "fsync": "off",
@@ -80,7 +80,7 @@ def postgres_server() -> Iterator[Postgres]:
         )
     server = Postgres(directory, "jitney")
     try:
-        wait_until(lambda: _answers(server) or process.poll() is not None, 30, "PostgreSQL to answer", 0.05)
+        wait_until(lambda: _answers(server) or process.poll() is not None, 90, "PostgreSQL to answer", 0.05)
         assert process.poll() is None, log.read_text(errors="replace")
         yield server
     finally:

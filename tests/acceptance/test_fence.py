@@ -7,8 +7,12 @@ import os
 import signal
 from collections import defaultdict
 
+import pytest
+
 from tests.acceptance.shopping import Line, Shop, Worker
 from tests.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(300)
 
 #: What a process can have handled and not settled: 0.2 s between settles, at 0.02 s a message, and slack.
 UNSETTLED = 20
