@@ -31,6 +31,7 @@ from bus.topics.registry import GroupSpec
 from bus.transactions import marks
 from bus.upkeep import retention
 from bus.values import Message, Ordering, TopicSpec, id_pair
+from tests.waiting import wait_until
 
 TOPIC, GROUP, LEASE = "orders", "stock", "worker:1"
 
@@ -365,11 +366,13 @@ def test_a_group_can_be_served_while_it_is_given_back(
 
 def fetched(turns: Turns) -> tuple[Lane, list[Message]]:
     """What the next turn that brings anything brings, of the one lane."""
-    for _ in range(5):
-        for lane, messages in turns.take(100):
-            if messages:
-                return lane, messages
-    raise AssertionError("nothing came")
+
+    def take() -> tuple[Lane, list[Message]] | None:
+        return next(((lane, messages) for lane, messages in turns.take(100) if messages), None)
+
+    found = wait_until(take, 20, "messages")
+    assert found is not None
+    return found
 
 
 def in_hand_at_the_loss(scene: Scene, forgetful: bool) -> list[str]:
