@@ -13,7 +13,7 @@ with ordering "partition" the whole partition counts as one key. Keyless message
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -276,10 +276,18 @@ class Lane:
         self.outcomes.held.append((message.id, pad_id(message.id), hash_))
         self._hold_later(hash_, id_pair(message.id))
 
-    def release(self, hashes: Iterable[str]) -> None:
-        """Let messages of these keys go that are held back behind nothing: the next turn does."""
-        for hash_ in hashes:
-            self.failing[hash_] = set()  # until they are out, what is newer waits
+    def fails_before(self, hash_: str, first: tuple[int, int]) -> bool:
+        """Whether messages of this key fail, and all stand before the first that is held back."""
+        return max(self.failing.get(hash_) or [first]) < first
+
+    def untangle(self, hash_: str, first: tuple[int, int]) -> None:
+        """What fails of this key later than `first`, which is held back, waits behind it.
+
+        If nothing fails before it, it is let go: the next turn does that.
+        """
+        failing = self.failing.setdefault(hash_, set())  # until something is out, what is newer waits
+        self._hold_later(hash_, first)
+        if not failing:
             self.outcomes.release.append(hash_)
 
     def _hold_later(self, hash_: str, place: tuple[int, int]) -> None:

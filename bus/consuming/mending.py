@@ -2,9 +2,9 @@
 
 Retries, held messages and their states lie in three keys beside the stream, and are written together. A
 replica that was behind, an older dump, or somebody with a console can leave them apart: messages that are
-held with no failing one before them, a retry whose state is gone, what is no longer pending or not given out
-yet. Whoever looks for left-overs in a lane puts that right first, in pages, and lets go what is held behind
-nothing, in order.
+held with none that fails before them, a retry whose state is gone, what is no longer pending or not given out
+yet. Whoever looks for left-overs in a lane puts that right first, in pages: of each key first come those that
+fail, then those that are held back. What is held behind nothing is let go, in order.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bus.safety.complaints import Complaints
 from bus.streams.commands import Script, is_noscript, script
 from bus.streams.connect import check
 from bus.streams.wire import Argument
+from bus.values import id_pair
 
 if TYPE_CHECKING:
     from bus.consuming.turn import Turns
@@ -56,40 +57,45 @@ def _first_pages(turns: Turns, lanes: Sequence[Lane]) -> list[Any]:
 
 
 def _mend(turns: Turns, lane: Lane, first: Any) -> None:
-    fixed, hashes = _put_right(turns, lane, first)
+    fixed, firsts = _put_right(turns, lane, first)
     if fixed and not lane.lost:
         turns.learn(lane)
-    headless = sorted(hash_ for hash_ in hashes if not lane.failing.get(hash_))
-    for start in range(0, len(headless), RELEASE):
+    tangled = sorted(hash_ for hash_, place in firsts.items() if not lane.fails_before(hash_, place))
+    for start in range(0, len(tangled), RELEASE):
         if lane.lost:
             return
-        lane.release(headless[start : start + RELEASE])
+        for hash_ in tangled[start : start + RELEASE]:
+            lane.untangle(hash_, firsts[hash_])
         turns.settle()
-    if fixed or headless:
+    if fixed or tangled:
         _complaints.say(
             (lane.id.topic, lane.id.group),
             "What waited in %s/%s for %s did not fit together, perhaps after a failover: %s records were put "
-            "right, and messages of %s keys were let go that were held back behind nothing.",
-            lane.id.topic, lane.id.partition, lane.id.group, fixed, len(headless),
+            "right, and the order in which messages of %s keys wait.",
+            lane.id.topic, lane.id.partition, lane.id.group, fixed, len(tangled),
         )  # fmt: skip
 
 
-def _put_right(turns: Turns, lane: Lane, reply: Any) -> tuple[int, set[str]]:
-    """How many records were put right, and the hashes of all keys that are held back.
+def _put_right(turns: Turns, lane: Lane, reply: Any) -> tuple[int, dict[str, tuple[int, int]]]:
+    """How many records were put right, and the first message that is held back, by key hash.
 
     `reply`: to the first page.
     """
-    fixed, hashes = 0, set[str]()
+    fixed = 0
+    firsts: dict[str, tuple[int, int]] = {}
     while True:
         if check(reply)[0] == 0:
             lane.lost = True
             turns.drop([lane])
-            return fixed, set()
-        _, stage, go_on, count, found = reply
+            return fixed, {}
+        _, stage, go_on, count, members = reply
         fixed += count
-        hashes.update(raw.decode() for raw in found)
+        for member in members:
+            hash_, padded = member.decode().rsplit(":", 1)
+            place = id_pair(padded)
+            firsts[hash_] = min(firsts.get(hash_, place), place)
         if not stage:
-            return fixed, hashes
+            return fixed, firsts
         reply = turns.need_link().call(*script("mend").by_text(*_about(lane, stage, go_on)))
 
 

@@ -7,9 +7,14 @@ Then the same worker goes on after a failover, or another one takes over.
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from bus.errors import Reject, Retry
+from bus.format.keys import pad_id
+from bus.format.partition import key_hash
+from bus.format.state import Failure
 from bus.streams import history
 from tests.integration.test_lane import GROUP, Worker, around, assert_in_order
 from tests.waiting import wait_until
@@ -155,3 +160,30 @@ def test_whatever_part_of_a_group_is_older_nothing_is_lost_held_for_ever_or_out_
         except AssertionError as error:
             raise AssertionError(f"with {what} of moment {age}: {error}") from error
         run.worker.close()
+
+
+@pytest.mark.both_servers
+@pytest.mark.parametrize("ordering", ["key", "partition"])
+def test_messages_of_a_key_come_in_order_however_each_of_them_waits(server, ordering):
+    for waits in itertools.product(("retry", "held", "in hand"), repeat=3):
+        # given three messages of a key that were given out, each of which may fail, be held back, or neither
+        run = Run(server, ordering)
+        run.failing, worker = False, run.worker
+        worker.publish(8, keys=1)
+        call, names = worker.bus.client.call, run.names()
+        call("XREADGROUP", "GROUP", GROUP, "0", "COUNT", 3, "STREAMS", names["stream"], ">")
+        hash_ = key_hash(ordering, b"k0")
+        for (raw, *_), way in zip(call("XPENDING", names["stream"], GROUP, "-", "+", 3), waits, strict=True):
+            id = raw.decode()
+            if way == "held":
+                call("ZADD", names["held"], 0, f"{hash_}:{pad_id(id)}")
+            elif way == "retry":
+                call("ZADD", names["retry"], 0, id)
+                call("HSET", names["state"], id, Failure(hash_, attempts=1).dump())
+        # when a worker goes on with that
+        run.acquire()
+        run.go_on()
+        # then each is handled once, in order
+        assert [message.value for message in run.handled] == [0, 1, 2, 3, 5, 6, 7], waits
+        run.assert_all_is_well()
+        worker.close()

@@ -9,7 +9,7 @@
 --         5 stage   6 where to go on in it ("" = at the beginning)   7 how many to look at, over all stages
 -- Reply   {0, lease value there}, or
 --         {1, the stage to go on with ("" = that was all), where in it, how many were put right,
---          key hashes that are held in this page}
+--          the first of each key that is held in this page, as members of held}
 --
 -- What the group has not been given yet (its position is older) comes to it as new: here it does not wait. What
 -- waits and is not pending is made pending: rather handled once more than never.
@@ -84,12 +84,15 @@ local function wait_for_retry(id)
   redis.call('ZADD', retry, 'NX', time.err and 0 or time[1] * 1000 + math.floor(time[2] / 1000), id)
 end
 
-local hashes, seen, go_on, looked = {}, {}, '', 0
+local firsts, first_of, go_on, looked = {}, {}, '', 0
 
-local function see(hash)
-  if not seen[hash] then
-    seen[hash] = true
-    hashes[#hashes + 1] = hash
+local function see(hash, padded)
+  local at = first_of[hash]
+  if not at then
+    at = {hash, padded}
+    first_of[hash], firsts[#firsts + 1] = at, at
+  elseif padded < at[2] then
+    at[2] = padded
   end
 end
 
@@ -150,7 +153,7 @@ function stages.held()
       end
       if padded <= position then
         claim(id)
-        if right ~= '' then see(right) end
+        if right ~= '' then see(right, padded) end
       end
     end
   end
@@ -187,4 +190,5 @@ repeat
 until go_on ~= '' or stage == '' or count <= 0 or bytes_left < 0
 
 if fixed > 0 then redis.call('HINCRBY', state, 'mended', fixed) end
-return {1, stage, go_on, fixed, hashes}
+for number, first in ipairs(firsts) do firsts[number] = first[1] .. ':' .. first[2] end
+return {1, stage, go_on, fixed, firsts}
