@@ -545,6 +545,7 @@ def test_what_is_known_of_a_lane_counts_over_the_same_connection(world):
     link = known_over(world)
     lane = world.lanes[0]
     world.turns = Turns(world.endpoint, [lane], held_limit=100, dead_limit=100)
+    world.opened.append(world.turns)
     world.endpoint.writes = []
     world.turns.open(link)
     assert world.endpoint.writes == [6]  # UNWATCH WATCH MGET TIME, the first retry, the era
