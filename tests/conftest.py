@@ -31,6 +31,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _TOGETHER = ("ui", "test_packaging.py", "test_second_project.py")
 #: … and kinds of databases. Making and migrating one takes two to three seconds of CPU.
 _SERVERS = ("mariadb", "postgresql")
+#: Seconds that a test may take which begins early. Not more of them: they start many processes each.
+_LONG = 400
 
 
 def pytest_configure() -> None:
@@ -39,12 +41,17 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares a browser, a wheel or a database server. Begin with it, and then with what
-    takes so long that it has a timeout of its own: begun last, these would end alone."""
+    """Keep together what shares a browser, a wheel or a database server. Begin with it, and with what takes
+    longest: begun last, these would end alone."""
     for item in items:
         for name in _group_of(item):
             item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=lambda item: [not item.get_closest_marker(name) for name in ("xdist_group", "timeout")])
+    items.sort(key=lambda item: not (item.get_closest_marker("xdist_group") or _timeout(item) >= _LONG))
+
+
+def _timeout(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return marker.args[0] if marker is not None else 0
 
 
 def _group_of(item: pytest.Item) -> list[str]:

@@ -326,7 +326,7 @@ def test_where_a_floor_is_gone_only_the_owner_makes_it_anew(
     first, second = place.deliver(2)
     box.handle(first, effect)
     InboxFloor.objects.all().delete()
-    second._prove = prove
+    second._source = second._source._replace(prove=prove)
     if handled:
         box.handle(second, effect)
     else:
