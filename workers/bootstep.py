@@ -150,7 +150,7 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
     def shutdown(self, _c: Any) -> None:
         """The pool has ended."""
         if self._consumer is not None:
-            self._consumer.stop()
+            self._consumer.stop(exits=True)
 
     def _shutting_down(self, how: str = "Warm", **_: Any) -> None:
         """Sent in the signal handler, before anything else of the shutdown: stop fetching at once."""

@@ -72,7 +72,11 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         return bool(retry) or not self.first_connection_attempt
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
-        _sever(self.connection)
+        # (A channel of AMQP may fail on a connection that is well.)
+        if _is_redis(self.connection) or isinstance(exc, self.connection_errors):
+            _sever(self.connection)
+            # Celery keeps it until the broker is back, or the worker ends, and then takes leave over it.
+            _sever(self.event_dispatcher and self.event_dispatcher.connection)
         super().on_connection_error_after_connected(exc)
 
     def cancel_active_requests(self) -> None:
@@ -135,9 +139,14 @@ def _is_redis(conn: Any) -> bool:
 def _sever(conn: Any) -> None:
     """Have a lost connection behave like one whose broker is gone.
 
-    As it closes it, part by part, Celery sends commands over it and connects for them again. A broker that
-    does not answer would hold the main loop for the full timeout at each.
+    As it closes it, part by part, Celery sends commands over it and connects for them again (Redis), or waits
+    for the answers (AMQP). A broker that does not answer would hold the main loop for the full timeout at
+    each, or for good where there is none.
     """
+    if conn is not None and getattr(conn.transport, "driver_type", None) == "amqp":
+        opened = conn._connection  # the property would connect again
+        if hasattr(opened, "collect"):
+            opened.collect()
     if not _is_redis(conn):
         return
 

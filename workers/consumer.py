@@ -129,10 +129,15 @@ class Consumer:
         if self._membership is not None:
             self._membership.look()  # idle lanes need not wait for the end of the pool
 
-    def stop(self) -> None:
-        """The pool has ended: give the lanes back and end the threads."""
+    def stop(self, *, exits: bool = False) -> None:
+        """The pool has ended: give the lanes back and end the threads.
+
+        `exits`: the process ends next. Celery takes leave of its broker first, so the main thread is watched
+        until then.
+        """
         self.drain()
-        threads = (self._watcher, *self._upkeep, self._membership, self._loop)
+        self._loop.pool_ended()
+        threads = (self._watcher, *self._upkeep, self._membership, *(() if exits else (self._loop,)))
         for thread in threads:
             if thread is not None:
                 thread.stop()

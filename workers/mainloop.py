@@ -73,6 +73,10 @@ class MainLoop(threading.Thread):
         if self._stopping not in ("Cold", how):
             self._stopping, self._hung_since = how, None
 
+    def pool_ended(self) -> None:
+        """No handler is at work any more, whatever shared memory says of processes that were killed."""
+        self._is_busy = lambda: False
+
     def stop(self) -> None:
         self._done.set()
 

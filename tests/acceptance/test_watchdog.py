@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,20 @@ def test_the_lanes_of_a_worker_whose_main_loop_stands_still_go_to_others(
     assert first.says("main loop has stood still")
     assert first.says("in stuck")
     assert second.stop() == 0
+
+
+@pytest.mark.timeout(200)
+def test_a_worker_that_waits_for_its_broker_when_all_else_has_ended_ends_all_the_same(
+    shop: Shop, doom: Path, broker: EmbeddedServer
+) -> None:
+    shop.environment["DOOMED"] = "farewell"
+    worker = shop.worker("one", "-c", "2").wait_ready()
+    shop.publish("keyed", 20)
+    shop.wait_idle("keyed")
+    worker.signal(signal.SIGTERM)
+    wait_until(lambda: set(shop.owners("keyed")) == {None}, 20, "the lanes to be free")
+    assert worker.wait(60) == 1
+    assert worker.says("The end of this worker has hung for 3")
 
 
 @pytest.mark.timeout(300)

@@ -4,6 +4,7 @@
 
 `plan` draws the faults, `faults` does them, `processes` are their victims, `stranger` writes junk.
 `publisher` and `shop` write the ledgers, `bookings` reads the effects in the database, `ownership` watches
-the leases, `judge` compares them all, `run` ties it together. `sabotage` breaks one promise of the product
-at a time, in the workers of the run alone, to prove that the judge would notice.
+the leases, `judge` compares them all, `run` ties it together. `duel` is a run in which two workers meet in
+one lane. `sabotage` breaks one promise of the product at a time, in the workers of the run alone, to prove
+that the judge would notice.
 """

@@ -15,7 +15,7 @@ from pathlib import Path
 from bus.client import Bus
 from bus.errors import BusUnavailable
 from bus.streams.embedded import EmbeddedServer
-from tests.chaos.plan import SERVER_KINDS, Planned
+from tests.chaos.plan import FREEZES, SERVER_KINDS, Planned
 from tests.chaos.processes import Fleet, Worker
 from tests.chaos.stranger import Stranger
 
@@ -120,15 +120,14 @@ class Injector:
     def _to_worker(self, planned: Planned, worker: Worker) -> Fault | None:
         if planned.kind == "child":
             return self._kill_child(planned, worker)
+        if planned.kind in FREEZES:
+            fault = self.freeze(worker, planned.kind)
+            self._after(planned.seconds, lambda: self.thaw(worker, fault))
+            return fault
         fault = self._note(planned.kind, worker=worker.name)
-        if planned.kind in ("freeze", "trap"):
-            worker.frozen = True
-            worker.signal_all(signal.SIGSTOP)
-            self._after(planned.seconds, lambda: self._thaw(worker, fault))
-        else:
-            ends = {"kill": signal.SIGKILL, "stop": signal.SIGTERM, "quit": signal.SIGQUIT}
-            self._ends[worker.name] = fault
-            worker.begin_to_end(ends[planned.kind])
+        ends = {"kill": signal.SIGKILL, "stop": signal.SIGTERM, "quit": signal.SIGQUIT}
+        self._ends[worker.name] = fault
+        worker.begin_to_end(ends[planned.kind])
         return fault
 
     def _kill_child(self, planned: Planned, worker: Worker) -> Fault | None:
@@ -145,7 +144,14 @@ class Injector:
         fault.until = time.monotonic_ns()
         return fault
 
-    def _thaw(self, worker: Worker, fault: Fault) -> None:
+    def freeze(self, worker: Worker, kind: str = "freeze") -> Fault:
+        """The whole worker, until `thaw`."""
+        fault = self._note(kind, worker=worker.name)
+        worker.frozen = True
+        worker.signal_all(signal.SIGSTOP)
+        return fault
+
+    def thaw(self, worker: Worker, fault: Fault) -> None:
         # Noted first: what it begins from now on, it begins after the thaw.
         fault.until = time.monotonic_ns()
         worker.signal_all(signal.SIGCONT)

@@ -94,6 +94,7 @@ def read_handled(path: Path) -> list[Handling]:
 
 
 def _lines(path: Path) -> Iterator[list[str]]:
+    """Those that are there whole: while somebody writes, the last may not be yet."""
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text().split("\n")[:-1]:
             yield line.split(" ")

@@ -15,6 +15,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+import bus.consuming.mending
 import bus.consuming.plan
 import workers.consumer
 import workers.slices.handling
@@ -84,7 +85,8 @@ def unfenced_script(name: str) -> Script:
 def no_fence() -> None:
     take_place(UnfencedTurns, workers.slices.slice, "watch", "prove_by")
     take_place(StubbornMembership, workers.consumer, "_drop_lost", "_give_up")
-    vars(bus.consuming.plan)["script"] = unfenced_script
+    for module in (bus.consuming.plan, bus.consuming.mending):
+        vars(module)["script"] = unfenced_script
 
 
 # ---------------------------------------------------------------------- no durable retries

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from celery.worker.consumer import Consumer
 
 from workers.broker import PatientConsumer
 
@@ -28,3 +29,41 @@ def test_a_broker_that_the_project_tries_once_is_not_waited_for_at_the_start(
     consumer.app, consumer.first_connection_attempt = SimpleNamespace(conf=conf), first
 
     assert consumer._retries() is retries
+
+
+class Opened:
+    """A connection of an AMQP library, as far as it is closed."""
+
+    def __init__(self) -> None:
+        self.collected = 0
+
+    def collect(self) -> None:
+        self.collected += 1
+
+
+def lose(exc: Exception, monkeypatch: pytest.MonkeyPatch) -> tuple[Opened, Opened]:
+    """A worker's AMQP connections, after this error: the main one, that of events."""
+    told: list[Exception] = []
+    monkeypatch.setattr(Consumer, "on_connection_error_after_connected", lambda _, exc: told.append(exc))
+    consumer = PatientConsumer.__new__(PatientConsumer)
+    ends = Opened(), Opened()
+    main, events = (
+        SimpleNamespace(transport=SimpleNamespace(driver_type="amqp"), _connection=end) for end in ends
+    )
+    consumer.hub, consumer.connection, consumer.connection_errors = None, main, (OSError,)
+    consumer.event_dispatcher = SimpleNamespace(connection=events)
+    consumer.on_connection_error_after_connected(exc)
+    assert told == [exc]
+    return ends
+
+
+def test_with_a_lost_amqp_connection_goes_that_of_events_and_neither_takes_leave_of_the_broker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert [end.collected for end in lose(OSError("lost"), monkeypatch)] == [1, 1]
+
+
+def test_an_amqp_channel_that_fails_closes_no_connection_without_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert [end.collected for end in lose(LookupError("no queue"), monkeypatch)] == [0, 0]

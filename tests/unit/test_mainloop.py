@@ -105,6 +105,19 @@ def test_a_warm_stop_becomes_a_cold_one_and_a_cold_one_stays_so(world):
     assert world.ended[0] == 1
 
 
+def test_once_the_pool_has_ended_a_wait_for_the_broker_ends_whatever_was_left_in_shared_memory(
+    world, monkeypatch
+):
+    monkeypatch.setattr(mainloop, "_BROKER", ("test_mainloop",))
+    world.busy = True
+    world.loop.stopping("Warm")
+    world.loop.pool_ended()
+    world.pass_time(HOPELESS_STOPPING_SECONDS)
+    assert world.ended == []
+    world.pass_time(2)
+    assert world.ended[0] == 1
+
+
 def test_a_stop_that_waits_for_the_broker_ends_when_no_handler_is_at_work(world, monkeypatch):
     monkeypatch.setattr(mainloop, "_BROKER", ("test_mainloop",))
     world.busy = True

@@ -2,19 +2,23 @@
 
 The thread goes on as ever until the file DOOM exists, and then ends with an error that it does not expect;
 the main loop stands still; or signals arrive while Celery writes the header or the
-body of a job to the pool (`SIGTERM SIGQUIT body`).
+body of a job to the pool (`SIGTERM SIGQUIT body`). With `farewell` the end of the worker waits for a broker
+that says nothing, when all else has ended.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import billiard.pool
+from celery.worker.consumer.events import Events
+from kombu import Connection
 
 from workers.consumer import Consumer
 from workers.membership.keeper import Membership
@@ -63,6 +67,16 @@ def _doom_the_writing(signals: list[str], where: str) -> None:
     billiard.pool._get_send_offset = get
 
 
+def _doom_the_farewell() -> None:
+    def shutdown(_step: Events, _consumer: object) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            Connection(f"amqp://127.0.0.1:{silent.getsockname()[1]}//", connect_timeout=3600).connect()
+
+    Events.shutdown = shutdown
+
+
+if os.environ.get("DOOMED") == "farewell":
+    _doom_the_farewell()
 if os.environ.get("DOOMED", "").startswith("SIG"):
     *_signals, _where = os.environ["DOOMED"].split()
     _doom_the_writing(_signals, _where)

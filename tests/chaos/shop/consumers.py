@@ -15,6 +15,8 @@ import bus
 from tests.chaos import sabotage
 from tests.chaos.ledger import Handling, Ledger
 from tests.chaos.shop.fate import Fate, fate
+from tests.chaos.shop.grip import GROUP as GRIPPED
+from tests.chaos.shop.grip import Grip
 from tests.chaos.shop.models import Booking
 from tests.chaos.shop.releases import BATCH, RELEASES, Serving
 from tests.chaos.shop.trap import Trap
@@ -25,6 +27,7 @@ PATIENT = bus.RetryPolicy(attempts=100, delay=0.3, factor=1.5, max_delay=2.0, ji
 _SEED = int(os.environ["CHAOS_SEED"])
 _WORKER = os.environ["CHAOS_WORKER"]
 _ledger = Ledger(os.environ["CHAOS_LEDGER"])
+_grip = Grip(Path(os.environ["CHAOS_GRIP"])) if "CHAOS_GRIP" in os.environ else None
 
 
 class Deed:
@@ -72,6 +75,8 @@ def single(group: str, *, books: bool = False) -> Callable[[bus.Message], None]:
             return
         deed = Deed(group, message)
         deed.write("start")
+        if _grip is not None and group == GRIPPED:
+            _grip.hold(_WORKER, message.value["id"], message.id)
         if deed.fate.seconds:
             time.sleep(deed.fate.seconds)
         if books:
