@@ -249,7 +249,7 @@ def strangers(bench: Bench) -> None:
     bench.pipe(("ZADD", keys.delayed, 1, f"junk{n}") for n in range(1000))
     bench.pipe(("HSET", keys.delayed_body, f"{n:016d}", "0:,1:v,1:1,") for n in range(1000))
     with bench.watched("junk waits among delayed messages"), suppress(BusError):  # it says so
-        due.move_due(bench.bus)
+        due.Mover(bench.bus).run()
 
 
 def written(bench: Bench) -> None:

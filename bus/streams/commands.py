@@ -18,9 +18,6 @@ from bus.errors import ForeignData, PartitionFull, ServerError
 from bus.streams.connect import Client, check, error_of
 from bus.streams.wire import Argument, Command
 
-#: A stream entry as Redis replies it: its id and its flat list of fields.
-Entry = tuple[bytes, list[bytes]]
-
 
 @dataclass(frozen=True, slots=True)
 class Script:

@@ -7,7 +7,7 @@ leaves a right state, and whoever comes next goes on: workers when they start, u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +27,6 @@ PAGE = 400
 PARTITIONS = 1_024
 #: How often a count may turn out to be of a stream that is not there any more.
 _ATTEMPTS = 5
-
-
-def make(client: Client, era: str, partitions: Iterable[PartitionKeys], groups: Sequence[GroupSpec]) -> int:
-    """Make sure that these partitions of one topic exist, with these groups; how many groups were created.
-
-    Raises ForeignData at the end, where something is in the way in single partitions, and as `make_all`.
-    """
-    created, troubles = make_all(client, era, dict.fromkeys(partitions, groups))
-    if troubles:
-        raise troubles[0]
-    return created
 
 
 def make_all(

@@ -45,11 +45,6 @@ _Place = tuple[str, int]
 _Failure = tuple[_Place, BusError]
 
 
-def move_due(bus: Bus) -> int:
-    """Look at every partition and move what is due; as `Mover.run`."""
-    return Mover(bus).run()
-
-
 class Mover:
     """Moves what is due on one bus. Several at once do no harm. Not thread-safe."""
 

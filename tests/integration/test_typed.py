@@ -150,18 +150,9 @@ def check(project: Path, installed: Path) -> dict[str, str]:
     """
     environment = {**os.environ, "PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}
     environment.pop("MYPYPATH", None)
+    strictly = ("--strict", "--config-file", os.devnull, "--cache-dir", "cache")
     ended = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mypy",
-            "--strict",
-            "--config-file",
-            os.devnull,
-            "--cache-dir",
-            "cache",
-            "shop",
-        ],
+        (sys.executable, "-m", "mypy", *strictly, "shop"),
         cwd=project,
         env=environment,
         capture_output=True,

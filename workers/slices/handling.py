@@ -6,7 +6,6 @@ became of each in its lane until a turn settles it.
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import threading
@@ -28,8 +27,6 @@ from workers.slices.chains import CONCURRENCY, Chains
 from workers.slices.crew import Crew
 from workers.slices.dispatch import Dispatcher, Failed
 from workers.slices.runtime import Runtime
-
-logger = logging.getLogger("jitney.workers")
 
 #: A batch is sized to this much handling, so that little is repeated when a process is killed. Seconds.
 BATCH_SECONDS = 0.1
