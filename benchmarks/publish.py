@@ -22,11 +22,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 from benchmarks import contest
 from benchmarks.consume import PARTITIONS, ROOT, order
 from bus.client import Bus
+from bus.format.partition import checksum
 from bus.streams.embedded import EmbeddedServer
 
 #: Messages of a redis-py pipeline.
@@ -62,7 +62,7 @@ def redis_one_by_one(side: Side) -> None:
     client, streams = redis.Redis.from_url(side.url), side.streams
     for value in side.orders():
         key = value["sku"]
-        stream = streams[crc32(key.encode()) % PARTITIONS]
+        stream = streams[checksum(key.encode()) % PARTITIONS]
         client.xadd(stream, {"v": orjson.dumps(value), "k": key})
 
 
@@ -73,7 +73,7 @@ def redis_pipeline(side: Side) -> None:
     pipe, streams = redis.Redis.from_url(side.url).pipeline(transaction=False), side.streams
     for number, value in enumerate(side.orders(), 1):
         key = value["sku"]
-        stream = streams[crc32(key.encode()) % PARTITIONS]
+        stream = streams[checksum(key.encode()) % PARTITIONS]
         pipe.xadd(stream, {"v": orjson.dumps(value), "k": key})
         if number % PIPELINE == 0:
             pipe.execute()

@@ -55,9 +55,8 @@ class Bench:
         self.entries, self.waiting = entries, waiting
         self.client.call("CONFIG", "SET", "appendonly", "no")
         self.client.call("CONFIG", "SET", "slowlog-max-len", 100_000)
-        names = [
-            path.name.removesuffix(".lua") for path in files("bus.streams").joinpath("scripts").iterdir()
-        ]
+        folder = files("bus.streams").joinpath("scripts")
+        names = [path.name.removesuffix(".lua") for path in folder.iterdir() if path.is_file()]
         self.names = {commands.script(name).sha.encode(): f"{name}.lua" for name in names}
         # As the SLOWLOG shows the text of one that was sent by EVAL: cut.
         self.names |= {commands.script(name).text[:CUT]: f"{name}.lua" for name in names}

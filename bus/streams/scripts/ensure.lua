@@ -40,24 +40,8 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
   end
 end
 
-local function parts(id)
-  return id:match('^(%d+)%-(%d+)$')
-end
-
-local function less(a, b)
-  local a_ms, a_seq = parts(a)
-  local b_ms, b_seq = parts(b)
-  if #a_ms ~= #b_ms then return #a_ms < #b_ms end
-  if a_ms ~= b_ms then return a_ms < b_ms end
-  if #a_seq ~= #b_seq then return #a_seq < #b_seq end
-  return a_seq < b_seq
-end
-
--- nil for what is no id, which only somebody else can have put there.
-local function known_id(id)
-  local ms, seq = id:match('^0*(%d+)%-0*(%d+)$')
-  return ms and #ms <= 20 and #seq <= 20 and ms .. '-' .. seq
-end
+-- @include less
+-- @include unpad
 
 -- How many messages were added up to this id; nil where that must be counted.
 local function offset_of(id, counted)
@@ -95,7 +79,7 @@ for i = 2, #ARGV, 3 do
     redis.call('ZCARD', retry)
     redis.call('ZCARD', held)
     local mark = redis.call('GET', KEYS[first])
-    mark = mark and known_id(mark)
+    mark = mark and unpad(mark)
     local younger = mark and less(info['last-generated-id'], mark)
     if fresh or younger or redis.call('HEXISTS', state, 'era') == 0 then begin_era(state, lease) end
     if younger then

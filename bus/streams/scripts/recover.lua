@@ -16,10 +16,7 @@ local enough = 256 * 1024 -- bytes of what was looked at; the rest is for the ne
 local current = redis.call('GET', lease) or ''
 if current ~= ARGV[1] then return {0, current} end
 
-local function pad(id)
-  local ms, seq = id:match('^(%d+)%-(%d+)$')
-  return string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
-end
+-- @include pad
 
 local function hash_of(fields)
   if ordering == 'partition' then return '*' end

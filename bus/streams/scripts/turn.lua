@@ -117,17 +117,13 @@ for _, id in ipairs(outcomes.trimmed) do
 end
 for _, name in ipairs(outcomes.clear) do redis.call('HDEL', state, name) end
 
--- A settled head lets the next of its key go, before anything newer of that key can be fetched.
-local function unpad(padded)
-  local ms, seq = padded:match('^0*(%d+)%-0*(%d+)$')
-  return ms and #ms <= 20 and #seq <= 20 and ms .. '-' .. seq
-end
+-- @include unpad
+-- @include decoded
 
+-- A settled head lets the next of its key go, before anything newer of that key can be fetched.
 -- Whoever has it next must know what it is tied to: of one that was in hand when its process died nobody did.
 local function tie(id, hash)
-  local raw = redis.call('HGET', state, id)
-  local read, known = pcall(cjson.decode, raw or '')
-  if not read or type(known) ~= 'table' then known = {a = 0} end
+  local known = decoded(redis.call('HGET', state, id)) or {a = 0}
   if known.k ~= hash then
     known.k = hash
     redis.call('HSET', state, id, cjson.encode(known))
