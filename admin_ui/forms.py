@@ -9,13 +9,12 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
-from admin_ui.durations import short
 from bus import default
+from bus.durations import parse_duration, short
 from bus.errors import BusError, ConfigurationError
 from bus.models import Topic
 from bus.operating import operate
 from bus.operating.operate import Actor
-from bus.values import parse_duration
 
 # Django's forms take a type parameter for the type checker alone.
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bus.durations import parse_duration
 from bus.errors import ConfigurationError, Undecodable
 from bus.format import codec
 from bus.values import (
@@ -21,7 +22,6 @@ from bus.values import (
     check_name,
     check_new_name,
     id_pair,
-    parse_duration,
 )
 
 # ---------------------------------------------------------------------- names and topics
