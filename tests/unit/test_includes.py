@@ -14,8 +14,8 @@ FOLDER = files("bus.streams").joinpath("scripts")
 TEXTS = {path.name.removesuffix(".lua"): path.read_text() for path in FOLDER.iterdir() if path.is_file()}
 SHARED = {path.name.removesuffix(".lua"): path.read_text() for path in FOLDER.joinpath("lib").iterdir()}
 
-#: They are refused while memory is full, and so have no first line with flags.
-WITHOUT_FLAGS = {"once", "delay"}
+#: They add messages: without flags the server refuses their first write while memory is full.
+WITHOUT_FLAGS = {"once", "delay", "move"}
 
 
 @pytest.mark.parametrize("name", TEXTS)
