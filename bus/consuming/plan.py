@@ -261,8 +261,7 @@ class Plan:
     def _recovered(self, lane: Lane, reply: Any, batch: Batch) -> None:
         if lane.lost:
             return
-        _, entries, position, trimmed = reply
-        lane.trimmed += trimmed
+        _, entries, position = reply
         lane.position = text(position)
         batch.append((lane, lane.messages(entries)))
 

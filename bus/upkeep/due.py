@@ -72,7 +72,7 @@ class Mover:
                     continue
                 if reply is None:
                     continue  # the topic was deleted
-                some, aside, _next_due, more = reply
+                some, aside, more = reply
                 moved += some
                 if aside:
                     set_aside[place] = set_aside.get(place, 0) + aside

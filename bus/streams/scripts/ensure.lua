@@ -4,8 +4,7 @@
 -- ARGV    1 era: a token never used before
 --         then for each group: its name, where it begins ("earliest", "latest", or an id after which it begins),
 --         and what was counted for it: "" or "id offset basis", see below
--- Reply   {how many groups were created (the stream itself is not counted),
---          [[name, id, basis, messages ever added], …] of groups that need a count first,
+-- Reply   {[[name, id, basis, messages ever added], …] of groups that need a count first,
 --          [name, …] of groups to which something is still to be given back (giveback.lua)}
 --
 -- A group is created with the right ENTRIESREAD, or its lag would be unknown or wrong for ever. Where that has
@@ -69,7 +68,7 @@ local function begin_era(state, lease)
   if owner then redis.call('SET', lease, owner) end
 end
 
-local created, uncounted, giving = 0, {}, {}
+local uncounted, giving = {}, {}
 for i = 2, #ARGV, 3 do
   local group, start, counted = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local first = 2 + ((i + 1) / 3 - 1) * 5
@@ -98,7 +97,6 @@ for i = 2, #ARGV, 3 do
     end
     if read then
       redis.call('XGROUP', 'CREATE', stream, group, id, 'ENTRIESREAD', read)
-      created = created + 1
       -- One field of the state is the era; others may be of messages that were in hand.
       if redis.call('EXISTS', retry) + redis.call('EXISTS', held) > 0 or redis.call('HLEN', state) > 1 then
         redis.call('HSET', state, 'giving', 'held:')
@@ -111,4 +109,4 @@ for i = 2, #ARGV, 3 do
   end
   if redis.call('HEXISTS', state, 'giving') == 1 then giving[#giving + 1] = group end
 end
-return {created, uncounted, giving}
+return {uncounted, giving}
