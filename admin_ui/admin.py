@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.contrib.admin import AdminSite
@@ -28,8 +28,20 @@ from bus.models import AuditRecord, Topic
 from bus.operating import operate
 from bus.safety.unreadable import visible, visible_json
 
+# Django's classes take a type parameter for the type checker alone.
+if TYPE_CHECKING:
+    from django.db.models import Model
 
-class PageAdmin(admin.ModelAdmin):
+    _PageAdmin = admin.ModelAdmin[Model]
+    _TopicAdmin = admin.ModelAdmin[Topic]
+    _AuditRecordAdmin = admin.ModelAdmin[AuditRecord]
+else:
+    _PageAdmin = _TopicAdmin = _AuditRecordAdmin = admin.ModelAdmin
+
+_Fields = tuple[str, ...]
+
+
+class PageAdmin(_PageAdmin):
     """An entry of the list of apps that leads to a page without a table."""
 
     def has_module_permission(self, request: HttpRequest) -> bool:
@@ -58,7 +70,7 @@ class WorkerAdmin(PageAdmin):
         return urls.worker_urls(self.admin_site)
 
 
-class TopicAdmin(admin.ModelAdmin):
+class TopicAdmin(_TopicAdmin):
     """The list of topics as Redis has them; forms for the rows, which act through bus.operating.operate."""
 
     form = TopicForm
@@ -82,14 +94,14 @@ class TopicAdmin(admin.ModelAdmin):
             return []
         return ["name", "partitions", "retention", "origin"] if obj.declared else ["name", "origin"]
 
-    def get_fields(self, request: HttpRequest, obj: Topic | None = None) -> list[str]:
-        fields = ["name", "partitions", "retention", "notes"]
-        return fields if obj is None else [*fields, "origin"]
+    def get_fields(self, request: HttpRequest, obj: Topic | None = None) -> _Fields:
+        fields = ("name", "partitions", "retention", "notes")
+        return fields if obj is None else (*fields, "origin")
 
     def get_form(
         self, request: HttpRequest, obj: Topic | None = None, change: bool = False, **kwargs: Any
     ) -> Any:
-        form = super().get_form(request, obj, change=change, **kwargs)
+        form: Any = super().get_form(request, obj, change=change, **kwargs)
         form.actor = actor_of(request)
         return form
 
@@ -163,7 +175,7 @@ class TopicAdmin(admin.ModelAdmin):
         return HttpResponseRedirect(reverse(name, current_app=self.admin_site.name))
 
 
-class AuditRecordAdmin(admin.ModelAdmin):
+class AuditRecordAdmin(_AuditRecordAdmin):
     """Who did what, and what became of it. Nobody changes it."""
 
     list_display = ["when", "who", "source", "verb", "topic", "group", "outcome"]
@@ -174,12 +186,12 @@ class AuditRecordAdmin(admin.ModelAdmin):
     list_per_page = 50
     actions = None
 
-    def get_fields(self, request: HttpRequest, obj: AuditRecord | None = None) -> list[str]:
+    def get_fields(self, request: HttpRequest, obj: AuditRecord | None = None) -> _Fields:
         """Reasons of dead letters may hold values: they are shown to who may read messages."""
         detail = "detail_in_full" if permissions.may(request, permissions.PEEK) else "detail_without_reasons"
-        return ["when", "who", "source", "verb", "topic", "group", "outcome", "error_text", detail]
+        return ("when", "who", "source", "verb", "topic", "group", "outcome", "error_text", detail)
 
-    def get_readonly_fields(self, request: HttpRequest, obj: AuditRecord | None = None) -> list[str]:
+    def get_readonly_fields(self, request: HttpRequest, obj: AuditRecord | None = None) -> _Fields:
         return self.get_fields(request, obj)
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
-from admin_ui.durations import short
 from bus import default
+from bus.durations import parse_duration, short
 from bus.errors import BusError, ConfigurationError
 from bus.models import Topic
 from bus.operating import operate
 from bus.operating.operate import Actor
-from bus.values import parse_duration
+
+# Django's forms take a type parameter for the type checker alone.
+if TYPE_CHECKING:
+    _TopicModelForm = forms.ModelForm[Topic]
+else:
+    _TopicModelForm = forms.ModelForm
 
 
 class RetentionField(forms.CharField):
@@ -33,12 +38,12 @@ class RetentionField(forms.CharField):
 
     def has_changed(self, initial: Any, data: Any) -> bool:
         try:
-            return initial != parse_duration(data or None)
+            return bool(initial != parse_duration(data or None))
         except ConfigurationError:
             return True
 
 
-class TopicForm(forms.ModelForm):
+class TopicForm(_TopicModelForm):
     """Adds or changes a topic through bus.operating.operate, which checks, stores, projects and audits."""
 
     retention = RetentionField(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from bus.observe import GroupSnapshot
@@ -16,9 +17,9 @@ Tone = Literal["bad", "warn", "quiet", "busy", "ok"]
 class Verdict:
     """A word for a badge, how urgent it is, and a sentence that explains it."""
 
-    word: str
+    word: str | Promise
     tone: Tone
-    why: str
+    why: str | Promise
 
     @property
     def problem(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import orjson
 import redis
@@ -19,11 +20,11 @@ total = 0
 
 def main(url: str, group: str, consumer: str, streams: list[str]) -> None:
     client = redis.Redis.from_url(url)
-    wanted = dict.fromkeys(streams, ">")
+    wanted: dict[Any, Any] = dict.fromkeys(streams, ">")
     print("ready", flush=True)
     sys.stdin.readline()
     while True:
-        reply = client.xreadgroup(group, consumer, wanted, count=100, block=200)
+        reply: Any = client.xreadgroup(group, consumer, wanted, count=100, block=200)
         if not reply:
             return
         for stream, entries in reply:

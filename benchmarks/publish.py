@@ -21,11 +21,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from zlib import crc32
+from typing import Any
 
 from benchmarks import contest
 from benchmarks.consume import PARTITIONS, ROOT, order
 from bus.client import Bus
+from bus.format.partition import checksum
 from bus.streams.embedded import EmbeddedServer
 
 #: Messages of a redis-py pipeline.
@@ -43,7 +44,7 @@ class Side:
         self.streams = [self.bus.keys.partition("bench", number).stream for number in range(PARTITIONS)]
         self.messages = messages
 
-    def orders(self) -> Iterator[dict[str, object]]:
+    def orders(self) -> Iterator[dict[str, Any]]:
         made = [order(number) for number in range(10_000)]
         for number in range(self.messages):
             yield made[number % 10_000]
@@ -61,7 +62,7 @@ def redis_one_by_one(side: Side) -> None:
     client, streams = redis.Redis.from_url(side.url), side.streams
     for value in side.orders():
         key = value["sku"]
-        stream = streams[crc32(key.encode()) % PARTITIONS]  # type: ignore[attr-defined]
+        stream = streams[checksum(key.encode()) % PARTITIONS]
         client.xadd(stream, {"v": orjson.dumps(value), "k": key})
 
 
@@ -72,7 +73,7 @@ def redis_pipeline(side: Side) -> None:
     pipe, streams = redis.Redis.from_url(side.url).pipeline(transaction=False), side.streams
     for number, value in enumerate(side.orders(), 1):
         key = value["sku"]
-        stream = streams[crc32(key.encode()) % PARTITIONS]  # type: ignore[attr-defined]
+        stream = streams[checksum(key.encode()) % PARTITIONS]
         pipe.xadd(stream, {"v": orjson.dumps(value), "k": key})
         if number % PIPELINE == 0:
             pipe.execute()
@@ -81,7 +82,7 @@ def redis_pipeline(side: Side) -> None:
 
 def publish(side: Side) -> None:
     for value in side.orders():
-        side.bus.publish("bench", value, key=value["sku"])  # type: ignore[arg-type]
+        side.bus.publish("bench", value, key=value["sku"])
 
 
 def publish_many(side: Side) -> None:
@@ -93,7 +94,7 @@ def producer(side: Side) -> None:
 
     with Producer(side.bus) as producer:
         for value in side.orders():
-            producer.send("bench", value, key=value["sku"])  # type: ignore[arg-type]
+            producer.send("bench", value, key=value["sku"])
 
 
 def memory(side: Side) -> None:

@@ -169,7 +169,7 @@ def moved(bench: Bench) -> None:
 
         wait()
         with bench.watched(f"delayed messages of {what} are moved"):
-            due.move_due(bench.bus)
+            due.Mover(bench.bus).run()
         bench.client.call("DEL", keys.delayed, keys.delayed_body)
         wait(count=min(count, 1000))
         refs = [DelayedRef(0, n) for n in range(1, min(count, 1000) + 1)]

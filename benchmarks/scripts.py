@@ -44,7 +44,7 @@ def main() -> None:
                 continue
             with tempfile.TemporaryDirectory(prefix="jb") as directory:
                 binary = "redis-server" if options.redis7 else None
-                with EmbeddedServer(Path(directory), **({"binary": binary} if binary else {})) as server:
+                with EmbeddedServer(Path(directory), binary=binary) as server:
                     put_first(server.pid)
                     bench = Bench(server, options.entries, options.waiting)
                     began = time.monotonic()

@@ -18,6 +18,7 @@ from bus.consuming.portions import portions
 from bus.format.keys import PartitionKeys, pad_id
 from bus.streams import commands
 from bus.streams.embedded import EmbeddedServer
+from bus.streams.wire import Argument, Command
 from bus.topics.registry import GroupSpec
 from bus.values import TopicSpec
 
@@ -30,8 +31,6 @@ SHORT = 300
 CUT = 100
 #: When the first message of a partition was published: ids are BASE-0, BASE+1-0, …
 BASE = 1_700_000_000_000
-
-Command = tuple[Any, ...]
 
 
 def put_first(pid: int) -> bool:
@@ -56,9 +55,8 @@ class Bench:
         self.entries, self.waiting = entries, waiting
         self.client.call("CONFIG", "SET", "appendonly", "no")
         self.client.call("CONFIG", "SET", "slowlog-max-len", 100_000)
-        names = [
-            path.name.removesuffix(".lua") for path in files("bus.streams").joinpath("scripts").iterdir()
-        ]
+        folder = files("bus.streams").joinpath("scripts")
+        names = [path.name.removesuffix(".lua") for path in folder.iterdir() if path.is_file()]
         self.names = {commands.script(name).sha.encode(): f"{name}.lua" for name in names}
         # As the SLOWLOG shows the text of one that was sent by EVAL: cut.
         self.names |= {commands.script(name).text[:CUT]: f"{name}.lua" for name in names}
@@ -138,6 +136,6 @@ class Bench:
         own = [keys.stream, keys.lease(GROUP, "0"), keys.retry(GROUP), keys.held(GROUP), keys.state(GROUP)]
         own += [keys.dead(GROUP), keys.mark(GROUP)]
         for part in portions(Outcomes(**outcomes)):
-            args = [LEASE, GROUP, "0", 0, 100_000, part.dump(), ""]
+            args: list[Argument] = [LEASE, GROUP, "0", 0, 100_000, part.dump(), ""]
             while commands.run(self.client, "turn", own, args)[0] == 2:
                 pass

@@ -23,6 +23,7 @@ from bus.format.lane_id import LaneId
 from bus.operating import deadletters, groups
 from bus.operating.deadletters import LetterRef, Place
 from bus.streams import commands
+from bus.streams.wire import Argument
 from bus.topics import reordering
 from bus.topics.registry import GroupSpec
 from bus.upkeep import due, losses, retention
@@ -78,7 +79,7 @@ def many_groups(bench: Bench) -> None:
     with bench.watched(f"a lane is taken beside {count} groups"):
         commands.run(bench.client, "lease", own, ["", LEASE, "g0", "0", "1", "key"])
     with bench.watched(f"a look at what is open, beside {count} groups"):
-        about = ["g0", "-", "+", 500]
+        about: list[Argument] = ["g0", "-", "+", 500]
         commands.run(bench.client, "unsettled", [keys.stream, keys.state("g0"), keys.dead("g0")], about)
     for each in names:
         bench.client.call("XGROUP", "DESTROY", keys.stream, each)
@@ -181,7 +182,7 @@ def many_lanes(bench: Bench) -> None:
         bench.client.call("XADD", keys.dead(GROUP), f"{n + 1}-0", *fields)
     letters = [f"{n + 1}-0" for n in range(100)]
     with bench.watched(f"100 dead letters are retried beside {count} lanes"):
-        about = [GROUP, "none", f"free:{uuid.uuid4().hex}", count, *lanes, *letters]
+        about: list[Argument] = [GROUP, "none", f"free:{uuid.uuid4().hex}", count, *lanes, *letters]
         commands.run(bench.client, "redrive", own, about)
     bench.lease(keys, lanes[0])
     with bench.watched(f"a lane of {count} is not removed"):
@@ -248,7 +249,7 @@ def strangers(bench: Bench) -> None:
     bench.pipe(("ZADD", keys.delayed, 1, f"junk{n}") for n in range(1000))
     bench.pipe(("HSET", keys.delayed_body, f"{n:016d}", "0:,1:v,1:1,") for n in range(1000))
     with bench.watched("junk waits among delayed messages"), suppress(BusError):  # it says so
-        due.move_due(bench.bus)
+        due.Mover(bench.bus).run()
 
 
 def written(bench: Bench) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from bus import default as _default
 from bus.client import Bus, TopicHandle
 from bus.consuming.subscriptions import Handler, Subscription
+from bus.durations import parse_duration
 from bus.errors import (
     BufferFull,
     BusError,
@@ -34,7 +35,7 @@ from bus.errors import (
 from bus.publishing.future import PublishFuture
 from bus.publishing.producer import Producer
 from bus.topics import declared as _declared
-from bus.values import Message, Ordering, Position, Receipt, RetryPolicy, TopicSpec, parse_duration
+from bus.values import Message, Ordering, Position, Receipt, RetryPolicy, TopicSpec
 
 __all__ = [
     # topics and publishing

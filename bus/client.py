@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from bus.conf import Settings, masking
+from bus.durations import parse_duration
 from bus.format.keys import Keys
 from bus.publishing.asynchronous import AsyncPublisher
 from bus.publishing.publisher import Publisher
@@ -16,7 +17,7 @@ from bus.streams.connect import Client, Endpoint
 from bus.streams.url import Url
 from bus.topics.declared import Declared
 from bus.topics.registry import Registry
-from bus.values import Receipt, TopicSpec, parse_duration
+from bus.values import Receipt, TopicSpec
 
 
 class Bus:

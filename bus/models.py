@@ -54,7 +54,6 @@ class Topic(models.Model):
             ("manage_groups", "Can create, pause, resume, move and delete groups"),
             ("retry_dead_letters", "Can retry dead letters"),
             ("discard_dead_letters", "Can discard dead letters"),
-            ("replay_messages", "Can replay messages to a group"),
         ]
 
     def __str__(self) -> str:

@@ -23,8 +23,6 @@ MAX_PARTITIONS = 1024
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _ID = re.compile(r"(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
-_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
 def is_name(name: object) -> bool:
@@ -50,31 +48,6 @@ def check_new_name(kind: str, name: object) -> str:
             "have no page. Use another name."
         )
     return checked
-
-
-def parse_duration(text: str | timedelta | float | None) -> timedelta | None:
-    """`"7d"`, `"12h"`, `"90s"`, a timedelta, or seconds → timedelta; None stays None (for ever)."""
-    if text is None or isinstance(text, timedelta):
-        duration = text
-    else:
-        try:
-            duration = timedelta(seconds=_seconds(text))
-        except (ValueError, OverflowError):
-            raise ConfigurationError(
-                f"{text!r} is not a duration: write a number and a unit, such as '90s', '12h' or '7d'."
-            ) from None
-    if duration is not None and duration <= timedelta(0):
-        raise ConfigurationError(f"A duration must be longer than zero, not {text!r}.")
-    return duration
-
-
-def _seconds(text: object) -> float:
-    if isinstance(text, int | float) and not isinstance(text, bool):
-        return text
-    match = _DURATION.fullmatch(str(text).strip())
-    if match is None:
-        raise ValueError(text)
-    return float(match[1]) * _UNIT_SECONDS[match[2]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.http import HttpRequest
 
 from demo.models import Movement, PurchaseOrder, Revenue
 
+# Django's class takes a type parameter for the type checker alone.
+if TYPE_CHECKING:
+    from django.db.models import Model
 
-class ReadOnlyAdmin(admin.ModelAdmin):
+    _ModelAdmin = admin.ModelAdmin[Model]
+else:
+    _ModelAdmin = admin.ModelAdmin
+
+
+class ReadOnlyAdmin(_ModelAdmin):
     """Rows that only the handlers write."""
 
     show_full_result_count = False

@@ -17,7 +17,7 @@ from django.db import models
 import bus
 
 if TYPE_CHECKING:
-    _Text = models.TextField[Any, Any]
+    _Text = models.Field[Decimal, Decimal]
 else:
     _Text = models.TextField
 

@@ -19,6 +19,7 @@ from tests.databases import KINDS, Copies, default_database
 from tests.mariadb import MariaDB, mariadb_server
 from tests.postgres import Postgres, postgres_server
 from tests.servers import CHROMIUM_NAMES, program, redis7_server, valkey_server
+from tests.wheel import build, install
 
 # Every test here has a server or a prefix of its own, and gives it to the processes that it starts as theirs.
 os.environ[testrun.MARK] = "0"
@@ -27,8 +28,13 @@ os.environ[testrun.MARK] = "0"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-#: Tests that stay in one process, because they share what is dear to start: directories and files …
-_TOGETHER = ("ui", "test_packaging.py", "test_second_project.py")
+#: Tests that stay in one process, because they share what is dear to make: files and directories → it …
+_TOGETHER = {
+    "ui": "browser",
+    "test_packaging.py": "wheel",
+    "test_second_project.py": "wheel",
+    "test_typed.py": "wheel",
+}
 #: … and kinds of databases. Making and migrating one takes two to three seconds of CPU.
 _SERVERS = ("mariadb", "postgresql")
 #: Seconds that a test may take which begins early. Not more of them: they start many processes each.
@@ -57,7 +63,7 @@ def _timeout(item: pytest.Item) -> float:
 def _group_of(item: pytest.Item) -> list[str]:
     parameters = item.name.partition("[")[2]
     kinds = [kind for kind in _SERVERS if kind in parameters]
-    return [name for name in _TOGETHER if name in item.path.parts] or kinds[:1]
+    return [shared for name, shared in _TOGETHER.items() if name in item.path.parts] or kinds[:1]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -136,6 +142,20 @@ def client(server: EmbeddedServer) -> Iterator[Client]:
     client = Client(Endpoint(server.url))
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def wheel_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built wheel."""
+    return build(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def installed(wheel_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the installed wheel."""
+    target = tmp_path_factory.mktemp("installed")
+    install(wheel_path, target)
+    return target
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from typing import NoReturn
 import pytest
 
 from bus.streams.embedded import EmbeddedServer
+from bus.streams.url import parse
+from workers.location import broker_settings
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -28,6 +30,11 @@ def program(what: str, *names: str) -> str:
         if path := shutil.which(name):
             return path
     unavailable(what)
+
+
+def broker_url(url: str) -> str:
+    """The URL under which Celery finds a server, given the bus's URL of it."""
+    return str(broker_settings(parse(url))["broker_url"])
 
 
 def valkey_server(directory: Path) -> EmbeddedServer:

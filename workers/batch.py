@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, overload
 
 from bus.errors import Reject, Retry
 from bus.format.codec import raw_key
@@ -54,7 +54,13 @@ class Batch(Sequence[Message]):
         self._loops.append(loop)
         return loop
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Message]: ...
+
+    def __getitem__(self, index: int | slice) -> Message | list[Message]:
         found = self._messages[index]
         last = len(self) if isinstance(index, slice) else range(len(self))[index] + 1
         self._taken = max(self._taken, last)

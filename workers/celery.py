@@ -16,7 +16,6 @@ from celery.worker import strategy
 from celery.worker.request import Request
 
 from bus import testrun
-from bus.streams.url import parse
 from workers.bootstep import BusConsumerStep, BusWorkerStep
 from workers.location import broker_settings
 from workers.order import SLICE_TASK, SliceOrder
@@ -129,11 +128,6 @@ def _quiet_slices(record: logging.LogRecord) -> bool:
     """Slices come once a second and more: Celery's lines about each would bury the others."""
     data: Any = getattr(record, "data", None)
     return record.levelno > logging.INFO or not isinstance(data, dict) or data.get("name") != SLICE_TASK
-
-
-def broker_url(url: str) -> str:
-    """The URL under which Celery finds a server, given the bus's URL of it."""
-    return str(broker_settings(parse(url))["broker_url"])
 
 
 @cache

@@ -33,7 +33,7 @@ class SlotView:
     pid: int
     running: Running | None
     batch_end: str | None
-    """The id of the last message of the batch that runs."""
+    """The id of the last message of the batch that runs; None where no batch does."""
     finished: list[tuple[int, str]]
     """(lane index, id) of messages that are done and not settled yet."""
     refused: list[tuple[int, bytes]]
@@ -44,7 +44,3 @@ class SlotView:
     """What the slice before had left is settled."""
     client_id: int
     handler_ns: float
-
-    @property
-    def is_batch(self) -> bool:
-        return self.batch_end is not None

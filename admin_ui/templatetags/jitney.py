@@ -11,7 +11,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 
-from admin_ui import durations
+from bus import durations
 from bus.moments import BEYOND
 from bus.observe import GroupSnapshot, Lag
 from bus.observe.loss import LastLoss

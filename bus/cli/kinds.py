@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from bus.cli.session import Session
+from bus.durations import parse_duration
 from bus.errors import ConfigurationError
 from bus.operating import filters
 from bus.operating.deadletters import Place
 from bus.operating.delayed import DelayedRef
-from bus.values import MAX_PARTITIONS, Position, check_name, parse_duration
+from bus.values import MAX_PARTITIONS, Position, check_name
 
 
 class Leaf(click.Command):

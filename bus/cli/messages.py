@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, BinaryIO
@@ -16,7 +15,7 @@ from bus.cli.kinds import AT, DURATION, HEADER, TOPIC, Leaf
 from bus.cli.output import answer, dump, many, printable, time_words
 from bus.cli.session import Session, pass_session
 from bus.cli.sources import Format, Lines
-from bus.errors import Undecodable
+from bus.cli.values import key_words, message_record, value_words
 from bus.values import Message, Receipt
 
 
@@ -133,25 +132,13 @@ def _show(as_json: bool, message: Message) -> None:
     if as_json:
         click.echo(dump(_record(message)))
         return
-    try:
-        key, value = message.key, message.value
-        text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else dump(value)
-    except Undecodable as error:
-        key, text = None, f"(undecodable: {error})"
     place = f"{time_words(message.timestamp)}  {message.partition}  {message.id}"
-    click.echo(printable(f"{place}  {key if key is not None else '-'}  {text}"))
+    click.echo(printable(f"{place}  {key_words(message)}  {value_words(message)}"))
 
 
 def _record(message: Message) -> dict[str, Any]:
     place = {"topic": message.topic, "partition": message.partition, "id": message.id}
-    try:
-        value = message.value
-        rest = {"key": message.key, "headers": dict(message.headers)}
-    except Undecodable as error:
-        return {**place, "error": str(error)}
-    if isinstance(value, bytes):
-        return {**place, **rest, "value_base64": base64.b64encode(value).decode()}
-    return {**place, **rest, "value": value}
+    return {**place, **message_record(message)}
 
 
 def _value(text: str) -> Any:

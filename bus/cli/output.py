@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
+from bus import durations
 from bus.moments import BEYOND, BEYOND_WORDS
 from bus.safety.unreadable import visible, visible_json
 
@@ -93,18 +94,7 @@ def lag_words(lag: Lag | None) -> str:
 
 
 def duration_words(duration: timedelta | None, none: str = UNKNOWN) -> str:
-    """The two greatest units: `3d 4h`, `12m 5s`, `0.4s`."""
-    if duration is None:
-        return none
-    seconds = duration.total_seconds()
-    if seconds < 10 and seconds % 1:
-        return f"{seconds:.1f}s"
-    parts, left = [], int(seconds)
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        if left >= size:
-            parts.append(f"{left // size}{unit}")
-            left %= size
-    return " ".join(parts[:2]) or "0s"
+    return none if duration is None else durations.words(duration)
 
 
 def ago_words(moment: datetime | None, none: str = UNKNOWN) -> str:

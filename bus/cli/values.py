@@ -17,11 +17,12 @@ def key_words(message: Message) -> str:
 
 
 def value_words(message: Message) -> str:
-    """The value on one line; bytes that are not UTF-8 are escaped."""
+    """The value on one line; bytes that are not UTF-8 are escaped. What cannot be read with the reason."""
     try:
         value = message.value
-    except Undecodable:
-        value = message.raw.get(b"v", b"")
+    except Undecodable as error:
+        raw = message.raw.get(b"v", b"").decode("utf-8", "backslashreplace")
+        return f"(undecodable: {error}) {raw}".rstrip()
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else dump(value)
 
 

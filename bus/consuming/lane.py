@@ -43,7 +43,7 @@ class Lane:
     __slots__ = (
         "acks", "closed", "era", "failing", "failures", "held", "history", "id", "keys", "last_id", "lease",
         "link", "lost", "marked", "mended", "next_due", "ordering", "outcomes", "position", "prove",
-        "recovering", "retrying", "seen", "suspect", "trimmed", "trouble",
+        "recovering", "retrying", "seen", "suspect", "trouble",
     )  # fmt: skip
 
     def __init__(
@@ -96,7 +96,6 @@ class Lane:
         """When the earliest retry is due, ms by the server's clock."""
         self.suspect: tuple[int, int] | None = None
         """Left-overs up to this id may have killed a worker: they are handled one by one."""
-        self.trimmed = 0
         self.acks: list[str] = []
         self.outcomes = Outcomes()
 
@@ -384,6 +383,5 @@ class Lane:
 
     def drop_trimmed(self, message_id: str) -> None:
         """A retrying message was trimmed away: its key goes on with the next."""
-        self.trimmed += 1
         self.outcomes.trimmed.append(message_id)
         self._leave(message_id)

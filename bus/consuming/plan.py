@@ -148,7 +148,7 @@ class Plan:
         for lane, part in self._settling:
             reply = self._once_more("turn", lane, next(rest), part)
             if not lane.lost:
-                lane.settled([*self._released.get(lane, ()), *reply[2]], *reply[3:6])
+                lane.settled([*self._released.get(lane, ()), *reply[2]], *reply[3:])
         refused = False
         batch: Batch = []
         if self._multi:
@@ -253,7 +253,7 @@ class Plan:
                 continue
             lane.acks = []
             if not lane.lost:
-                lane.settled(*reply[2:6])
+                lane.settled(*reply[2:])
             if reply[1]:
                 lane.last_id = lane.seen = text(reply[1][-1][0])
                 batch.append((lane, lane.messages(reply[1])))
@@ -261,15 +261,14 @@ class Plan:
     def _recovered(self, lane: Lane, reply: Any, batch: Batch) -> None:
         if lane.lost:
             return
-        _, entries, position, trimmed = reply
-        lane.trimmed += trimmed
+        _, entries, position = reply
         lane.position = text(position)
         batch.append((lane, lane.messages(entries)))
 
     def _came_due(self, lane: Lane, reply: Any, batch: Batch) -> None:
         if lane.lost:
             return
-        _, entries, states, trimmed, next_due, _now = reply
+        _, entries, states, trimmed, next_due = reply
         key = lane.keys.state(lane.id.group)
         for entry, known in zip(entries, states, strict=True):
             lane.failures[text(entry[0])] = Failure.load(known, key, text(entry[0]))

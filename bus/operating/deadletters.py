@@ -82,11 +82,6 @@ class Selection:
             return False
         return self.reason is None or self.reason.casefold() in letter.reason.casefold()
 
-    @property
-    def reads_letters(self) -> bool:
-        """Whether letters must be read to know if they are meant."""
-        return self.key is not None or self.reason is not None
-
 
 @dataclass(frozen=True, slots=True)
 class LetterRef:

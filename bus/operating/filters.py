@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
+from bus.durations import parse_duration
 from bus.errors import ConfigurationError
 from bus.safety.unreadable import shown
-from bus.values import MAX_PARTITIONS, parse_duration
+from bus.values import MAX_PARTITIONS
 
 _PARTITION = re.compile(r"\d{1,9}", re.ASCII)
 #: What is longer is neither a duration nor a time.

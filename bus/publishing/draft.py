@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-from zlib import crc32
 
 from bus.errors import InvalidMessage
 from bus.format import codec
 from bus.format.keys import PartitionKeys
+from bus.format.partition import partition_of
 from bus.moments import delay_seconds
 from bus.streams.commands import add_command, script
 from bus.streams.wire import Argument, Command
@@ -41,9 +41,9 @@ class Draft:
         if partitions == 1:
             return 0
         if self.key is not None:
-            return crc32(self.key) % partitions
+            return partition_of(self.key, partitions)
         if self.message_id is not None:
-            return crc32(self.message_id.encode()) % partitions
+            return partition_of(self.message_id, partitions)
         return turn() % partitions
 
     def command(self, keys: PartitionKeys, window: int, *, by_text: bool = False) -> Command:

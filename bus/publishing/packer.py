@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
-from zlib import crc32
 
 import orjson
 
 from bus.format import codec
 from bus.format.keys import Keys
+from bus.format.partition import checksum
 from bus.publishing import draft as drafts
 from bus.publishing.draft import Draft, Headers
 from bus.streams.wire import add_head, pack
@@ -59,7 +59,7 @@ class Packer:
         heads, keyed_heads, places = self._heads, self._keyed_heads, self._places
         partitions, max_bytes, topic = self.spec.partitions, self._max_bytes, self.spec.name
         general, check_finite = self.pack_any, codec.check_finite
-        dumps, crc, join, lengths, key_lengths = orjson.dumps, crc32, b"".join, _LENGTHS, _KEY_LENGTHS
+        dumps, crc, join, lengths, key_lengths = orjson.dumps, checksum, b"".join, _LENGTHS, _KEY_LENGTHS
 
         def pack(value: Any, key: str | None, turn: int) -> Packed:
             try:
@@ -79,7 +79,7 @@ class Packer:
                 key_size = len(name)
                 if key_size >= _KEY_TABLE or size + key_size > max_bytes:
                     return general(value, key, turn=turn)
-                partition = crc(name) % partitions
+                partition = crc(name) % partitions  # partition_of, without its call
                 return places[partition], join(
                     (keyed_heads[partition], length, packed, key_lengths[key_size], name, b"\r\n")
                 )

@@ -8,7 +8,6 @@ stored gets its error instead, since sent again it would stand behind a newer on
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from bus.safety.complaints import Complaints
 from bus.streams.commands import is_noscript
 from bus.streams.connect import Client, error_of, is_demoted
 from bus.streams.wire import Link
+from bus.values import RetryPolicy
 
 logger = logging.getLogger("bus.producer")
 complaints = Complaints(logger)
@@ -32,8 +32,8 @@ failed_messages = Complaints(logger, seconds=1.0)
 
 #: Writes under way at once: the server works on one while the next is packed.
 _FLIGHTS = 2
-#: Back-off while nothing can be written, doubling from the first to the second. Seconds.
-_BACKOFF = (0.05, 1.0)
+#: The waits while nothing can be written, each twice as long as the one before.
+_BACKOFF = RetryPolicy(delay=0.05, max_delay=1.0, jitter=0.5)
 
 
 class Queue(Protocol):
@@ -334,14 +334,12 @@ class Sender(threading.Thread):
             batch.tell()
 
     def _back_off(self, error: BusError) -> None:
-        least, most = _BACKOFF
         complaints.say(
             (id(self), type(error)), "The producer cannot write for now and goes on trying: %s", error
         )
         self._trouble = error
-        seconds = min(most, least * 2 ** min(self._troubles, 10)) * random.uniform(0.5, 1.5)
         self._troubles += 1
-        if not self._queue.pause(seconds):
+        if not self._queue.pause(_BACKOFF.delay_after(self._troubles)):
             self._give_up(error)
 
     def _give_up(self, error: BusError) -> None:

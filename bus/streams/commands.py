@@ -1,13 +1,15 @@
 """The verbs of streams and leases: one function each, raw ids and bytes in and out.
 
-Scripts live in `scripts/`, each with a header of keys, arguments and reply. They are sent by
-EVALSHA and, where the server does not know them yet, once more by EVAL: a NOSCRIPT error means
-that nothing ran, so that is not a second write.
+Scripts live in `scripts/`, each with a header of keys, arguments and reply. A line `-- @include name` in one
+stands for a function that several need, `scripts/lib/name.lua`. Scripts are sent by EVALSHA and, where the
+server does not know them yet, once more by EVAL: a NOSCRIPT error means that nothing ran, so that is not a
+second write.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -17,9 +19,6 @@ from typing import Any
 from bus.errors import ForeignData, PartitionFull, ServerError
 from bus.streams.connect import Client, check, error_of
 from bus.streams.wire import Argument, Command
-
-#: A stream entry as Redis replies it: its id and its flat list of fields.
-Entry = tuple[bytes, list[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +35,18 @@ class Script:
         return ("EVAL", self.text, len(keys), *keys, *args)
 
 
+_INCLUDE = re.compile(rb"^-- @include (\w+)\n", re.MULTILINE)
+
+
 @cache
 def script(name: str) -> Script:
-    """The script in `scripts/<name>.lua`."""
-    text = files("bus.streams").joinpath("scripts", f"{name}.lua").read_bytes()
+    """The script in `scripts/<name>.lua`, with what it includes."""
+    folder = files("bus.streams").joinpath("scripts")
+
+    def function(line: re.Match[bytes]) -> bytes:
+        return folder.joinpath("lib", f"{line[1].decode()}.lua").read_bytes()
+
+    text = _INCLUDE.sub(function, folder.joinpath(f"{name}.lua").read_bytes())
     return Script(text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 

@@ -7,7 +7,7 @@ leaves a right state, and whoever comes next goes on: workers when they start, u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -29,37 +29,22 @@ PARTITIONS = 1_024
 _ATTEMPTS = 5
 
 
-def make(client: Client, era: str, partitions: Iterable[PartitionKeys], groups: Sequence[GroupSpec]) -> int:
-    """Make sure that these partitions of one topic exist, with these groups; how many groups were created.
-
-    Raises ForeignData at the end, where something is in the way in single partitions, and as `make_all`.
-    """
-    created, troubles = make_all(client, era, dict.fromkeys(partitions, groups))
-    if troubles:
-        raise troubles[0]
-    return created
-
-
-def make_all(
-    client: Client, era: str, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]]
-) -> tuple[int, list[ForeignData]]:
-    """Make sure that partitions exist, each with its groups; how many groups were created, and what stands in
-    the way in single partitions, where all others are made.
+def make(client: Client, era: str, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]]) -> list[ForeignData]:
+    """Make sure that partitions exist, each with its groups; return what stands in the way in single ones.
+    All others are made then.
 
     `era`: a token never used before. Idempotent. Raises BusUnavailable, BusError.
     """
-    created = 0
     troubles: list[ForeignData] = []
     rest = iter(wanted)
     while page := list(islice(rest, PARTITIONS)):
-        created += _make_page(client, era, {keys: wanted[keys] for keys in page}, troubles)
-    return created, troubles
+        _make_page(client, era, {keys: wanted[keys] for keys in page}, troubles)
+    return troubles
 
 
 def _make_page(
     client: Client, era: str, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]], troubles: list[ForeignData]
-) -> int:
-    created = 0
+) -> None:
     left: dict[PartitionKeys, dict[str, str]] = {keys: {} for keys in wanted}
     for _ in range(_ATTEMPTS):
         replies = commands.run_many(
@@ -70,8 +55,7 @@ def _make_page(
             if commands.is_of_one_partition(reply):
                 troubles.append(ForeignData(f"{keys.stream} cannot be made: {reply}. See `bus doctor`."))
                 continue
-            some, uncounted, giving = check(reply)
-            created += some
+            uncounted, giving = check(reply)
             for group in giving:
                 try:
                     give_back(client, keys, commands.text(group))
@@ -80,7 +64,7 @@ def _make_page(
             if uncounted:
                 again[keys] = dict(_counted(client, keys.stream, each) for each in uncounted)
         if not again:
-            return created
+            return
         left = again
     names = ", ".join(keys.stream for keys in left)
     raise BusError(f"Groups cannot be made on {names}: the streams are made anew all the time.")

@@ -343,7 +343,7 @@ class Registry(Catalog):
     def _make_streams(self, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]]) -> list[ForeignData]:
         """Make what is missing of partitions, with these groups; what stands in the way there."""
         # With the prefix: databases may hold the inboxes of more than one bus.
-        return making.make_all(self._client, f"{self._keys.prefix}:{secrets.token_hex(8)}", wanted)[1]
+        return making.make(self._client, f"{self._keys.prefix}:{secrets.token_hex(8)}", wanted)
 
 
 def _by_topic(groups: Iterable[GroupSpec]) -> defaultdict[str, list[GroupSpec]]:

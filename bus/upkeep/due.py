@@ -45,11 +45,6 @@ _Place = tuple[str, int]
 _Failure = tuple[_Place, BusError]
 
 
-def move_due(bus: Bus) -> int:
-    """Look at every partition and move what is due; as `Mover.run`."""
-    return Mover(bus).run()
-
-
 class Mover:
     """Moves what is due on one bus. Several at once do no harm. Not thread-safe."""
 
@@ -77,7 +72,7 @@ class Mover:
                     continue
                 if reply is None:
                     continue  # the topic was deleted
-                some, aside, _next_due, more = reply
+                some, aside, more = reply
                 moved += some
                 if aside:
                     set_aside[place] = set_aside.get(place, 0) + aside

@@ -18,9 +18,8 @@ from bus.streams.embedded import EmbeddedServer
 from tests.acceptance.shopping import ROOT, Shop
 from tests.amqp_broker import AmqpBroker
 from tests.proxy import Proxy
-from tests.servers import valkey_server
+from tests.servers import broker_url, valkey_server
 from tests.waiting import wait_until
-from workers.celery import broker_url
 
 SEND = "from workers import app; app.send_task('tests.acceptance.shop.tasks.add', ({0}, 0))"
 

@@ -11,9 +11,8 @@ from bus.client import Bus
 from bus.streams.embedded import EmbeddedServer
 from tests.acceptance.shopping import GROUPS, Shop
 from tests.proxy import Proxy
-from tests.servers import valkey_server
+from tests.servers import broker_url, valkey_server
 from tests.waiting import wait_until
-from workers.celery import broker_url
 
 TOPICS = ("keyed", "strict", "loose", "batches")
 

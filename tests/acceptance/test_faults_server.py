@@ -20,9 +20,8 @@ from bus.streams.commands import fields_of
 from bus.streams.embedded import EmbeddedServer
 from tests.acceptance.shopping import GROUPS, Shop, Worker
 from tests.proxy import Proxy
-from tests.servers import redis7_server, valkey_server
+from tests.servers import broker_url, redis7_server, valkey_server
 from tests.waiting import wait_until
-from workers.celery import broker_url
 
 #: One process stays free for ordinary tasks.
 TWO_SLICES = ("-c", "3")

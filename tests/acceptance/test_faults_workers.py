@@ -11,8 +11,8 @@ import pytest
 from celery import Celery
 
 from tests.acceptance.shopping import Line, Shop, Worker
+from tests.servers import broker_url
 from tests.waiting import wait_until
-from workers.celery import broker_url
 
 #: One process stays free for ordinary tasks.
 TWO_SLICES = ("-c", "3")

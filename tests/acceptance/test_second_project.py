@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from bus.streams.embedded import EmbeddedServer
-from tests import wheel
 from tests.waiting import wait_until
 
 #: The whole project: path → text. Its Celery app has a broker, a queue and tasks of its own.
@@ -215,14 +214,6 @@ class Project:
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(self.directory / "db.sqlite3", timeout=20)) as database:
             return database.execute(query).fetchall()
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the installed wheel."""
-    directory = tmp_path_factory.mktemp("installed")
-    wheel.install(wheel.build(directory / "build"), directory / "site")
-    return directory / "site"
 
 
 @pytest.fixture

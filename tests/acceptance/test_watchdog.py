@@ -11,9 +11,8 @@ import pytest
 
 from bus.streams.embedded import EmbeddedServer
 from tests.acceptance.shopping import Shop
-from tests.servers import valkey_server
+from tests.servers import broker_url, valkey_server
 from tests.waiting import wait_until
-from workers.celery import broker_url
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from bus.streams.embedded import EmbeddedServer
 from tests.acceptance.shopping import Shop
 from tests.acceptance.test_exactly_once import Bank
 from tests.acls import as_user, rules, user_url
+from tests.servers import broker_url
 from tests.waiting import wait_until
-from workers.celery import broker_url
 
 
 def granted(prefix: str, *more: str) -> list[str]:

@@ -96,7 +96,8 @@ def consumed(
 ) -> Iterator[World]:
     """A world that is at work, as the default bus of this process too, and waits less than usual."""
     monkeypatch.setattr(declared, "by_code", Declared())
-    monkeypatch.setattr(workers.scheduling.owned, "BACKOFF_SECONDS", (0.02, 0.2))
+    soon = RetryPolicy(delay=0.02, max_delay=0.2, jitter=0.5)
+    monkeypatch.setattr(workers.scheduling.owned, "BACKOFF", soon)
     monkeypatch.setattr(workers.scheduling.watcher, "STRANGER_SECONDS", 0.2)
     settings.BUS = {"URL": server.url, "PREFIX": prefix}
     world = World(server, prefix)

@@ -36,6 +36,7 @@ def test_every_script_is_in_the_benchmark_of_scripts_and_every_scene_of_it_runs(
         bench.client.call("FLUSHALL")
         bench.bus.close()
     # Then none was left out
-    names = [path.name.removesuffix(".lua") for path in files("bus.streams").joinpath("scripts").iterdir()]
+    folder = files("bus.streams").joinpath("scripts")
+    names = [path.name.removesuffix(".lua") for path in folder.iterdir() if path.is_file()]
     assert len(names) > 20
     assert [name for name in names if script(name).sha not in sent] == []

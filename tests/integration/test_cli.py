@@ -349,7 +349,7 @@ def test_tail_shows_what_is_no_message_and_escapes_what_steers_a_terminal(manage
     assert "\x1b" not in result.out
     assert "undecodable" in result.out
     assert "value_base64" in records[0]
-    assert "no field 'v'" in records[1]["error"]
+    assert "no field 'v'" in records[1]["undecodable"]
 
 
 def test_workers_and_doctor_answer_in_tables_and_json(manage: Run) -> None:

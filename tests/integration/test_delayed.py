@@ -84,18 +84,18 @@ def test_messages_are_moved_in_order_of_due_time_then_of_publishing(bus: Bus) ->
     # When they are due as three groups, the last published first; more than one script moves
     for number, receipt in enumerate(receipts):
         make_due(bus, receipt, 1000 - number // 40)
-    assert due.move_due(bus) == 120
+    assert due.Mover(bus).run() == 120
     order = [*range(80, 120), *range(40, 80), *range(40)]
     assert [int(value) for value in stored(bus, receipts[0].partition)] == order
     assert delayed.count(bus, TOPIC) == 0
-    assert due.move_due(bus) == 0
+    assert due.Mover(bus).run() == 0
 
 
 def test_nothing_is_moved_before_it_is_due_by_the_clock_of_the_server(bus: Bus) -> None:
     before = bus.client.call("TIME")
     soon = later(bus, "soon", delay=0.3)
     later(bus, "later")
-    wait_until(lambda: due.move_due(bus), what="the message to be moved", interval=0.005)
+    wait_until(lambda: due.Mover(bus).run(), what="the message to be moved", interval=0.005)
     [(id, fields)] = entries(bus, soon.partition)
     assert fields[b"v"] == b'"soon"'
     # Its id is the server's time of the move
@@ -160,7 +160,7 @@ def test_keys_headers_and_bytes_survive(bus: Bus) -> None:
     [found] = delayed.find(bus, TOPIC)
     assert (found.message.value, found.message.key) == (b"\x00\xff,5:hello\r\n", "clé")
     make_due(bus, receipt)
-    due.move_due(bus)
+    due.Mover(bus).run()
     [(_, fields)] = entries(bus, receipt.partition)
     expected = {
         b"v": b"\x00\xff,5:hello\r\n",
@@ -195,7 +195,7 @@ def test_any_message_that_can_be_published_comes_out_as_it_went_in(
     [found] = delayed.find(bus, TOPIC)
     make_due(bus, receipt)
     # When it is moved
-    assert due.move_due(bus) == 1
+    assert due.Mover(bus).run() == 1
     # Then nobody can see the difference, in the list or in the stream
     direct = next(fields for id, fields in entries(bus, plain.partition) if id == plain.id)
     assert entries(bus, receipt.partition)[-1][1] == direct == found.message.raw
@@ -214,7 +214,7 @@ def test_messages_that_waited_stay_in_their_partition_when_there_are_more(bus: B
     new = {key: later(bus, f"new {key}", key=key) for key in receipts}
     for receipt in [*receipts.values(), *new.values()]:
         make_due(bus, receipt)
-    assert due.move_due(bus) == 40
+    assert due.Mover(bus).run() == 40
     for number in range(PARTITIONS * 2):
         expected = [f'"{key}"' for key, receipt in receipts.items() if receipt.partition == number]
         expected += [f'"new {key}"' for key, receipt in new.items() if receipt.partition == number]
@@ -231,7 +231,7 @@ def test_messages_wait_through_a_restart_of_the_server(own_server: EmbeddedServe
     assert [(one.ref, one.due) for one in delayed.find(bus, TOPIC)] == [(one.ref, one.due) for one in before]
     for receipt in receipts:
         make_due(bus, receipt)
-    assert due.move_due(bus) == 50
+    assert due.Mover(bus).run() == 50
     assert sorted(int(value) for number in range(PARTITIONS) for value in stored(bus, number)) == list(
         range(50)
     )
@@ -250,7 +250,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 moved = 0
 while delayed.count(bus, "orders"):
-    moved += due.move_due(bus)
+    moved += due.Mover(bus).run()
 print(moved)
 """
 
@@ -271,7 +271,7 @@ def test_several_movers_move_each_message_once(server: EmbeddedServer, bus: Bus)
     def mover() -> None:
         start.wait()
         while delayed.count(bus, TOPIC):
-            moved.append(due.move_due(bus))
+            moved.append(due.Mover(bus).run())
 
     threads = [threading.Thread(target=mover) for _ in range(3)]
     for process in processes:
@@ -302,7 +302,7 @@ def test_a_publish_under_the_same_id_gets_the_receipt_of_the_waiting_then_of_the
     assert (again.duplicate, again.id) == (True, first.id)
     bus.client.call("EXPIRE", keys_of(bus, first.partition).once("order-991"), 77)
     make_due(bus, first)
-    due.move_due(bus)
+    due.Mover(bus).run()
     [(id, _)] = entries(bus, first.partition)
     moved = bus.publish(TOPIC, 3, key="a", message_id="order-991")
     assert (moved.duplicate, moved.id) == (True, id)
@@ -320,7 +320,7 @@ def test_the_id_of_another_message_is_left_alone(bus: Bus) -> None:
     newer = later(bus, "newer", message_id="n")
     # When the old ones are moved, and cancelled
     make_due(bus, old)
-    due.move_due(bus)
+    due.Mover(bus).run()
     assert delayed.cancel(bus, TOPIC, [ref(gone)]) == [True]
     # Then the id still names the new ones
     assert bus.publish(TOPIC, 1, key="a", message_id="m").id == new.id
@@ -338,14 +338,14 @@ def test_a_full_memory_refuses_new_ones_and_moves_none_and_loses_nothing(bus: Bu
     with pytest.raises(BusFull):
         bus.publish(TOPIC, 1, delay=60)
     with pytest.raises(BusFull, match=TOPIC):
-        due.move_due(bus)
+        due.Mover(bus).run()
     assert delayed.count(bus, TOPIC) == 30
     assert stored(bus, receipts[0].partition) == []
     # Cancelling works meanwhile
     assert delayed.cancel(bus, TOPIC, [ref(receipts[7])]) == [True]
     # When there is memory again
     bus.client.call("CONFIG", "SET", "maxmemory", 0)
-    assert due.move_due(bus) == 29
+    assert due.Mover(bus).run() == 29
     expected = [number for number in range(30) if number != 7]
     assert [int(value) for value in stored(bus, receipts[0].partition)] == expected
 
@@ -356,7 +356,7 @@ def test_a_stream_that_vanished_is_made_again_with_its_groups(bus: Bus) -> None:
     make_due(bus, receipt)
     stream = keys_of(bus, receipt.partition).stream
     bus.client.call("DEL", stream)
-    assert due.move_due(bus) == 1
+    assert due.Mover(bus).run() == 1
     given = bus.client.call("XREADGROUP", "GROUP", "inventory", "0", "STREAMS", stream, ">")
     assert given[0][1][0][1][1] == b"1"
 
@@ -364,7 +364,7 @@ def test_a_stream_that_vanished_is_made_again_with_its_groups(bus: Bus) -> None:
 def test_what_waits_in_a_topic_that_is_deleted_goes_with_it(bus: Bus) -> None:
     receipt = later(bus, 1)
     bus.registry.delete(TOPIC)
-    assert due.move_due(bus) == 0
+    assert due.Mover(bus).run() == 0
     assert bus.client.call("EXISTS", keys_of(bus, receipt.partition).delayed) == 0
     with pytest.raises(UnknownTopic):
         delayed.find(bus, TOPIC)
@@ -382,12 +382,12 @@ def test_a_broken_partition_stops_no_other(bus: Bus, broken: str) -> None:
     bus.client.call("SET", key, "foreign")
     # When what is due is moved
     with pytest.raises(BusError, match=f"{TOPIC}/{bad} cannot be moved.*WRONGTYPE"):
-        due.move_due(bus)
+        due.Mover(bus).run()
     # Then the others are empty, and with the key in its place this one is moved whole
     others = [receipt for receipt in receipts if receipt.partition != bad]
     assert sum(len(stored(bus, number)) for number in range(PARTITIONS) if number != bad) == len(others)
     bus.client.call("RENAME", f"{key}:aside", key)
-    assert due.move_due(bus) == len(receipts) - len(others)
+    assert due.Mover(bus).run() == len(receipts) - len(others)
 
 
 UNREADABLE = [b"", b"rubbish", b"5:hello", b"0:,", b"0:,1:v,", b"9999999999999:x,", b"-1:,"]
@@ -401,10 +401,10 @@ def test_a_body_that_cannot_be_read_is_set_aside_and_stops_nothing(bus: Bus, bod
     for receipt in (first, bad, last):
         make_due(bus, receipt)
     with pytest.raises(BusError, match=r"set aside.*doctor"):
-        due.move_due(bus)
+        due.Mover(bus).run()
     assert stored(bus, bad.partition) == [b"0", b"2"]
     # It is kept as it is, is never due again, and is listed until somebody cancels it
-    assert due.move_due(bus) == 0
+    assert due.Mover(bus).run() == 0
     assert bus.client.call("HGET", keys.delayed_body, ref(bad).member) == body
     [found] = delayed.find(bus, TOPIC)
     with pytest.raises(Undecodable, match="delayed"):
@@ -445,10 +445,10 @@ def test_a_member_that_is_no_number_is_set_aside_and_published_never(
         make_due(bus, receipt, 5)
     # When what is due is moved
     with pytest.raises(BusError, match=f"{len(strangers)} .*set aside"):
-        due.move_due(bus)
+        due.Mover(bus).run()
     # Then that are the messages, once, and the strangers' are kept out of the way
     assert stored(bus, receipts[0].partition) == [b"0", b"1", b"2"]
-    assert due.move_due(bus) == 0
+    assert due.Mover(bus).run() == 0
     assert len(entries(bus, receipts[0].partition)) == 3
     assert bus.client.call("ZCOUNT", keys.delayed, "+inf", "+inf") == len(strangers)
     assert list(delayed.find(bus, TOPIC)) == []
@@ -461,9 +461,9 @@ def test_a_body_that_is_gone_is_reported_once_and_stops_nothing(bus: Bus) -> Non
         make_due(bus, receipt)
     bus.client.call("HDEL", keys_of(bus, gone.partition).delayed_body, ref(gone).member)
     with pytest.raises(BusError, match=r"1 .*set aside"):
-        due.move_due(bus)
+        due.Mover(bus).run()
     assert stored(bus, other.partition) == [b"1"]
-    assert due.move_due(bus) == 0
+    assert due.Mover(bus).run() == 0
 
 
 def test_a_key_of_a_foreign_type_under_a_message_id_stops_nothing(bus: Bus) -> None:
@@ -473,7 +473,7 @@ def test_a_key_of_a_foreign_type_under_a_message_id_stops_nothing(bus: Bus) -> N
     bus.client.call("RPUSH", once, "foreign")
     for receipt in receipts:
         make_due(bus, receipt)
-    assert due.move_due(bus) == 3
+    assert due.Mover(bus).run() == 3
     assert stored(bus, receipts[0].partition) == [b"0", b"1", b"2"]
 
 
@@ -481,7 +481,7 @@ def test_a_key_of_a_foreign_type_under_a_message_id_stops_nothing(bus: Bus) -> N
 def test_a_time_that_never_comes_is_no_time(bus: Bus, score: str) -> None:
     receipt = later(bus, 1)
     bus.client.call("ZADD", keys_of(bus, receipt.partition).delayed, score, ref(receipt).member)
-    assert due.move_due(bus) == 0
+    assert due.Mover(bus).run() == 0
     [found] = delayed.find(bus, TOPIC)
     assert found.due.year == 9999
     assert observe.topic(bus, TOPIC).next_due is None
@@ -498,7 +498,7 @@ def test_the_doctor_names_what_will_never_be_moved(bus: Bus) -> None:
     for receipt in (gone, bad, fine):
         make_due(bus, receipt)
     with pytest.raises(BusError, match=r"3 .*set aside"):
-        due.move_due(bus)
+        due.Mover(bus).run()
     found = [one for one in doctor.examine(bus) if one.check == "delayed"]
     # Then each is named, with its key and what to do
     assert [one.level for one in found] == ["warning"] * 4
@@ -513,7 +513,7 @@ def test_large_messages_are_moved_in_portions(bus: Bus) -> None:
     receipts = [later(bus, b"x" * 700_000, key="a") for _ in range(5)]
     for receipt in receipts:
         make_due(bus, receipt)
-    assert due.move_due(bus) == 5
+    assert due.Mover(bus).run() == 5
 
 
 # ---------------------------------------------------------------------- who has something due
@@ -680,7 +680,7 @@ def test_cancelling_frees_the_id_and_says_what_was_there(bus: Bus) -> None:
     again = bus.publish(TOPIC, "again", key="a", message_id="gone")
     assert not again.duplicate
     make_due(bus, kept)
-    due.move_due(bus)
+    due.Mover(bus).run()
     assert stored(bus, kept.partition) == [b'"again"', b'"kept"']
 
 
@@ -700,7 +700,7 @@ def test_cancelling_against_a_mover_leaves_each_message_in_one_place(bus: Bus) -
     thread.start()
     start.wait()
     while delayed.count(bus, TOPIC):
-        due.move_due(bus)
+        due.Mover(bus).run()
     thread.join()
     cancelled = {number for number, was in zip(reversed(range(1000)), result, strict=True) if was}
     assert sorted([*cancelled, *map(int, stored(bus, receipts[0].partition))]) == list(range(1000))

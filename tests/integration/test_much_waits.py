@@ -174,7 +174,7 @@ def test_left_overs_are_looked_up_a_few_at_a_time(bus: Bus) -> None:
     own = [keys.stream, keys.lease(GROUP, "0"), keys.retry(GROUP), keys.held(GROUP), keys.state(GROUP)]
     found, at = [], b"-"
     while at:
-        _, entries, at, _ = commands.run(bus.client, "recover", own, [LEASE, GROUP, "0", at, 500, "key"])
+        _, entries, at = commands.run(bus.client, "recover", own, [LEASE, GROUP, "0", at, 500, "key"])
         assert len(entries) <= 150
         found += [entry[0].decode() for entry in entries]
     assert found == [f"{number}-0" for number in range(1, 1_001)]

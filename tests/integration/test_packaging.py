@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import zipfile
+from pathlib import Path
 
 import pytest
 
-from tests.wheel import PACKAGES, ROOT, build
+from tests.wheel import PACKAGES, ROOT
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
-    """The built wheel."""
-    return zipfile.Path(build(tmp_path_factory.mktemp("wheel")))
+def wheel(wheel_path: Path) -> zipfile.Path:
+    """What the built wheel holds."""
+    return zipfile.Path(wheel_path)
 
 
 def members(wheel: zipfile.Path) -> set[str]:
@@ -39,6 +40,10 @@ def test_the_wheel_holds_every_file_of_a_kind(wheel: zipfile.Path, pattern: str)
     expected = files(pattern)
     assert expected, f"the tree has no {pattern}: is the test looking in the right place?"
     assert expected <= members(wheel)
+
+
+def test_each_package_says_that_it_is_typed(wheel: zipfile.Path) -> None:
+    assert {f"{package}/py.typed" for package in PACKAGES} <= members(wheel)
 
 
 def test_the_wheel_names_its_licence_extras_and_command(wheel: zipfile.Path) -> None:

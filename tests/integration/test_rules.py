@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.streams.commands import Client
+from bus.streams.commands import Client, script
 from tests.acls import rules
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ def allowed(role: str, read: set[str]) -> set[str]:
 
 def commands_of_script(path: Path) -> set[str]:
     found = set()
-    code = re.sub(r"--.*", "", path.read_text())
+    code = re.sub(r"--.*", "", script(path.stem).text.decode())
     for name, second in re.findall(r"redis\.p?call\(\s*'(\w+)'(?:\s*,\s*'([\w-]+)')?", code):
         found.add(name if name not in ("XGROUP", "XINFO") else f"{name}|{second}")
     # No call whose command is not a literal, which this test could not see.

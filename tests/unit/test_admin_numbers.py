@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
-from admin_ui import durations
 from admin_ui.queries import percent_given, total
 from admin_ui.templatetags.jitney import amount, duration, size, some, when
 from bus.observe import GroupPartitionSnapshot, Lag
-from bus.values import parse_duration
 
 
 def plain(html: str) -> str:
@@ -29,21 +27,6 @@ def test_amounts_are_grouped_and_unknown_is_a_dash() -> None:
 
 def test_unknown_counts_as_worth_a_look() -> None:
     assert [some(one) for one in (0, Lag(0), 1, Lag(1), None)] == [False, False, True, True, True]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0s"), (0.4, "0.4s"), (8.9, "8s"), (192, "3m 12s"), (3600, "1h"), (273_600, "3d 4h")],
-)
-def test_durations_have_their_two_greatest_units(seconds: float, text: str) -> None:
-    assert durations.words(timedelta(seconds=seconds)) == text
-
-
-@pytest.mark.parametrize("text", ["7d", "36h", "90s", "1500ms", "1m"])
-def test_the_form_of_a_duration_gives_it_back(text: str) -> None:
-    value = parse_duration(text)
-    assert value is not None
-    assert parse_duration(durations.short(value)) == value
 
 
 def test_sizes_are_binary_and_times_have_milliseconds_in_their_title() -> None:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_a_new_slot_is_empty():
     view = Progress(2).read(1)
-    assert (view.pid, view.running, view.is_batch, view.finished, view.reports) == (0, None, False, [], [])
+    assert (view.pid, view.running, view.batch_end, view.finished, view.reports) == (0, None, None, [], [])
     assert (view.client_id, view.handler_ns) == (0, 0.0)
 
 
@@ -169,7 +169,7 @@ def test_a_batch_runs_as_a_whole():
     progress.batch_running(0, 1, b"100-1", LONGEST, 3.0)
     view = progress.read(0)
     assert view.running == Running(1, "100-1", 3.0)
-    assert (view.is_batch, view.batch_end) == (True, LONGEST.decode())
+    assert view.batch_end == LONGEST.decode()
     progress.running(0, 1, b"300-0", 4.0)
     assert progress.read(0).batch_end is None
 

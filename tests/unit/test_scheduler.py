@@ -7,7 +7,7 @@ import pytest
 from bus.format.lane_id import LaneId
 from workers.order import MAX_LANES, Report
 from workers.progress import Progress
-from workers.scheduling.scheduler import BACKOFF_SECONDS, FAST_SECONDS, Scheduler
+from workers.scheduling.scheduler import BACKOFF, FAST_SECONDS, Scheduler
 from workers.scheduling.slots import QUARANTINE_SECONDS, STUCK_SECONDS
 
 GROUP = ("orders", "stock")
@@ -250,8 +250,8 @@ def test_a_lane_in_trouble_backs_off_longer_each_time_and_is_never_forgotten(wor
         waits.append(world.scheduler.next_due() - world.clock.now)
         world.clock.now += waits[-1] + 0.001
         assert world.scheduler.wake_due()
-    assert waits[0] <= BACKOFF_SECONDS[0] * 1.5
-    assert max(waits) <= BACKOFF_SECONDS[1] * 1.5
+    assert waits[0] <= BACKOFF.delay * 1.5
+    assert max(waits) <= BACKOFF.max_delay * 1.5
     assert min(waits[-3:]) > max(waits[:2])
 
 
@@ -263,7 +263,7 @@ def test_a_slice_that_broke_without_a_word_is_tried_again_with_recovery(world):
     (order,) = world.plan()
     assert not order.lanes[0].recover
     world.scheduler.ended(order.slot)  # no report
-    world.clock.now += BACKOFF_SECONDS[1]
+    world.clock.now += BACKOFF.max_delay
     assert world.scheduler.wake_due()
     (order,) = world.plan()
     assert order.lanes[0].recover
@@ -273,7 +273,7 @@ def test_a_vanished_group_is_reported_and_tried_again(world):
     world.own(0)
     ended = world.end(world.plan()[0], Report.GONE | Report.RECOVER)
     assert ended.gone
-    world.clock.now += BACKOFF_SECONDS[1]
+    world.clock.now += BACKOFF.max_delay
     assert world.scheduler.wake_due()
 
 

@@ -21,7 +21,6 @@ from bus.values import (
     check_name,
     check_new_name,
     id_pair,
-    parse_duration,
 )
 
 # ---------------------------------------------------------------------- names and topics
@@ -59,45 +58,6 @@ def test_a_partition_count_outside_the_range_is_an_error_that_names_the_range(pa
 
 def test_a_topic_may_have_the_most_partitions():
     assert TopicSpec(name="orders", partitions=MAX_PARTITIONS).partitions == 1024
-
-
-# ---------------------------------------------------------------------- durations
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("7d", timedelta(days=7)),
-        ("12h", timedelta(hours=12)),
-        (" 90 s ", timedelta(seconds=90)),
-        ("1.5m", timedelta(seconds=90)),
-        ("250ms", timedelta(milliseconds=250)),
-        ("2w", timedelta(weeks=2)),
-        (30, timedelta(seconds=30)),
-        (0.5, timedelta(seconds=0.5)),
-        (timedelta(days=1), timedelta(days=1)),
-        (None, None),
-    ],
-    ids=repr,
-)
-def test_a_duration_can_be_written_in_many_ways(text, expected):
-    assert parse_duration(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "7", "d", "7 days", "-7d", "1e3s", True, math.nan, math.inf, 1e300, "9" * 400 + "d"],
-    ids=repr,
-)
-def test_what_is_no_duration_is_an_error_with_an_example(text):
-    with pytest.raises(ConfigurationError, match=r"is not a duration: .* such as '90s'"):
-        parse_duration(text)
-
-
-@pytest.mark.parametrize("text", [0, "0s", -1, timedelta(0), timedelta(days=-1)], ids=repr)
-def test_a_duration_is_longer_than_zero(text):
-    with pytest.raises(ConfigurationError, match="longer than zero"):
-        parse_duration(text)
 
 
 # ---------------------------------------------------------------------- retry policies

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from bus.format.lane_id import LaneId
-from bus.values import Ordering
+from bus.values import Ordering, RetryPolicy
 from workers.order import Fallen, LaneOrder, Report, SliceOrder
 from workers.seen import SlotView
 
-#: Back-off of a lane whose slice had trouble, doubling from the first to the second. Seconds.
-BACKOFF_SECONDS = (0.1, 5.0)
+#: The waits of a lane whose slice had trouble, each twice as long as the one before.
+BACKOFF = RetryPolicy(delay=0.1, max_delay=5.0, jitter=0.5)
 
 State = Literal["watched", "ready", "running", "backing off", "taken back", "given up"]
 
@@ -125,10 +124,8 @@ class OwnedLane:
 
     def back_off(self, now: float) -> None:
         """Its slice had trouble: wait, longer each time. `now`: by the monotonic clock."""
-        least, most = BACKOFF_SECONDS
-        delay = min(most, least * 2**self.troubles) * random.uniform(0.5, 1.5)
         self.troubles += 1
-        self.state, self.since, self.due = "backing off", now, now + delay
+        self.state, self.since, self.due = "backing off", now, now + BACKOFF.delay_after(self.troubles)
 
     def doubt(self) -> None:
         """The server may have come back with older data. What a slice that runs reports may be of before."""

@@ -21,7 +21,7 @@ from bus.format.lane_id import ORDERED_LANE, LaneId
 from bus.values import Ordering
 from workers.order import MAX_LANES, Report, SliceOrder
 from workers.progress import Progress
-from workers.scheduling.owned import BACKOFF_SECONDS, Ended, OwnedLane, Running
+from workers.scheduling.owned import BACKOFF, Ended, OwnedLane, Running
 from workers.scheduling.slots import Slots
 from workers.seen import SlotView
 
@@ -366,7 +366,7 @@ class Scheduler:
 
     def _not_renewed(self) -> list[OwnedLane]:
         """Lanes that were taken back and have no new lease yet; again after a while, if Redis was away."""
-        late = self._clock() - BACKOFF_SECONDS[1]
+        late = self._clock() - BACKOFF.max_delay
         taken = [lane for id in self._taken if (lane := self._lanes.get(id)) and lane.state == "taken back"]
         self._taken = dict.fromkeys(lane.id for lane in taken)
         lanes = [lane for lane in taken if lane.since <= late]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import select
 import threading
 import time
@@ -25,12 +24,14 @@ from bus.streams.commands import is_wrongtype
 from bus.streams.connect import check, is_forbidden
 from bus.streams.wire import Link, pack
 from bus.topics.registry import RESTORED
-from bus.values import id_pair
+from bus.values import RetryPolicy, id_pair
 from workers.scheduling.scheduler import Scheduler
 
 logger = logging.getLogger("jitney.workers")
 complaints = Complaints(logger)
 
+#: The waits between two tries to reach Redis again, each twice as long as the one before.
+RECONNECT = RetryPolicy(delay=0.1, max_delay=2.0, jitter=0.5)
 #: Where the server does not let us end a block, it is so short. Seconds.
 DEAF_SECONDS = 0.25
 #: Longest block: well below any sensible socket timeout, so that a server that hangs is noticed. Seconds.
@@ -77,19 +78,19 @@ class Watcher(threading.Thread):
         self.poke()
 
     def run(self) -> None:
-        delay = 0.1
+        failures = 0
         while not self._stopping.is_set():
             self.heard_at = time.monotonic()
             try:
                 self._watch_once()
-                delay = 0.1
+                failures = 0
             except BusError as error:
                 complaints.trouble(error, "The watcher lost Redis and connects again: %s", error)
                 self._drop_link()
                 self._control_id = "$"
                 self._doubting = True
-                self._stopping.wait(delay * random.uniform(0.5, 1.5))
-                delay = min(2.0, delay * 2)
+                failures += 1
+                self._stopping.wait(RECONNECT.delay_after(failures))
                 self._on_hint()
         self._drop_link()
 

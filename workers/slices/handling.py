@@ -6,9 +6,7 @@ became of each in its lane until a turn settles it.
 
 from __future__ import annotations
 
-import logging
 import math
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from bus.consuming.subscriptions import Subscription
 from bus.consuming.turn import Turns
 from bus.errors import BusUnavailable, Forbidden
 from bus.format import codec
-from bus.values import Message
+from bus.values import Message, RetryPolicy
 from workers.lineage import lineage
 from workers.liveness import DEAD_SECONDS
 from workers.slices import failures
@@ -28,8 +26,6 @@ from workers.slices.chains import CONCURRENCY, Chains
 from workers.slices.crew import Crew
 from workers.slices.dispatch import Dispatcher, Failed
 from workers.slices.runtime import Runtime
-
-logger = logging.getLogger("jitney.workers")
 
 #: A batch is sized to this much handling, so that little is repeated when a process is killed. Seconds.
 BATCH_SECONDS = 0.1
@@ -41,6 +37,8 @@ MAX_COUNT = 500
 FIRST_COUNT = 20
 #: Before a message the leases are read again if they were last proven longer ago. Seconds.
 PROVE_SECONDS = DEAD_SECONDS / 3
+#: The waits between two tries of a slice to reach Redis again, each twice as long as the one before.
+RECONNECT = RetryPolicy(delay=0.05, max_delay=1.0, jitter=0.5)
 #: How long a slice goes on trying to reach Redis again before it gives up what it has not settled. Seconds.
 RECONNECT_SECONDS = 60.0
 
@@ -76,16 +74,16 @@ class Handling:
         """
         lineage.leave()  # a process that a receiver of a signal has forked off, say
         gives_up = time.monotonic() + RECONNECT_SECONDS
-        delay = 0.05
         try:
             return work()
         except Forbidden:
             raise  # the connection is well, and would be refused the same again
         except BusUnavailable as error:
             broken: BusUnavailable = error
+        tries = 0
         while time.monotonic() < gives_up and not self._progress.draining:
-            pause(delay * random.uniform(0.5, 1.5))
-            delay = min(1.0, delay * 2)
+            tries += 1
+            pause(RECONNECT.delay_after(tries))
             try:
                 self._turns.reopen()
             except BusUnavailable as error:

@@ -19,21 +19,11 @@ local count, enough = tonumber(ARGV[7]), 256 * 1024
 if redis.call('EXISTS', stream) == 0 then return {0, ''} end
 if (redis.call('HGET', KEYS[5], 'era') or '') ~= ARGV[8] then return {0, ''} end
 
-local function less(a, b)
-  local a_ms, a_seq = a:match('^(%d+)%-(%d+)$')
-  local b_ms, b_seq = b:match('^(%d+)%-(%d+)$')
-  if #a_ms ~= #b_ms then return #a_ms < #b_ms end
-  if a_ms ~= b_ms then return a_ms < b_ms end
-  if #a_seq ~= #b_seq then return #a_seq < #b_seq end
-  return a_seq < b_seq
-end
+-- @include less
+-- @include pad
+-- @include last_delivered
 
-local position
-for _, each in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-  local named = {}
-  for i = 1, #each, 2 do named[each[i]] = each[i + 1] end
-  if named['name'] == group then position = named['last-delivered-id'] end
-end
+local position = last_delivered(redis.call('XINFO', 'GROUPS', stream), group)
 if not position or not less(position, target) then return {0, ''} end
 local same = basis == '' and redis.call('XLEN', stream) == 0
 if not same and (basis == '' or #redis.call('XRANGE', stream, basis, basis) == 0) then return {0, 'count'} end
@@ -51,9 +41,7 @@ local function is_held(id)
       if entry[2][i] == 'k' then hash = redis.sha1hex(entry[2][i + 1]):sub(1, 16) end
     end
   end
-  local ms, seq = id:match('^(%d+)%-(%d+)$')
-  local padded = string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
-  return redis.call('ZSCORE', held, hash .. ':' .. padded)
+  return redis.call('ZSCORE', held, hash .. ':' .. pad(id))
 end
 
 for i = 6, #KEYS do

@@ -3,7 +3,7 @@
 -- KEYS    1 stream   2 lease   3 retry   4 state
 -- ARGV    1 lease value   2 group   3 lane   4 how many at most   5 "1" to claim them for this lane
 -- Reply   {0, lease value there}, or
---         {1, entries, their states, [[id, state], …] whose entry was trimmed, next due ms or -1, now ms}
+--         {1, entries, their states, [[id, state], …] whose entry was trimmed, next due ms or -1}
 --
 -- In ordered groups a due message stays in the retry zset until it is settled: it keeps its key
 -- held back. Claiming (ordering "none", where lanes share the zset) takes it out, so that no other
@@ -63,4 +63,4 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', retry, '-inf', now + 1, 'LIMIT',
   take(id)
 end
 local next_due = redis.call('ZRANGE', retry, 0, 0, 'WITHSCORES')[2]
-return {1, entries, states, trimmed, next_due and math.floor(math.max(0, math.min(tonumber(next_due), 2 ^ 53))) or -1, now}
+return {1, entries, states, trimmed, next_due and math.floor(math.max(0, math.min(tonumber(next_due), 2 ^ 53))) or -1}

@@ -4,8 +4,7 @@
 -- ARGV    1 era: a token never used before
 --         then for each group: its name, where it begins ("earliest", "latest", or an id after which it begins),
 --         and what was counted for it: "" or "id offset basis", see below
--- Reply   {how many groups were created (the stream itself is not counted),
---          [[name, id, basis, messages ever added], …] of groups that need a count first,
+-- Reply   {[[name, id, basis, messages ever added], …] of groups that need a count first,
 --          [name, …] of groups to which something is still to be given back (giveback.lua)}
 --
 -- A group is created with the right ENTRIESREAD, or its lag would be unknown or wrong for ever. Where that has
@@ -40,24 +39,8 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
   end
 end
 
-local function parts(id)
-  return id:match('^(%d+)%-(%d+)$')
-end
-
-local function less(a, b)
-  local a_ms, a_seq = parts(a)
-  local b_ms, b_seq = parts(b)
-  if #a_ms ~= #b_ms then return #a_ms < #b_ms end
-  if a_ms ~= b_ms then return a_ms < b_ms end
-  if #a_seq ~= #b_seq then return #a_seq < #b_seq end
-  return a_seq < b_seq
-end
-
--- nil for what is no id, which only somebody else can have put there.
-local function known_id(id)
-  local ms, seq = id:match('^0*(%d+)%-0*(%d+)$')
-  return ms and #ms <= 20 and #seq <= 20 and ms .. '-' .. seq
-end
+-- @include less
+-- @include unpad
 
 -- How many messages were added up to this id; nil where that must be counted.
 local function offset_of(id, counted)
@@ -85,7 +68,7 @@ local function begin_era(state, lease)
   if owner then redis.call('SET', lease, owner) end
 end
 
-local created, uncounted, giving = 0, {}, {}
+local uncounted, giving = {}, {}
 for i = 2, #ARGV, 3 do
   local group, start, counted = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local first = 2 + ((i + 1) / 3 - 1) * 5
@@ -95,7 +78,7 @@ for i = 2, #ARGV, 3 do
     redis.call('ZCARD', retry)
     redis.call('ZCARD', held)
     local mark = redis.call('GET', KEYS[first])
-    mark = mark and known_id(mark)
+    mark = mark and unpad(mark)
     local younger = mark and less(info['last-generated-id'], mark)
     if fresh or younger or redis.call('HEXISTS', state, 'era') == 0 then begin_era(state, lease) end
     if younger then
@@ -114,7 +97,6 @@ for i = 2, #ARGV, 3 do
     end
     if read then
       redis.call('XGROUP', 'CREATE', stream, group, id, 'ENTRIESREAD', read)
-      created = created + 1
       -- One field of the state is the era; others may be of messages that were in hand.
       if redis.call('EXISTS', retry) + redis.call('EXISTS', held) > 0 or redis.call('HLEN', state) > 1 then
         redis.call('HSET', state, 'giving', 'held:')
@@ -127,4 +109,4 @@ for i = 2, #ARGV, 3 do
   end
   if redis.call('HEXISTS', state, 'giving') == 1 then giving[#giving + 1] = group end
 end
-return {created, uncounted, giving}
+return {uncounted, giving}

@@ -20,6 +20,10 @@ local at = redis.call('HGET', state, 'giving')
 if not at then return '' end
 local stage, place = at:match('^(%a+):(.*)$')
 
+-- @include pad
+-- @include decoded
+-- @include last_delivered
+
 local function claim(id, hash)
   local claimed = redis.pcall('XCLAIM', stream, group, '0', 0, id, 'RETRYCOUNT', 0, 'FORCE', 'JUSTID')
   if claimed.err then
@@ -27,9 +31,7 @@ local function claim(id, hash)
     return nil -- no id: a stranger's
   end
   if #claimed == 0 then
-    local raw = redis.call('HGET', state, id)
-    local read, known = pcall(cjson.decode, raw or '')
-    if not read or type(known) ~= 'table' then known = {k = hash, a = 0} end
+    local known = decoded(redis.call('HGET', state, id)) or {k = hash, a = 0}
     known.g = 1
     redis.call('HSET', state, id, cjson.encode(known))
   end
@@ -41,29 +43,19 @@ local function go_on(next_stage, next_place)
   return '0'
 end
 
-local function pad(id)
-  local ms, seq = id:match('^(%d+)%-(%d+)$')
-  if not ms or #ms > 20 or #seq > 20 then return nil end
-  return string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
-end
-
 local function is_open(id, raw)
   if redis.call('ZSCORE', retry, id) then return false end
-  local read, known = pcall(cjson.decode, raw)
-  local hash = read and type(known) == 'table' and type(known.k) == 'string' and known.k or ''
+  local known = decoded(raw)
+  local hash = known and type(known.k) == 'string' and known.k or ''
   if redis.call('ZSCORE', held, hash .. ':' .. pad(id)) then return false end
   return #redis.call('XPENDING', stream, group, id, id, 1) == 0
 end
 
 if stage == 'state' then
   -- What comes to the group as new needs no giving back.
-  local position
-  for _, each in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-    local named = {}
-    for i = 1, #each, 2 do named[each[i]] = each[i + 1] end
-    if named['name'] == group then position = pad(named['last-delivered-id']) end
-  end
+  local position = last_delivered(redis.call('XINFO', 'GROUPS', stream), group)
   if not position then return redis.error_reply('NOGROUP No such consumer group') end
+  position = pad(position)
   local time = redis.pcall('TIME') -- who may not ask for it can give back all the same: due at once
   local now = time.err and 0 or time[1] * 1000 + math.floor(time[2] / 1000)
   local page = redis.call('HSCAN', state, ARGV[3], 'COUNT', math.ceil(count / 2)) -- up to ten commands for each

@@ -40,17 +40,14 @@ if ARGV[5] == '1' then
   end
 end
 
+-- @include last_delivered
+
 local function at_rest()
   local pending = redis.pcall('XPENDING', KEYS[2], ARGV[3])
   if pending.err or pending[1] > 0 then return '' end
   local retry, held, state = redis.pcall('ZCARD', KEYS[4]), redis.pcall('ZCARD', KEYS[5]), redis.pcall('HLEN', KEYS[3])
   if retry ~= 0 or held ~= 0 or type(state) == 'table' then return '' end
-  local position
-  for _, raw in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
-    local known = {}
-    for i = 1, #raw, 2 do known[raw[i]] = raw[i + 1] end
-    if known['name'] == ARGV[3] then position = known['last-delivered-id'] end
-  end
+  local position = last_delivered(redis.call('XINFO', 'GROUPS', KEYS[2]), ARGV[3])
   -- XINFO STREAM brings the first and the last message along, so it is asked only where there are none.
   local newest
   if redis.call('XLEN', KEYS[2]) > 0 then

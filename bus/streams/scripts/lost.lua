@@ -26,14 +26,8 @@ local function named(flat)
   return fields
 end
 
-local function less(a, b)
-  local a_ms, a_seq = a:match('^(%d+)%-(%d+)$')
-  local b_ms, b_seq = b:match('^(%d+)%-(%d+)$')
-  if #a_ms ~= #b_ms then return #a_ms < #b_ms end
-  if a_ms ~= b_ms then return a_ms < b_ms end
-  if #a_seq ~= #b_seq then return #a_seq < #b_seq end
-  return a_seq < b_seq
-end
+-- @include less
+-- @include decoded
 
 local info = named(redis.call('XINFO', 'STREAM', stream))
 local added, length, last = info['entries-added'], info['length'], info['last-generated-id']
@@ -65,8 +59,8 @@ end
 
 -- The last look, if it was of this stream and this group.
 local function looked(raw, era)
-  local good, look = pcall(cjson.decode, raw or '')
-  if not (good and type(look) == 'table' and look.era == era) then return nil end
+  local look = decoded(raw)
+  if not look or look.era ~= era then return nil end
   for _, name in ipairs({'read', 'added', 'gone', 'cut'}) do
     if type(look[name]) ~= 'number' then return nil end -- none of ours
   end

@@ -7,12 +7,9 @@
 local stream, group, count = KEYS[1], ARGV[1], tonumber(ARGV[3])
 if redis.call('EXISTS', stream) == 0 then return nil end
 
-local position
-for _, each in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-  local named = {}
-  for i = 1, #each, 2 do named[each[i]] = each[i + 1] end
-  if named['name'] == group then position = named['last-delivered-id'] end
-end
+-- @include last_delivered
+
+local position = last_delivered(redis.call('XINFO', 'GROUPS', stream), group)
 if not position then return nil end
 
 -- The first that is in somebody's hands; what waits for a retry is known from the retry zset.

@@ -22,19 +22,13 @@ if current ~= ARGV[1] then return {0, current} end
 
 local fixed = 0
 
-local function pad(id)
-  local ms, seq = id:match('^(%d+)%-(%d+)$')
-  if not ms or #ms > 20 or #seq > 20 then return nil end
-  return string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
-end
+-- @include pad
+-- @include decoded
+-- @include last_delivered
 
-local position
-for _, raw in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-  local known = {}
-  for i = 1, #raw, 2 do known[raw[i]] = raw[i + 1] end
-  if known['name'] == group then position = pad(known['last-delivered-id']) end
-end
+local position = last_delivered(redis.call('XINFO', 'GROUPS', stream), group)
 if not position then return redis.error_reply('NOGROUP No such consumer group') end
+position = pad(position)
 
 local function is_pending(id, owner)
   local rows = redis.call('XPENDING', stream, group, id, id, 1)
@@ -65,11 +59,8 @@ local function is_hash(text)
 end
 
 local function state_of(id)
-  local raw = redis.call('HGET', state, id)
-  if not raw then return nil end
-  local read, known = pcall(cjson.decode, raw)
-  if read and type(known) == 'table' and type(known.k) == 'string' then return known end
-  return nil
+  local known = decoded(redis.call('HGET', state, id))
+  return known and type(known.k) == 'string' and known or nil
 end
 
 local function waiting_as(id, padded)

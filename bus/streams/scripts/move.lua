@@ -3,8 +3,7 @@
 --         The keys of message_ids (stream:once:<message_id>) are named by what is moved, so they cannot be
 --         given before; they have the stream's hash tag, and are made of its name here.
 -- ARGV    1 how many at most   2 after how many bytes it is enough   3 the partition's name in `due`
--- Reply   {moved, set aside, when the next is due in ms or -1, 1 if more is due now else 0}; nil where
---         something is due and the stream is missing.
+-- Reply   {moved, set aside, 1 if more is due now else 0}; nil where something is due and the stream is missing.
 --
 -- A message is added before it is removed here, in one script: two movers move it once, and an error
 -- (an id that cannot be given, a foreign type of key) leaves it where it was.
@@ -72,4 +71,4 @@ if following and following >= 2 ^ 53 then following = nil end
 -- First what a full memory lets through; after that nothing is refused.
 redis.pcall('ZREM', KEYS[4], ARGV[3])
 if following then redis.pcall('ZADD', KEYS[4], following, ARGV[3]) end
-return {moved, #aside, following or -1, (following and following <= now) and 1 or 0}
+return {moved, #aside, (following and following <= now) and 1 or 0}

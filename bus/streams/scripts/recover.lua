@@ -3,7 +3,7 @@
 -- KEYS    1 stream   2 lease   3 retry   4 held   5 state
 -- ARGV    1 lease value   2 group   3 lane   4 where to begin ("-" or "(id")   5 how many to look at
 --         6 ordering ("key", "partition" or "none")
--- Reply   {0, lease value there}, or {1, entries, where to go on ("" = that was all), trimmed}
+-- Reply   {0, lease value there}, or {1, entries, where to go on ("" = that was all)}
 --
 -- In ordered groups what is pending under another name (of an earlier ordering) comes to this lane, and names
 -- with nothing pending go. Pending ids whose entry is gone from the stream are acknowledged and counted as lost
@@ -16,10 +16,7 @@ local enough = 256 * 1024 -- bytes of what was looked at; the rest is for the ne
 local current = redis.call('GET', lease) or ''
 if current ~= ARGV[1] then return {0, current} end
 
-local function pad(id)
-  local ms, seq = id:match('^(%d+)%-(%d+)$')
-  return string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
-end
+-- @include pad
 
 local function hash_of(fields)
   if ordering == 'partition' then return '*' end
@@ -36,7 +33,7 @@ if ordering == 'none' then
 else
   rows = redis.call('XPENDING', stream, group, ARGV[4], '+', count)
 end
-local entries, trimmed, bytes, last = {}, 0, 0, nil
+local entries, bytes, last = {}, 0, nil
 for _, row in ipairs(rows) do
   if bytes >= enough then break end
   local id = row[1]
@@ -49,7 +46,6 @@ for _, row in ipairs(rows) do
       redis.call('XACK', stream, group, id)
       redis.call('HDEL', state, id)
       redis.pcall('HINCRBY', state, 'trimmed', 1) -- unless somebody has overwritten it
-      trimmed = trimmed + 1
     elseif ordering == 'none' or not redis.call('ZSCORE', held, hash_of(entry[2]) .. ':' .. pad(id)) then
       entries[#entries + 1] = entry
     end
@@ -65,4 +61,4 @@ if not more and ordering ~= 'none' then
     end
   end
 end
-return {1, entries, more and '(' .. last or '', trimmed}
+return {1, entries, more and '(' .. last or ''}

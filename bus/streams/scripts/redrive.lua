@@ -35,21 +35,8 @@ local function kept()
   return list
 end
 
-local function last_delivered()
-  local groups = redis.pcall('XINFO', 'GROUPS', stream)
-  if groups.err then return nil end
-  for _, raw in ipairs(groups) do
-    local known = {}
-    for i = 1, #raw, 2 do known[raw[i]] = raw[i + 1] end
-    if known['name'] == group then return known['last-delivered-id'] end
-  end
-  return nil
-end
-
-local function pad(id)
-  local ms, seq = id:match('^(%d+)%-(%d+)$')
-  return string.rep('0', 20 - #ms) .. ms .. string.rep('0', 20 - #seq) .. seq
-end
+-- @include pad
+-- @include last_delivered
 
 -- The letter's own fields stand first; the message follows, whatever its fields are called.
 local function parts(fields)
@@ -77,7 +64,8 @@ local function hash_of(message)
   return key and redis.sha1hex(key):sub(1, 16) or ''
 end
 
-local position = last_delivered()
+local groups = redis.pcall('XINFO', 'GROUPS', stream)
+local position = not groups.err and last_delivered(groups, group)
 if not position then return kept() end
 position = pad(position)
 
@@ -141,7 +129,8 @@ local function redrive(letter)
   local id = known['id']
   if stands_in_stream(id) then
     -- After a reset the group may have it again, or before it: then it is delivered without our help.
-    local there = pad(id) > position or #redis.call('XPENDING', stream, group, id, id, 1) == 1
+    -- What somebody else wrote may be no id to us, though the server takes it for one (leading zeros).
+    local there = (pad(id) or '') > position or #redis.call('XPENDING', stream, group, id, id, 1) == 1
     if not there then
       redis.call('XCLAIM', stream, group, '0', 0, id, 'RETRYCOUNT', 0, 'FORCE', 'JUSTID')
       redis.call('HSET', state, id, cjson.encode({k = hash_of(message), a = 0}))

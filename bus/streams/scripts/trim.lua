@@ -17,15 +17,8 @@ local tolerance = 60000
 local at_once, enough = 200, 16 * 1024 * 1024
 if redis.call('EXISTS', stream) == 0 then return {0, 0} end
 
--- Ids are 64-bit numbers and Lua's are doubles, so they are compared as text of equal length.
-local function less(a, b)
-  local a_ms, a_seq = a:match('^(%d+)%-(%d+)$')
-  local b_ms, b_seq = b:match('^(%d+)%-(%d+)$')
-  if #a_ms ~= #b_ms then return #a_ms < #b_ms end
-  if a_ms ~= b_ms then return a_ms < b_ms end
-  if #a_seq ~= #b_seq then return #a_seq < #b_seq end
-  return a_seq < b_seq
-end
+-- @include less
+-- @include pad
 
 local present, newest, unsettled = {}, nil, nil
 for _, raw in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
@@ -52,18 +45,13 @@ if not newest then
   newest = last[1]
 end
 
-local function is_id(text)
-  local ms, seq = text:match('^(%d+)%-(%d+)$')
-  return ms and #ms <= 20 and #seq <= 20
-end
-
 -- The last id that was noted long enough ago; notes that it makes needless go.
 local function seen_before()
   local best, best_at, latest = nil, nil, nil
   local notes = redis.call('HGETALL', ahead)
   for i = 1, #notes, 2 do
     local at, id = tonumber(notes[i]), notes[i + 1]
-    if not at or at ~= at or not is_id(id) or less(newest, id) or at > now then
+    if not at or at ~= at or not pad(id) or less(newest, id) or at > now then
       redis.call('HDEL', ahead, notes[i]) -- none of ours, or of a stream that was there before this one
     else
       if not latest or at > latest then latest = at end

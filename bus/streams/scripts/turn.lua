@@ -2,7 +2,8 @@
 -- Settle a turn that has outcomes other than "done", under the lease; fetch too if asked.
 -- KEYS    1 stream   2 lease   3 retry   4 held   5 state   6 dead   7 mark     (all of one group)
 -- ARGV    1 lease value   2 group   3 lane   4 how many new messages to fetch (0 = none)
---         5 dead letters kept at most   7 the new mark, "" to leave it   6 the outcomes as JSON:
+--         5 dead letters kept at most   6 the outcomes as JSON, see below   7 the new mark, "" to leave it
+-- Outcomes:
 --           done    [id, …]
 --           retry   [[id, delay ms, state as JSON], …]
 --           noted   [[id, state as JSON], …]           an attempt recorded before the handler runs
@@ -12,7 +13,7 @@
 --           clear   [state field, …]                   such as suspect:<lane>, when recovery is over
 --           trimmed [id, …]                            retries whose entry is gone from the stream
 -- Reply   {0, lease value there}, or {2} if dead letters were large: the same must be sent once more, or
---         {1, new entries, [[id, key hash], …] released, retrying, held, next due ms or -1, now ms}
+--         {1, new entries, [[id, key hash], …] released, retrying, held, next due ms or -1}
 --
 -- Everything is checked first and recorded before it is acknowledged; sending the same settle again
 -- (the reply was lost) changes nothing, because only what is still pending in this lane is touched.
@@ -116,17 +117,13 @@ for _, id in ipairs(outcomes.trimmed) do
 end
 for _, name in ipairs(outcomes.clear) do redis.call('HDEL', state, name) end
 
--- A settled head lets the next of its key go, before anything newer of that key can be fetched.
-local function unpad(padded)
-  local ms, seq = padded:match('^0*(%d+)%-0*(%d+)$')
-  return ms and #ms <= 20 and #seq <= 20 and ms .. '-' .. seq
-end
+-- @include unpad
+-- @include decoded
 
+-- A settled head lets the next of its key go, before anything newer of that key can be fetched.
 -- Whoever has it next must know what it is tied to: of one that was in hand when its process died nobody did.
 local function tie(id, hash)
-  local raw = redis.call('HGET', state, id)
-  local read, known = pcall(cjson.decode, raw or '')
-  if not read or type(known) ~= 'table' then known = {a = 0} end
+  local known = decoded(redis.call('HGET', state, id)) or {a = 0}
   if known.k ~= hash then
     known.k = hash
     redis.call('HSET', state, id, cjson.encode(known))
@@ -167,5 +164,5 @@ end
 local next_due = redis.call('ZRANGE', retry, 0, 0, 'WITHSCORES')[2]
 return {
   1, entries, released, redis.call('ZCARD', retry), redis.call('ZCARD', held),
-  next_due and math.floor(math.max(0, math.min(tonumber(next_due), 2 ^ 53))) or -1, now,
+  next_due and math.floor(math.max(0, math.min(tonumber(next_due), 2 ^ 53))) or -1,
 }

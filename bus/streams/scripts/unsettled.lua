@@ -7,12 +7,9 @@
 local stream, group = KEYS[1], ARGV[1]
 if redis.call('EXISTS', stream) == 0 then return nil end
 
-local position
-for _, each in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-  local named = {}
-  for i = 1, #each, 2 do named[each[i]] = each[i + 1] end
-  if named['name'] == group then position = named['last-delivered-id'] end
-end
+-- @include last_delivered
+
+local position = last_delivered(redis.call('XINFO', 'GROUPS', stream), group)
 if not position then return nil end
 
 local last = '0-0'

@@ -1,0 +1,42 @@
+"""What stands in the project's root, and what is never committed."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Whatever else is needed finds its place in one of these folders.
+MAY_STAND_THERE = {
+    # the packages of the wheel; the project around them
+    "bus", "workers", "admin_ui",
+    "config", "demo", "examples", "benchmarks", "tests", "docs", "scripts", ".ci",
+    "manage.py", "Makefile", "pyproject.toml", "requirements.txt", "requirements-dev.txt",
+    "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", ".gitignore",
+}  # fmt: skip
+#: What is built or downloaded: packages, libraries, archives.
+NEVER = (".whl", ".egg", ".so", ".pyc", ".zip", ".gz")
+#: Bytes of the largest file that may be committed; the picture of README.md is the largest that is.
+LARGEST = 1 << 20
+
+
+def committed() -> list[str]:
+    """Paths of what is committed, or would be by `git add .`."""
+    command = ("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z")
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [path for path in listed.split("\0") if path and (ROOT / path).is_file()]
+
+
+def test_nothing_stands_in_the_root_but_what_belongs_there() -> None:
+    assert {path.partition("/")[0] for path in committed()} - MAY_STAND_THERE == set()
+
+
+def test_nothing_that_is_built_is_committed() -> None:
+    assert [path for path in committed() if path.endswith(NEVER)] == []
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"*.whl", "build/", "dist/"} <= set(ignored)
+
+
+def test_nothing_large_is_committed() -> None:
+    assert [path for path in committed() if (ROOT / path).stat().st_size > LARGEST] == []
