@@ -103,7 +103,7 @@ def test_a_worker_without_lanes_that_wait_looks_at_none_of_them(world: World) ->
             walked.append(len(self))
             return super().values()
 
-    scheduler._lanes = Walked(scheduler._lanes)
+    scheduler._lanes = scheduler._ready._lanes = Walked(scheduler._lanes)
     assert scheduler.taken_back() == []
     scheduler.share_out()
     assert scheduler.lingering() == []

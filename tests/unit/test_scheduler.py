@@ -188,7 +188,7 @@ def test_the_queue_does_not_grow_under_steady_load(world):
     for _ in range(200):
         (order,) = world.plan(1)
         world.end(order, Report.MORE, seconds=FAST_SECONDS / 10)
-    assert len(world.scheduler._queue) <= len(ids)
+    assert len(world.scheduler._ready) <= len(ids)
 
 
 # ---------------------------------------------------------------------- news

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from bus.format.lane_id import ORDERED_LANE, LaneId
 from bus.values import Ordering
 from workers.order import MAX_LANES, Report, SliceOrder
 from workers.progress import Progress
 from workers.scheduling.owned import BACKOFF, Ended, OwnedLane, Running
+from workers.scheduling.ready import Ready
 from workers.scheduling.slots import Slots
 from workers.seen import SlotView
 
@@ -39,12 +39,11 @@ class Scheduler:
         self._clock = clock
         self._lock = threading.RLock()
         self._lanes: dict[LaneId, OwnedLane] = {}
-        self._queue: deque[LaneId] = deque()
+        self._ready = Ready(self._lanes, clock)
         self._taken: dict[LaneId, None] = {}
         """Lanes that were taken back, in that order, among them some that are not any more."""
         self._slots = Slots(progress, slots, clock)
         self._mean: dict[tuple[str, str], float] = {}
-        self._paused: frozenset[tuple[str, str]] = frozenset()
         self.stopped = False
         self.standing = False
         """The main loop stands still: no slice is started, and the end of none is heard."""
@@ -69,7 +68,7 @@ class Scheduler:
                 id, lease, ordering, drain_only=drain_only, since=self._clock()
             )
             if position is None:
-                self._queue.append(id)
+                self._ready.make(lane)
             else:
                 lane.rest_at(position)
 
@@ -134,7 +133,7 @@ class Scheduler:
             if lane is not None and lane.lease == old:
                 lane.lease, lane.serial, lane.recover = new, 0, True
                 if lane.state == "taken back":
-                    self._make_ready(lane)
+                    self._ready.make(lane)
 
     def owned(self) -> dict[LaneId, str]:
         """Lanes and the lease values under which they are held."""
@@ -144,17 +143,14 @@ class Scheduler:
     def pause(self, groups: Iterable[tuple[str, str]]) -> None:
         """Lanes of these (topic, group) get no new slices."""
         with self._lock:
-            before, self._paused = self._paused, frozenset(groups)
-            for lane in self._lanes.values():
-                if lane.state == "ready" and (lane.id.topic, lane.id.group) in before - self._paused:
-                    lane.since = self._clock()  # until now it waited for its group, not for a slot
+            self._ready.pause(groups)
 
     def order_by(self, declared: Mapping[tuple[str, str], Ordering]) -> None:
         """(topic, group) → the ordering that is wanted: lanes that work by another fetch nothing new."""
         with self._lock:
             for lane in self._lanes.values():
                 if lane.order_by(declared) and lane.state == "watched":
-                    self._make_ready(lane)
+                    self._ready.make(lane)
 
     # ------------------------------------------------------------------ work is found
 
@@ -175,7 +171,7 @@ class Scheduler:
                 if lane.state == "running":
                     lane.news = True
                 elif lane.state == "watched":
-                    self._make_ready(lane)
+                    self._ready.make(lane)
                     woken = True
             return woken
 
@@ -185,7 +181,7 @@ class Scheduler:
             for lane in self._lanes.values():
                 lane.doubt()
                 if lane.state == "watched":
-                    self._make_ready(lane)
+                    self._ready.make(lane)
 
     def wake_due(self) -> bool:
         """Make lanes ready whose retry is due or whose back-off is over; True if there were any."""
@@ -193,7 +189,7 @@ class Scheduler:
             now, woken = self._clock(), False
             for lane in self._lanes.values():
                 if lane.state in ("watched", "backing off") and lane.due is not None and lane.due <= now:
-                    self._make_ready(lane)
+                    self._ready.make(lane)
                     woken = True
             return woken
 
@@ -212,14 +208,16 @@ class Scheduler:
         with self._lock:
             return {
                 lane.id: self._clock() - lane.since
-                for lane in self._waiting()
+                for lane in self._ready.waiting()
                 if lane.id.lane == ORDERED_LANE
             }
 
     def is_at_rest(self) -> bool:
         """A slot is free, or its slice lingers and would end for another lane; and no lane waits for one."""
         with self._lock:
-            return not self._is_anyone_waiting() and bool(self._slots.room() > 0 or self._slots.lingering())
+            return not self._ready.is_anyone_waiting() and bool(
+                self._slots.room() > 0 or self._slots.lingering()
+            )
 
     # ------------------------------------------------------------------ slices
 
@@ -233,12 +231,12 @@ class Scheduler:
                 if not lanes:
                     break
                 orders.append(self._start(lanes))
-            if self._is_anyone_waiting():
+            if self._ready.is_anyone_waiting():
                 self._slots.hurry()
             return orders
 
     def _next_lanes(self, free: int) -> list[OwnedLane]:
-        first = self._pop_ready()
+        first = self._ready.pop()
         if first is None:
             return []
         group = (first.id.topic, first.id.group)
@@ -262,22 +260,11 @@ class Scheduler:
         with_work = ready[: -(-(len(ready) + 1) // max(1, free)) - 1]
         return [first, *[*with_work, *idle][: share - 1]]
 
-    def _pop_ready(self) -> OwnedLane | None:
-        for _ in range(len(self._queue)):
-            lane = self._lanes.get(self._queue.popleft())
-            if lane is None or lane.state != "ready":
-                continue
-            if not self._is_paused(lane):
-                return lane
-            self._queue.append(lane.id)
-        return None
-
     def _start(self, lanes: list[OwnedLane]) -> SliceOrder:
         slot, now = self._slots.take(), self._clock()
         orders = []
         for lane in lanes:
-            if lane.state == "ready" and lane.id in self._queue:
-                self._queue.remove(lane.id)  # taken along; a stale entry would only pile up
+            self._ready.take(lane)
             orders.append(lane.order())
             lane.state, lane.since, lane.news = "running", now, False
         mean = self._mean.get((lanes[0].id.topic, lanes[0].id.group))
@@ -314,7 +301,7 @@ class Scheduler:
                     continue
                 if died is not None:
                     lane.died(lane.left(view, index, died))
-                    self._make_ready(lane, first=True)
+                    self._ready.make(lane, first=True)
                 else:
                     self._reported(lane, view, index, ended)
                 if lane.leaving and lane.id in self._lanes:
@@ -343,12 +330,12 @@ class Scheduler:
             lane.back_off(self._clock())
             return
         if doubted:
-            self._make_ready(lane)
+            self._ready.make(lane)
             lane.doubt()
         elif lane.drain_only and not lane.recover:
             lane.leaving = True
         elif flags & Report.MORE or lane.news:
-            self._make_ready(lane)
+            self._ready.make(lane)
         else:
             lane.state, lane.since = "watched", self._clock()
 
@@ -384,13 +371,13 @@ class Scheduler:
     def share_out(self) -> None:
         """Have lanes dealt out anew where a slot is free and another slice has several that are busy."""
         with self._lock:
-            if not self._is_anyone_waiting():
+            if not self._ready.is_anyone_waiting():
                 self._slots.share_out()
 
     def lingering(self) -> list[int]:
         """Connection ids of slices that wait for more while another lane wants their slot."""
         with self._lock:
-            return self._slots.lingering() if self._is_anyone_waiting() else []
+            return self._slots.lingering() if self._ready.is_anyone_waiting() else []
 
     def overdue(self, limit_of: Callable[[LaneId], float | None]) -> list[int]:
         """Slots in which one message runs longer than the hard time limit of its subscription."""
@@ -398,24 +385,6 @@ class Scheduler:
             return self._slots.overdue(limit_of)
 
     # ------------------------------------------------------------------ inner
-
-    def _is_anyone_waiting(self) -> bool:
-        return any(self._waiting())
-
-    def _waiting(self) -> Iterator[OwnedLane]:
-        """Lanes that wait for a slot. All that are ready are in the queue, which is mostly empty."""
-        lanes = (self._lanes.get(id) for id in self._queue)
-        return (lane for lane in lanes if lane and lane.state == "ready" and not self._is_paused(lane))
-
-    def _is_paused(self, lane: OwnedLane) -> bool:
-        return (lane.id.topic, lane.id.group) in self._paused
-
-    def _make_ready(self, lane: OwnedLane, *, first: bool = False) -> None:
-        lane.state, lane.since, lane.due = "ready", self._clock(), None
-        if first:
-            self._queue.appendleft(lane.id)
-        else:
-            self._queue.append(lane.id)
 
     def _remove(self, lane: OwnedLane) -> OwnedLane:
         self._lanes.pop(lane.id, None)
