@@ -61,6 +61,6 @@ def test_the_owner_changes_after_a_kill(shop: Shop, open_page: Callable[[str], P
 
     first.kill()
 
-    # Within 20 s by design; the deadline here leaves room for a busy machine.
+    # Within 20 s, as promised; the deadline here leaves room for a busy machine.
     expect(place).to_have_count(0, timeout=SOON)
     expect(page.locator(f"[data-jt-owner] a[title*='-{second.pid}-']")).to_have_count(8, timeout=SOON)
