@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import os
@@ -19,8 +20,21 @@ from bus import conf, errors, testrun
 from bus.cli.tree import root
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 NAMES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
+
+FOLDERS = (
+    "bus",
+    "workers",
+    "admin_ui",
+    "config",
+    "demo",
+    "examples",
+    "benchmarks",
+    "docs",
+    "scripts",
+    "tests",
+)
 
 SCRIPTS = {path.name for path in (ROOT / "bus/streams/scripts").glob("*.lua")}
 
@@ -55,7 +69,10 @@ def without_blocks(text: str) -> str:
 
 
 def test_the_settings_table_has_every_setting_with_its_default() -> None:
-    documented = {codes(row[0])[0]: row[1] for row in tables(section("docs/operations.md", "Settings"))[0]}
+    documented = {
+        codes(row[0])[0]: row[1]
+        for row in tables(section("docs/reference/settings.md", "The BUS setting"))[0]
+    }
     assert documented == {field.name.upper(): _default(field) for field in fields(conf.Settings)}
 
 
@@ -69,7 +86,7 @@ def _default(field: Field[Any]) -> str:
 
 
 def test_the_table_of_environment_variables_has_those_of_the_settings_file() -> None:
-    rows = tables(section("docs/operations.md", "Settings"))[1]
+    (rows,) = tables(section("docs/reference/settings.md", "Environment variables"))
     documented = {name for row in rows for name in codes(row[0])}
     described = re.findall(
         r"^([A-Z_]+) ", inspect.getdoc(importlib.import_module("config.settings")) or "", re.M
@@ -87,7 +104,7 @@ def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple
 
 
 def test_the_table_of_commands_has_every_command_with_its_options() -> None:
-    rows = tables(section("docs/operations.md", "Command line"))[0]
+    rows = tables(section("docs/reference/cli.md", "Commands"))[0]
     documented = {_words(codes(row[0])[0]): set(codes(row[1])) for row in rows}
     assert documented == {path: _options(command) for path, command in leaves(root)}
 
@@ -103,7 +120,7 @@ def _options(command: click.Command) -> set[str]:
 
 
 def test_the_table_of_errors_has_every_error() -> None:
-    documented = [codes(row[0])[0] for row in tables(section("docs/operations.md", "Errors"))[0]]
+    documented = [codes(row[0])[0] for row in tables(section("docs/reference/api.md", "Errors"))[0]]
     classes = [name for name, value in vars(errors).items() if inspect.isclass(value)]
     assert sorted(documented) == sorted(
         name for name in classes if vars(errors)[name].__module__ == "bus.errors"
@@ -111,12 +128,12 @@ def test_the_table_of_errors_has_every_error() -> None:
 
 
 def test_the_table_of_the_api_has_every_public_name() -> None:
-    documented = [codes(row[0])[0] for row in tables(section("README.md", "The API"))[0]]
+    documented = [codes(row[0])[0] for row in tables(section("docs/reference/api.md", "Names"))[0]]
     assert sorted(documented) == sorted(bus.__all__)
 
 
 def test_the_table_of_system_checks_has_every_id() -> None:
-    documented = set(re.findall(r"jitney\.[EW]\d{3}", section("docs/operations.md", "Doctor")))
+    documented = set(re.findall(r"jitney\.[EW]\d{3}", section("docs/operations.md", "System checks")))
     sources = [path.read_text() for package in ("bus", "workers") for path in (ROOT / package).rglob("*.py")]
     assert documented == {
         found for source in sources for found in re.findall(r'"(jitney\.[EW]\d{3})"', source)
@@ -128,16 +145,70 @@ def test_every_known_failure_has_its_answer() -> None:
     assert [int(number) for number in numbers] == list(range(1, 40))
 
 
-def test_every_floor_stands_in_the_architecture() -> None:
-    house = section("docs/architecture.md", "The house")
-    named = {name for cell in codes(house) for name in cell.split()}
-    modules = {
-        f"{package}.{path.stem}"
-        for package in ("bus", "workers")
-        for path in (ROOT / package).iterdir()
-        if (path.suffix == ".py" or (path / "__init__.py").exists()) and path.stem != "__init__"
+def test_every_folder_stands_in_the_architecture() -> None:
+    named = {
+        code.rstrip("/") for code in codes(section("docs/architecture.md", "The house")) if code.endswith("/")
     }
-    assert modules - {"bus.management", "bus.migrations", "workers.apps"} <= named
+    packages = {path.parent for path in ROOT.glob("*/__init__.py")} | {ROOT / "examples", ROOT / "docs"}
+    floors = {path.parent for name in ("bus", "workers") for path in (ROOT / name).glob("*/__init__.py")}
+    folders = {path.relative_to(ROOT).as_posix() for path in packages | floors}
+    assert folders - named == set()
+    assert [name for name in sorted(named) if not (ROOT / name).is_dir()] == []
+
+
+def test_the_way_of_one_message_names_files_and_what_is_in_them() -> None:
+    text = section("docs/architecture.md", "The way of one message")
+    lines = [line for line in text.splitlines() if line]
+    assert 30 <= len(lines) <= 40
+    file, looked_up, missing = ROOT, 0, []
+    for code in re.findall(r"`([^`]+)`", " ".join(lines)):
+        if "/" in code:
+            file = ROOT / code
+            missing += [] if file.is_file() else [code]
+        elif code.endswith(".lua"):
+            missing += [] if code in SCRIPTS else [code]
+        elif code not in OUTSIDE:
+            looked_up += 1
+            missing += [] if code in _defined(file) else [f"{file.name}: {code}"]
+    assert missing == []
+    assert looked_up > 25
+
+
+#: Words of the way of one message that are not in the file named before them: what users write.
+OUTSIDE = {"message_id", "delay", "Reject"}
+
+
+def _defined(file: Path) -> set[str]:
+    """Functions, classes, and their methods: `run`, `Slice`, `Slice.run`."""
+    if file.suffix != ".py":
+        return set()
+    body = ast.parse(file.read_text()).body
+    definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    names = {node.name for node in body if isinstance(node, definitions)}
+    return names | {
+        f"{node.name}.{inner.name}"
+        for node in body
+        if isinstance(node, ast.ClassDef)
+        for inner in node.body
+        if isinstance(inner, definitions)
+    }
+
+
+def test_every_decision_has_its_context_and_its_consequence() -> None:
+    records = re.split(r"^### ", text_of("docs/decisions.md"), flags=re.M)[1:]
+    assert len(records) > 50
+    told = {record.splitlines()[0]: re.findall(r"^- \*\*(\w+)\.\*\*", record, re.M) for record in records}
+    parts = ["Context", "Decision", "Consequence"]
+    assert [title for title, words in told.items() if words not in (parts, [*parts, "Measured"])] == []
+
+
+def test_nothing_refers_to_a_paper_that_readers_cannot_open() -> None:
+    files = [*ROOT.glob("*.md"), *ROOT.glob("*.toml")]
+    for folder in FOLDERS:
+        files += [file for kind in ("*.py", "*.lua", "*.md") for file in (ROOT / folder).rglob(kind)]
+    assert len(files) > 300
+    paper = re.compile(r"\b(the|this|our|by) [d]esign\b|\b[D]ESIGN\b")
+    assert [file for file in files if paper.search(file.read_text())] == []
 
 
 # ---------------------------------------------------------------------- what is named exists
@@ -217,6 +288,10 @@ def test_commands_of_make_and_the_bus_exist(name: str) -> None:
 def test_examples_in_python_can_be_compiled(name: str) -> None:
     for example in re.findall(r"^```python\n(.*?)^```", text_of(name), re.M | re.S):
         compile(example, name, "exec")
+
+
+def test_the_readme_has_130_lines_at_most() -> None:
+    assert len(text_of("README.md").splitlines()) <= 130
 
 
 def test_the_first_example_of_the_readme_has_twelve_lines_at_most() -> None:

@@ -175,7 +175,7 @@ def test_the_masked_url_says_all_the_rest() -> None:
 
 
 def test_every_option_stands_in_the_document_as_honoured_or_refused() -> None:
-    honoured, refused = tables(section("docs/operations.md", "Server URLs"))
+    honoured, refused = tables(section("docs/reference/settings.md", "Server URLs"))
     documented = {codes(row[0])[0]: set(codes(row[1])) for row in honoured}
     assert documented == {name: {f"{each}://" for each in schemes} for name, (schemes, _) in OPTIONS.items()}
     assert {name for row in refused for name in codes(row[0])} == set(REFUSED)
