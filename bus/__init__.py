@@ -85,11 +85,10 @@ _Function = TypeVar("_Function", bound=Handler)
 
 
 def topic(name: str, *, partitions: int = 1, retention: str | timedelta | float | None = None) -> TopicHandle:
-    """Declare a topic of the default bus; return its handle.
+    """Declare a topic of the default bus and return its handle.
 
-    `partitions`: 1 to 1,024. `retention`: such as "7d"; None keeps messages for ever.
-    Opens no connection and needs no settings, so it belongs into an app's `topics.py`.
-    Raises ConfigurationError.
+    `partitions`: 1 to 1,024. `retention`: such as "7d"; None keeps messages for ever. Opens no connection and
+    needs no settings, so put it in an app's `topics.py`. Raises ConfigurationError.
     """
     _declared.by_code.add(TopicSpec(name=name, partitions=partitions, retention=parse_duration(retention)))
     return TopicHandle(name, _default.get)
@@ -107,13 +106,15 @@ def publish(
 ) -> Receipt:
     """Store one message in a topic of the default bus and return its receipt.
 
-    `value`: anything JSON can hold, or bytes, which are kept as they are. Messages of one `key` keep
-    their order. `headers`: str to str. `message_id`: stored once within BUS["DEDUPE_WINDOW"] seconds; a
-    second publish returns the first receipt with `duplicate=True`. `delay` (seconds) or `at` (an aware
-    datetime): stored then, by the server's clock, by a worker; the receipt's id is then `d` and a number.
+    `value`: anything JSON can hold, or bytes, which stay as they are. `key`: messages of one key keep their
+    order. `headers`: str to str.
 
-    Raises InvalidMessage, UnknownTopic, BusUnavailable or BusFull (nothing was written), or
-    PublishUncertain (the reply was lost: it may or may not be stored; with a `message_id` publish it again).
+    `message_id`: the message is stored once within BUS["DEDUPE_WINDOW"] seconds; a second publish returns the
+    first receipt with `duplicate=True`. `delay` (seconds) or `at` (an aware datetime): a worker stores the
+    message when it is due by the server's clock; the id in the receipt is then `d` and a number.
+
+    Raises InvalidMessage, UnknownTopic, BusUnavailable or BusFull (nothing was written), or PublishUncertain
+    (the reply was lost: the message may or may not be stored; with a `message_id` you can publish it again).
     """
     return _default.get().publish(
         topic, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
@@ -128,10 +129,10 @@ def publish_many(
     headers: Callable[[Any], Mapping[str, str] | None] | None = None,
     message_id: Callable[[Any], str | None] | None = None,
 ) -> int:
-    """Store messages in their order, from any iterable however long; return how many.
+    """Store messages in their order, from any iterable however long, and return how many.
 
     `key`, `headers` and `message_id` are called with each value. Raises what `publish` raises, for the
-    message at fault; those before it are stored, and a note on the error says how many.
+    message at fault. The messages before it are stored, and a note on the error says how many.
     """
     return _default.get().publish_many(topic, values, key=key, headers=headers, message_id=message_id)
 
@@ -146,7 +147,10 @@ async def apublish(
     delay: float | timedelta | None = None,
     at: datetime | None = None,
 ) -> Receipt:
-    """`publish` for an event loop, which it never blocks. A cancelled task does not take the message back."""
+    """Publish from an event loop, which this never blocks; otherwise as `publish`.
+
+    If the task is cancelled, the message may still be stored.
+    """
     return await _default.get().apublish(
         topic, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
     )
@@ -160,7 +164,10 @@ async def apublish_many(
     headers: Callable[[Any], Mapping[str, str] | None] | None = None,
     message_id: Callable[[Any], str | None] | None = None,
 ) -> int:
-    """`publish_many` for an event loop, which it never blocks; `values` may be asynchronous."""
+    """Publish many from an event loop, which this never blocks; otherwise as `publish_many`.
+
+    `values` may be asynchronous.
+    """
     return await _default.get().apublish_many(topic, values, key=key, headers=headers, message_id=message_id)
 
 
@@ -178,17 +185,22 @@ def subscribe(
     retry_on: tuple[type[BaseException], ...] = (Exception,),
     dead_on: tuple[type[BaseException], ...] = (),
 ) -> Callable[[_Function], _Function]:
-    """Make a function the handler of a topic for a consumer group; return it unchanged.
+    """Make a function the handler of a topic for a consumer group, and return it unchanged.
 
     `ordering`: "key" (messages of one key in publish order, also across retries), "partition", or "none".
-    `batch`: call with an iterable of at most so many messages. `atomic`: True or the alias of a database:
-    the handler runs in a transaction there that also remembers the message, so that its effect happens once.
-    `start`: where a new group begins: "earliest", "latest", an id, or an ISO time. Limits are in seconds.
-    `async def` handlers run at once, those of one key one after the other; they cannot be atomic.
+    `retry`: how often and how late a failing message is tried again. `batch`: call the handler with an
+    iterable of at most so many messages. `start`: where a new group begins: "earliest", "latest", an id, or
+    an ISO time. `time_limit`, `soft_time_limit`: seconds.
 
-    The handler returns → done; raises → retry by `retry`, then dead letter; raises bus.Reject → dead letter
-    at once; raises bus.Retry → retry. Exceptions of `dead_on`, or not of `retry_on`, are dead letters at
-    once. Raises ConfigurationError.
+    `atomic`: True or the alias of a database. The handler runs in a transaction there that also remembers the
+    message, so its effect happens once. `async def` handlers cannot be atomic. They run at the same time, but
+    one after the other for messages of one key.
+
+    What the handler does decides: it returns → done; it raises → retry by `retry`, then dead letter; it
+    raises bus.Reject → dead letter at once; it raises bus.Retry → retry. Exceptions of `dead_on`, and those
+    not of `retry_on`, are dead letters at once.
+
+    Raises ConfigurationError.
     """
 
     def register(handler: _Function) -> _Function:
@@ -224,11 +236,11 @@ def publish_on_commit(
     at: datetime | None = None,
     using: str | None = None,
 ) -> None:
-    """Publish when the database transaction commits, not at all if it is rolled back; at once without one.
+    """Publish when the database transaction commits; not at all if it is rolled back; at once without one.
 
-    Checked and encoded now (InvalidMessage). `using`: alias of the database. If the publish fails after the
-    commit that is logged, and raised after all other on_commit hooks; the message is lost, as it is if the
-    process dies in between: publish_in_transaction prevents both. Other arguments as for `publish`.
+    The message is checked and encoded now (InvalidMessage). `using`: alias of the database. Other arguments
+    as for `publish`. A failure after the commit is logged, and raised after all other on_commit hooks. The
+    message is then lost, as it is if the process dies in between; use publish_in_transaction to prevent both.
     """
     _default.get().publish_on_commit(
         topic, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at, using=using
@@ -246,8 +258,8 @@ def publish_in_transaction(
 ) -> None:
     """Write the message into the outbox, in the open database transaction; workers publish it soon after.
 
-    Needs no Redis now. `using`: alias of the database. Raises InvalidMessage, UnknownTopic (neither code, nor
-    database, nor Redis knows it) or NotInTransaction. Other arguments as for `publish`.
+    Needs no Redis now. `using`: alias of the database. Other arguments as for `publish`. Raises
+    InvalidMessage, UnknownTopic (neither code, nor database, nor Redis knows it) or NotInTransaction.
     """
     _default.get().publish_in_transaction(
         topic, value, key=key, headers=headers, message_id=message_id, using=using

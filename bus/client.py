@@ -74,7 +74,7 @@ class Bus:
     def topic(
         self, name: str, *, partitions: int = 1, retention: str | timedelta | float | None = None
     ) -> TopicHandle:
-        """Declare a topic; return its handle. Opens no connection. Raises ConfigurationError."""
+        """Declare a topic and return its handle. Opens no connection. Raises ConfigurationError."""
         spec = TopicSpec(name=name, partitions=partitions, retention=parse_duration(retention))
         self.declared.add(spec)
         return TopicHandle(name, lambda: self)
@@ -149,7 +149,7 @@ class Bus:
         return await self.async_publisher.publish_many(topic, values, key, headers, message_id)
 
     def close(self) -> None:
-        """Write what apublish has buffered, and close idle connections. The bus can be used again then."""
+        """Write what apublish has buffered, and close idle connections. You can use the bus again then."""
         asynchronous = self.__dict__.pop("async_publisher", None)
         try:
             if asynchronous is not None:
@@ -195,11 +195,11 @@ class Bus:
 
 @dataclass(frozen=True, slots=True)
 class TopicHandle:
-    """A declared topic with its verbs."""
+    """A declared topic, and all ways to publish to it."""
 
     name: str
     get_bus: Callable[[], Bus]
-    """The bus is asked for at each call, so that a handle made at import follows the settings."""
+    """Returns the bus. It is called at each use, so that a handle made at import follows the settings."""
 
     def publish(
         self,

@@ -54,10 +54,10 @@ class Settings:
     url: str
     """embedded://<dir>, redis://, rediss://, unix:// or redis+sentinel://h1,h2/<name>."""
     username: str | None = None
-    """Of the server, where the URL has none."""
+    """User of the server, if the URL has none."""
     password: str | None = None
     sentinel_username: str | None = None
-    """Of the sentinels, which have users of their own."""
+    """User of the sentinels, which have users of their own."""
     sentinel_password: str | None = None
     prefix: str = PREFIX
     timeout: float = 5.0
@@ -76,7 +76,7 @@ class Settings:
     dead_limit: int = 100_000
     """Dead letters kept of a group in one partition; the excess is counted."""
     new_group_limit: int | None = None
-    """Messages with which a new group may begin in a worker; None: any number."""
+    """The most messages with which a worker lets a new group begin; None: any number."""
 
     def __post_init__(self) -> None:
         for name in ("url", *_CREDENTIALS):
@@ -110,13 +110,13 @@ class Settings:
 
     @property
     def address(self) -> Address:
-        """Where the server is, and who we are there. Raises ConfigurationError."""
+        """The place of the server and the user there. Raises ConfigurationError."""
         given = {name: getattr(self, name) for name in _CREDENTIALS}
         return parse(self.url, Credentials(**given))
 
 
 def masking(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The same settings, with texts that can hold a password replaced by ones whose repr does not."""
+    """Return the settings with every text that can hold a password replaced by one whose repr hides it."""
     return {key: _masking(str(key).lower(), value) for key, value in mapping.items()}
 
 
@@ -156,7 +156,7 @@ def from_mapping(mapping: Mapping[str, Any]) -> Settings:
 
 
 def _check_test(mapping: Mapping[str, Any], test: object) -> None:
-    """BUS["TEST"] is laid over BUS in a test run (see bus.testrun): what comes of that must be right too."""
+    """Check what comes of BUS when BUS["TEST"] is laid over it, as in a test run (see bus.testrun)."""
     if test is None:
         return
     if not isinstance(test, Mapping) or "TEST" in test:
@@ -187,7 +187,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def environment_mapping(environ: Mapping[str, str]) -> dict[str, Any]:
-    """What the environment says, by the keys of the `BUS` dictionary."""
+    """Return what the environment says, by the keys of the `BUS` dictionary."""
     values: dict[str, Any] = {key: environ[name] for key, name in ENVIRONMENT.items() if environ.get(name)}
     if "READ_ONLY" in values:
         # A word that is not understood is an error when Settings see it: "no" was not meant by it.
@@ -201,7 +201,9 @@ def from_django() -> Settings:
 
 
 def django_mapping(setting: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A copy of the `BUS` dictionary (or of another one) with `BUS_GROUPS` from the environment on top."""
+    """Return a copy of the `BUS` dictionary (or of another one), with `BUS_GROUPS` from the environment on
+    top.
+    """
     if setting is None:
         from django.conf import settings
 

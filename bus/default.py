@@ -24,10 +24,8 @@ _current: list[Bus] = []
 
 
 def get() -> Bus:
-    """The default bus.
-
-    Raises ConfigurationError if neither BUS nor BUS_URL says where Redis is, and in a test run that has no
-    bus of its own.
+    """Return the default bus. Raises ConfigurationError if neither BUS nor BUS_URL says where Redis is, and
+    in a test run that has no bus of its own.
     """
     if not _current:
         with _lock:
@@ -37,7 +35,7 @@ def get() -> Bus:
 
 
 def reset(**_signal: Any) -> None:
-    """Forget the default bus; the next use makes it from the settings of then."""
+    """Forget the default bus. The next use makes it anew, from the settings of that moment."""
     with _lock:
         for bus in _current:
             bus.close()

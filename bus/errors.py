@@ -62,7 +62,9 @@ class InvalidMessage(BusError, ValueError):
 
 
 class NotInTransaction(BusError, RuntimeError):
-    """publish_in_transaction needs a transaction: without one it promises nothing. Nothing was written."""
+    """publish_in_transaction was called without a transaction, in which it could promise nothing. Nothing was
+    written.
+    """
 
 
 class Undecodable(InvalidMessage):
@@ -81,7 +83,7 @@ class ReplyLost(BusUnavailable):
     """The connection broke after a command was sent: it may or may not have happened."""
 
     replies: Sequence[Any] = ()
-    """Where several were asked for at once: those that came before."""
+    """The replies that came before, if several commands were sent at once."""
 
 
 class PublishUncertain(BusError, ConnectionError):
@@ -105,10 +107,10 @@ class StaleLease(BusError):
 
 
 class InboxUnavailable(BusError):
-    """An atomic handler cannot begin, for no fault of its message: its database lacks the tables."""
+    """The database of an atomic handler lacks the tables, so it cannot begin. The message is not at fault."""
 
     begun = False
-    """The handler had begun, and raised this itself: a failure like any other."""
+    """True if the handler had begun and raised this itself: a failure like any other."""
 
 
 class ReadOnly(BusError, PermissionError):
@@ -116,7 +118,7 @@ class ReadOnly(BusError, PermissionError):
 
 
 class PartitionFull(BusError):
-    """The last id that a stream can have was given to a message, so none can follow. Nothing was written."""
+    """A message has the greatest id that a stream can have, so no message can follow. Nothing was written."""
 
 
 class ServerError(BusError):
@@ -136,16 +138,16 @@ class ForeignData(ServerError):
 
 
 class Retry(Exception):
-    """Raised by a handler: try this message again after `delay` (None: as the policy says).
+    """Raised by a handler to have this message tried again after `delay` (None: as the policy says).
 
-    `delay`: seconds or a timedelta, at most 100 years; less than 0 is 0, since a moment to wait for may have
-    passed. Raises ConfigurationError for anything else, which is then what the handler has failed with.
+    `delay`: seconds or a timedelta, at most 100 years. Less than 0 counts as 0, since a moment to wait for
+    may have passed. Raises ConfigurationError for anything else; the handler has then failed with that error.
     """
 
     def __init__(self, reason: str = "", *, delay: float | timedelta | None = None) -> None:
         super().__init__(reason or "the handler asked for a retry")
         self.delay: float | None = None
-        """Seconds."""
+        """The delay in seconds, or None."""
         if delay is not None:
             seconds = delay_seconds(delay)
             if seconds is None:
@@ -156,7 +158,7 @@ class Retry(Exception):
 
 
 class Reject(Exception):
-    """Raised by a handler: this message can never succeed; make it a dead letter now."""
+    """Raised by a handler for a message that can never succeed: it becomes a dead letter now."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

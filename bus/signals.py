@@ -8,5 +8,5 @@ message_retried = Signal()
 #: A message became a dead letter. message, subscription, exception (or None), reason.
 message_dead = Signal()
 
-#: A worker no longer owns a lane that it was working on. lane (bus.lane.LaneId).
+#: A worker no longer owns a lane that it was working on. lane (bus.format.lane_id.LaneId).
 lease_lost = Signal()

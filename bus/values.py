@@ -1,4 +1,4 @@
-"""Frozen values that every other module speaks in. Standard library only."""
+"""Frozen values that all other modules use. Standard library only."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def check_name(kind: str, name: object) -> str:
 
 
 def check_new_name(kind: str, name: object) -> str:
-    """The same for what is declared or created: it must be able to have a page, too."""
+    """Return `name` if a new topic or group may have it, else raise ConfigurationError: it must be able to
+    have a page.
+    """
     checked = check_name(kind, name)
     if checked in (".", ".."):
         raise ConfigurationError(
@@ -59,7 +61,7 @@ class TopicSpec:
     retention: timedelta | None = None
     """Messages older than this are trimmed once every group has settled them; None keeps them."""
     rest: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What a newer version has added to its record in Redis: kept, and passed over."""
+    """Fields that a newer version has added to its record in Redis. They are kept and ignored."""
 
     def __post_init__(self) -> None:
         check_name("Topic", self.name)
@@ -83,7 +85,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and how late a failing message is tried again. Seconds throughout."""
+    """When a failing message is tried again, and how often. All times are in seconds."""
 
     attempts: int = 5
     """Tries in all, the first one included; after the last the message becomes a dead letter."""
@@ -150,16 +152,18 @@ class Position:
 
 
 Decoded = tuple[Any, str | None, Mapping[str, str] | None]
-"""Value, key and headers of a message; None: it has no headers, and nobody has asked for them."""
+"""The value, key and headers of a message. None for headers: it has none, or nobody has asked for them."""
 
 
 class Source(NamedTuple):
-    """What the messages of one fetch share: held once, so that to make and to free a message costs less."""
+    """What the messages of one fetch share. It is held once, so that a message costs less to make and to
+    free.
+    """
 
     topic: str
     partition: int
     decode: Callable[[list[bytes]], Decoded]
-    """Gives value, key and headers of the fields, when one of them is first asked for."""
+    """Decodes value, key and headers from the fields, when one of them is first asked for."""
     prove: Callable[[], bool] | None
     era: str
 
@@ -204,7 +208,7 @@ class Message:
         prove: Callable[[], bool] | None = None,
         era: str = "",
     ) -> None:
-        """`decode`: gives value, key and headers of the fields, when one of them is first asked for."""
+        """`decode`: decodes value, key and headers from the fields, when one of them is first asked for."""
         self._source = Source(topic, partition, decode, prove, era)
         self._id = id
         self._attempt = attempt
@@ -213,9 +217,10 @@ class Message:
 
     @classmethod
     def several(cls, source: Source, entries: Iterable[Sequence[Any]], unless: bytes) -> list[Message] | None:
-        """First attempts of entries (id, fields): as made one by one, without the call that is most of it.
+        """Make messages of entries (id, fields) that are delivered for the first time; None if an entry's
+        last field is `unless`.
 
-        None: the last field of one is named `unless`.
+        The result is the same as of single calls, without the cost of a call for each.
         """
         messages, new = [], cls.__new__
         for message_id, fields in entries:
@@ -261,18 +266,18 @@ class Message:
 
     @property
     def timestamp(self) -> datetime:
-        """When Redis stored the message, by the server's clock (from the id, to the millisecond).
+        """The time at which Redis stored the message, by the server's clock (from the id, to the
+        millisecond).
 
         An id beyond the calendar, which only somebody else can have given, has the time `moments.BEYOND`.
         """
         return moment(int(self.id.partition("-")[0]))
 
     def lease_valid(self) -> bool:
-        """Whether this worker still owns the lane of the message, asked of Redis now (one round trip).
+        """Whether this worker still owns the lane of the message: asks Redis now, in one round trip.
 
-        For handlers that run for long and do something that must not be done twice: False when another
-        worker has taken over, when that cannot be known, and outside of a handler. Call it in the
-        thread in which the handler runs.
+        Call it in a long handler before you do what must not happen twice, in the thread in which the handler
+        runs. False if another worker has taken over, if that cannot be known, and outside of a handler.
         """
         return self._prove is not None and self._prove()
 

@@ -22,17 +22,22 @@ from workers.order import SLICE_TASK, SliceOrder
 
 
 class SliceRequest(Request):  # type: ignore[misc]  # Celery has no types
-    """A slice in the pool."""
+    """The Celery request of a slice."""
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
-        """Not when the broker is lost, which never had the slice; only when the worker is ended at once."""
+        """Cancel the slice only when the worker is ended at once, not when the broker is lost: the broker
+        never had it.
+        """
         if not emit_retry:
             super().cancel(pool, signal, emit_retry)
 
 
 class SliceTask(Task):  # type: ignore[misc]  # Celery has no types
-    """The task of slices. No setting of the project is about it, nor does remote control change it: its time
-    limits and retries are those of each message. What is needed is set here, and only here."""
+    """The task of slices.
+
+    No setting of the project is about it, and remote control does not change it: time limits and retries are
+    those of each message. Everything that it needs is set here, and only here.
+    """
 
     Request = SliceRequest
     from_config = ()
@@ -46,14 +51,14 @@ class SliceTask(Task):  # type: ignore[misc]  # Celery has no types
 
     @classmethod
     def annotate(cls) -> None:
-        """Not by `task_annotations`, which may be meant for all tasks."""
+        """Ignore `task_annotations`, which may be meant for all tasks."""
 
     def start_strategy(self, app: Celery, consumer: Any, **options: Any) -> Any:
         return strategy.default(self, app, _Unlimited(consumer), **options)
 
 
 class _Unlimited:
-    """Celery's consumer, as far as it starts slices: without limits of rate and time."""
+    """Celery's consumer as a slice needs it: without limits of rate and time."""
 
     disable_rate_limits = True
 
@@ -66,14 +71,15 @@ class _Unlimited:
 
 
 class _UnlimitedPool:
-    """The pool, which would give its own limits to whatever has none."""
+    """Celery's pool as a slice needs it: it does not add its own limits."""
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
 
     def apply_async(self, *args: Any, **options: Any) -> Any:
-        """Only the main loop starts anything in a pool that keeps time, so nothing else is started
-        meanwhile."""
+        """Start a slice without limits of time. Only the main loop starts anything in a pool that keeps time,
+        so nothing else starts meanwhile.
+        """
         options.update(timeout=None, soft_timeout=None)
         billiard: Any = getattr(self._pool, "_pool", None)
         if not hasattr(billiard, "soft_timeout"):
@@ -87,10 +93,7 @@ class _UnlimitedPool:
 
 
 def install(app: Celery) -> None:
-    """Put the bus's consumer into a Celery app: its workers then consume.
-
-    Broker and settings stay as they are.
-    """
+    """Make the workers of a Celery app consume from the bus. Its broker and settings stay as they are."""
     app.steps["worker"].add(BusWorkerStep)
     app.steps["consumer"].add(BusConsumerStep)
     app.user_options["worker"].add(
@@ -105,7 +108,9 @@ def install(app: Celery) -> None:
 
 
 def _run_slice(order: SliceOrder) -> None:
-    """The task in the pool process. Refuses an order that was not made in this process tree."""
+    """Run a slice in the pool process. Raises PermissionError for an order that was not made in this process
+    tree.
+    """
     runtime = BusWorkerStep.runtime
     if runtime is None or not isinstance(order, SliceOrder) or order.nonce != runtime.nonce:
         raise PermissionError("A slice of the bus can only be started by its own worker.")
@@ -125,7 +130,7 @@ def _run_slice(order: SliceOrder) -> None:
 
 
 def _quiet_slices(record: logging.LogRecord) -> bool:
-    """Slices come once a second and more: Celery's lines about each would bury the others."""
+    """Filter out Celery's lines about slices: they come once a second and more, and would bury the others."""
     data: Any = getattr(record, "data", None)
     return record.levelno > logging.INFO or not isinstance(data, dict) or data.get("name") != SLICE_TASK
 
@@ -149,7 +154,7 @@ def _make() -> Celery:
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]  # Celery has no types
 def _start_embedded_server(**_: Any) -> None:
-    """The broker of the stand-alone worker is the bus's server: it must run before Celery connects."""
+    """Start the embedded server before Celery connects: it is the broker of the stand-alone worker."""
     from bus import default
 
     endpoint = default.get().endpoint

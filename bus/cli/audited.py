@@ -26,7 +26,7 @@ _Answer = TypeVar("_Answer")
 
 
 class Audited:
-    """The hands of `manage.py bus`."""
+    """The verbs of `manage.py bus`: they act on Redis and database, and write the audit."""
 
     remark = ""
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Direct:
-    """The hands of `jitney`."""
+    """The verbs of `jitney`: they act on Redis alone, without Django and without audit."""
 
     remark = (
         "It is in Redis only: no database knows it, so `topic sync` cannot bring it back if Redis loses it. "

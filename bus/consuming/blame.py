@@ -1,4 +1,4 @@
-"""Which lane of several it is that the server refuses a command for."""
+"""Finds the lane, of several, for which the server refuses a command."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from bus.streams.wire import Link
 
 
 def blame(link: Link, lanes: Sequence[Lane], error: ServerError) -> None:
-    """Find out which key of these lanes is a stranger, and mark its lane: what it is dropped for.
+    """Find the key of these lanes that holds something foreign, and mark its lane, so that the slice drops
+    it.
 
-    `error`: what the server said to a command for all of them. If no key is a stranger they all are marked.
+    `error`: what the server said to a command for all of them. If no key is foreign, all lanes are marked.
     """
     types = [lane.keys.types(lane.id.group, lane.id.lane) for lane in lanes]
     replies = link.pipe([command for each in types for command in strangers.commands(each)])

@@ -1,4 +1,4 @@
-"""What a handler really is: what a call of it runs, and whether two of one name are one and the same."""
+"""What a handler really is: what a call of it runs, and whether two handlers of one name are the same."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ _NOT_RUN = (types.GeneratorType, types.AsyncGeneratorType, map, filter)
 
 
 def name_of(handler: Any) -> str:
-    """Module and name of the function, or of the class of an object: the same when the module is loaded
-    again."""
+    """Return module and name of the function, or of the object's class. A reload of the module keeps them."""
     while isinstance(handler, functools.partial):
         handler = handler.func
     if not hasattr(handler, "__qualname__"):
@@ -27,7 +26,7 @@ def name_of(handler: Any) -> str:
 
 
 def kind_of(handler: Any) -> Kind:
-    """What a call of the handler gives. Resolves a lazy Celery task."""
+    """Return the kind of thing that a call of the handler gives. Resolves a lazy Celery task."""
     runs = _runs(handler)
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(runs):
         return "coroutine"
@@ -37,7 +36,7 @@ def kind_of(handler: Any) -> Kind:
 
 
 def check_runs(handler: Any, where: str) -> None:
-    """Raise ConfigurationError for what is called and does not run. `where`: begins the error."""
+    """Raise ConfigurationError if a call of the handler does not run it. `where`: begins the error."""
     if isinstance(handler, type):
         raise ConfigurationError(
             f"{where}: {handler!r} is a class; to call it would only make an object. Subscribe a function, a "
@@ -57,16 +56,17 @@ def check_runs(handler: Any, where: str) -> None:
 
 
 def is_lazy(handler: Any) -> bool:
-    """A shared_task of Celery before somebody asks for it: it may have no app yet, so it is looked at
-    later."""
+    """True for a shared_task of Celery that nobody has asked for yet: it may have no app, so it is looked at
+    later.
+    """
     return hasattr(type(handler), "_get_current_object")
 
 
 def refuse_awaitable(result: object) -> None:
-    """Raise TypeError where a handler returned something that nobody awaits or iterates: it has not run.
+    """Raise TypeError if a handler returned something that nobody awaits or iterates: it has not run.
 
     An `async def` handler or a generator behind a plain function (a decorator, for example) is not known as
-    one; its message would be settled as done.
+    one. Without this check its message would be settled as done.
     """
     if result is None:
         return
@@ -88,7 +88,8 @@ def refuse_awaitable(result: object) -> None:
 
 
 def origin() -> object | None:
-    """Stands for one run of the module whose import is under way, to be compared by `is`; None without one.
+    """Return what stands for one run of the module whose import is under way; None without one. Compare it by
+    `is`.
 
     A module that is loaded again (autoreload, importlib.reload) has another.
     """
@@ -102,7 +103,7 @@ def origin() -> object | None:
 
 
 def definition(handler: Any, depth: int = 3) -> object:
-    """Where a handler was written, and what it encloses: equal for one function that was made twice.
+    """Return where a handler was written and what it encloses: equal for one function that was made twice.
 
     A decorator without functools.wraps hides a function's name, but encloses the function.
     """
@@ -128,7 +129,7 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _runs(handler: Any) -> Any:
-    """The function that a call of the handler runs."""
+    """Return the function that a call of the handler runs."""
     while isinstance(handler, functools.partial):
         handler = handler.func
     if inspect.isroutine(handler):
@@ -139,5 +140,5 @@ def _runs(handler: Any) -> Any:
 
 
 def _is_task(handler: Any) -> bool:
-    """A Celery task: a call of it runs its method `run`."""
+    """True for a Celery task: a call of it runs its method `run`."""
     return callable(getattr(handler, "run", None)) and hasattr(handler, "apply_async")

@@ -57,34 +57,40 @@ class Lane:
         seen: str | None = None,
         history: int = 0,
     ) -> None:
-        """`last_id`: as the last slice left it, in `history` of the server. `seen`: the furthest ever."""
+        """`last_id`: where the last slice left it, in `history` of the server. `seen`: the furthest position
+        ever.
+        """
         self.id = id
         self.keys = keys
         self.lease = lease
         self.ordering: Ordering = ordering
         self.link: Link | None = None
-        """The connection over which all of this was learnt; over another one nothing of it counts."""
+        """The connection over which all of this was learnt. Over another one nothing of it counts."""
         self.history = history
         """The history of the server in which left-overs were looked for (see Link.history)."""
         self.last_id = last_id
-        """The last id that the group was given here; None: must be asked for."""
+        """The last id that the group was given here; None: it must be asked for."""
         self.seen = seen
-        """The greatest id that the group was known to be at: a server that says less has lost data."""
+        """The greatest position of the group that was ever known. A server that says less has lost data."""
         self.marked: str | None = None
         """The mark that was written last."""
         self.recovering = True
         """True: left-overs in the pending list come before anything new."""
         self.position = "-"
-        """Where the search for left-overs goes on."""
+        """The id at which the search for left-overs goes on."""
         self.mended = False
-        """What is known of waiting messages was found to fit together, or need not be looked at."""
+        """True: what is known of waiting messages fits together, or need not be looked at."""
         self.lost = False
         self.closed = False
-        """Nothing new is fetched: another ordering is declared, and waits until nothing is pending."""
+        """True: fetch nothing new. Another ordering is declared, and waits until nothing is pending."""
         self.trouble: BusError | None = None
-        """A key of this lane holds something foreign: it was dropped from the slice, as if it were lost."""
+        """The error, if a key of this lane holds something foreign: the slice dropped the lane, as if it were
+        lost.
+        """
         self.era = ""
-        """Which messages the ids stand for (see bus.transactions.inbox); "": of a group older than eras."""
+        """The era: which messages the ids stand for (see bus.transactions.inbox); "": a group older than
+        eras.
+        """
         self.prove: Callable[[], bool] | None = None
         """Asks Redis whether the lease is still ours (see Message.lease_valid)."""
         self.failing: dict[str, set[tuple[int, int]]] = {}
@@ -102,10 +108,10 @@ class Lane:
     # ------------------------------------------------------------------ what Redis knows
 
     def doubt(self, link: Link) -> None:
-        """What is known counts only over the connection over which it was learnt.
+        """Forget what was learnt over another connection than this one.
 
         In another history of the server something may be pending that was settled in ours, or the other way
-        round. So left-overs are looked for there; also where the server does not say which history it is.
+        round. So left-overs are looked for there, and also if the server does not say which history it is.
         """
         if self.link is link:
             return
@@ -116,7 +122,9 @@ class Lane:
         self.history = link.history
 
     def at(self, position: str) -> bool:
-        """The server says how far the group is; False if it was further before: its data are older."""
+        """Take in how far the group is by the server. False if it was further before: the server's data are
+        older.
+        """
         self.last_id = position
         if self.seen is not None and id_pair(position) < id_pair(self.seen):
             return False
@@ -124,9 +132,10 @@ class Lane:
         return True
 
     def new_mark(self) -> str | None:
-        """The id up to which all is settled with this turn, but for what waits; None: as before, or unknown.
+        """Return the id up to which all but what waits is settled with this turn; None: as before, or
+        unknown.
 
-        Asked for when nothing fetched is in hand. In unordered groups other lanes are at work too.
+        To be asked when nothing fetched is in hand. In unordered groups other lanes are at work, too.
         """
         if self.recovering or self.ordering == "none" or self.last_id == self.marked:
             return None
@@ -154,7 +163,7 @@ class Lane:
         self.mended = not self.recovering and bool(self.failing or not self.held)
 
     def in_era(self, raw: bytes | None) -> None:
-        """Take in the field `era` of the state hash; one that cannot be read changes nothing."""
+        """Take in the field `era` of the state hash. An unreadable one changes nothing."""
         era = states.read_era(self.keys.state(self.id.group), raw)
         if isinstance(era, Unreadable):
             tell(era)
@@ -167,9 +176,9 @@ class Lane:
         self.in_force(raw[1])
 
     def in_force(self, raw: bytes | None) -> None:
-        """Take in the field `ordering` of the state hash: under another one no lease of ours counts.
+        """Take in the field `ordering` of the state hash: under another ordering no lease of ours counts.
 
-        One that cannot be read counts as not there (see bus.topics.reordering.answer).
+        An unreadable one counts as not there (see bus.topics.reordering.answer).
         """
         if raw in _ORDERINGS and raw != self.ordering.encode():
             self.lease = ""
@@ -194,7 +203,7 @@ class Lane:
     # ------------------------------------------------------------------ messages
 
     def messages(self, entries: Sequence[Sequence[Any]]) -> list[Message]:
-        """Entries of the stream as messages."""
+        """Return the entries of the stream as messages."""
         if not self.failures:
             source = Source(self.id.topic, self.id.partition, codec.decode, self.prove, self.era)
             messages = Message.several(source, entries, codec.FOR_GROUP)
@@ -221,7 +230,7 @@ class Lane:
         return Message(*where, fields, codec.decode, attempt, self.prove, self.era)
 
     def hash_of(self, message: Message) -> str:
-        """What ties messages together in order: equal for messages of one key; "" ties to nothing."""
+        """Return what ties messages together in order: equal for messages of one key; "" ties to nothing."""
         return key_hash(self.ordering, codec.raw_key(message))
 
     def must_wait(self, message: Message) -> bool:
@@ -232,7 +241,7 @@ class Lane:
         return waiting is not None and (not waiting or id_pair(message.id) > min(waiting))
 
     def is_smooth(self) -> bool:
-        """Nothing here fails, waits or is suspect: messages may be run without a look at each."""
+        """True if nothing here fails, waits or is suspect: messages may run without a look at each."""
         return not (self.failures or self.failing or self.suspect)
 
     def is_suspect(self, message: Message) -> bool:
@@ -249,13 +258,14 @@ class Lane:
     # ------------------------------------------------------------------ outcomes
 
     def done(self, message: Message) -> None:
-        """The handler returned."""
+        """Keep a message as done, to be settled: its handler returned."""
         self.finish(message.id)
 
     def retry(self, message: Message, delay: float, error: str, now: int) -> bytes:
-        """Try again `delay` seconds after it is settled; `now`: ms, kept as the first failure's time.
+        """Have a message tried again `delay` seconds after it is settled. `now`: ms, the first failure's
+        time.
 
-        Returns what `refused` takes, should this process die before it is settled.
+        Returns what `refused` takes, in case this process dies before it is settled.
         """
         failure = self._failed(message, error, now)
         return self._retry(message.id, max(0, round(delay * 1000)), failure)
@@ -269,20 +279,20 @@ class Lane:
         return orjson.dumps(("retry", *self.outcomes.retry[-1]))
 
     def hold(self, message: Message) -> None:
-        """Hold back, unhandled, behind an earlier message of its key."""
+        """Hold a message back, unhandled, behind an earlier message of its key."""
         hash_ = self.hash_of(message)
         self.failing[hash_].discard(id_pair(message.id))
         self.outcomes.held.append((message.id, pad_id(message.id), hash_))
         self._hold_later(hash_, id_pair(message.id))
 
     def fails_before(self, hash_: str, first: tuple[int, int]) -> bool:
-        """Whether messages of this key fail, and all stand before the first that is held back."""
+        """True if messages of this key fail, all of them before the first that is held back."""
         return max(self.failing.get(hash_) or [first]) < first
 
     def untangle(self, hash_: str, first: tuple[int, int]) -> None:
-        """What fails of this key later than `first`, which is held back, waits behind it.
+        """Hold what fails of this key later than `first`, which is held back itself.
 
-        If nothing fails before it, it is let go: the next turn does that.
+        If nothing fails before `first`, the next turn lets it go.
         """
         failing = self.failing.setdefault(hash_, set())  # until something is out, what is newer waits
         self._hold_later(hash_, first)
@@ -290,7 +300,7 @@ class Lane:
             self.outcomes.release.append(hash_)
 
     def _hold_later(self, hash_: str, place: tuple[int, int]) -> None:
-        """What was released of this key after `place` waits again, or it would overtake what is held."""
+        """Hold again what was released of this key after `place`, or it would overtake what is held."""
         later = sorted(each for each in self.failing[hash_] if each > place)
         for ms, seq in later:
             message_id = f"{ms}-{seq}"
@@ -298,7 +308,7 @@ class Lane:
         self.failing[hash_].difference_update(later)
 
     def dead(self, message: Message, reason: str, error: str, now: int) -> bytes:
-        """Give up on it: a dead letter. Returns what `refused` takes."""
+        """Give a message up: it becomes a dead letter. Returns what `refused` takes."""
         failure = self._failed(message, error, now)
         return self._dead(message.id, reason[:MAX_ERROR], failure)
 
@@ -309,13 +319,15 @@ class Lane:
         return orjson.dumps(("dead", message_id, reason, failure.dump()))
 
     def refused(self, record: bytes) -> None:
-        """What became of a message that is not done, in a child that died before it could settle it."""
+        """Take in what became of a message in a child that died before it could settle it: retry or dead
+        letter.
+        """
         kind, message_id, detail, failure = orjson.loads(record)
         known = Failure.load(failure.encode(), self.keys.state(self.id.group), message_id)
         (self._retry if kind == "retry" else self._dead)(message_id, detail, known)
 
     def finish(self, message_id: str) -> None:
-        """The handler has returned, here or in a child that died before it could settle it."""
+        """Keep a message as done, to be settled: its handler returned, here or in a child that died."""
         if message_id in self.failures:
             self.outcomes.done.append(message_id)
             self._leave(message_id)
@@ -323,7 +335,9 @@ class Lane:
             self.acks.append(message_id)
 
     def blame(self, message_id: str, reason: str, attempts: int | None, now: int) -> None:
-        """A child died while it ran this message: one attempt more, and a dead letter after `attempts`."""
+        """Count an attempt for a message whose process died while it ran; after `attempts` it is a dead
+        letter.
+        """
         failure = self.failures.setdefault(message_id, Failure(""))
         if not failure.noted:
             failure.attempts += 1
@@ -337,16 +351,16 @@ class Lane:
             self._leave(message_id)
 
     def leave_over(self) -> None:
-        """Something that was fetched here was not run: it is to be looked for in the pending list."""
+        """Have left-overs looked for: something that was fetched here was not run."""
         self.recovering, self.position = True, "-"
 
     def recovered(self) -> None:
-        """All left-overs were found; what comes now is new, or waits for its retry."""
+        """Note that all left-overs were found. What comes now is new, or waits for its retry."""
         self.recovering, self.position = False, "-"
         self._clear_suspect()
 
     def _clear_suspect(self) -> None:
-        """Nothing is suspect any more, once no retry is left that may have killed a worker either."""
+        """Suspect nothing any more, once no retry is left that may have killed a worker either."""
         suspect = self.suspect
         if suspect is None or self.recovering:
             return
@@ -372,7 +386,7 @@ class Lane:
         return failure
 
     def _leave(self, message_id: str) -> None:
-        """The message leaves for good; if it was the last of its key in the retry zset, release the next."""
+        """Let a message leave for good. If it was the last of its key in the retry zset, release the next."""
         failure = self.failures.pop(message_id)
         self._clear_suspect()
         waiting = self.failing.get(failure.hash)
@@ -382,6 +396,6 @@ class Lane:
                 self.outcomes.release.append(failure.hash)
 
     def drop_trimmed(self, message_id: str) -> None:
-        """A retrying message was trimmed away: its key goes on with the next."""
+        """Drop a retrying message that was trimmed away: its key goes on with the next."""
         self.outcomes.trimmed.append(message_id)
         self._leave(message_id)

@@ -1,9 +1,10 @@
-"""What is known of a group's waiting messages, put right where it does not fit together.
+"""Puts right what Redis holds of a group's waiting messages, where it does not fit together.
 
 Retries, held messages and their states lie in three keys beside the stream, and are written together. A
-replica that was behind, an older dump, or somebody with a console can leave them apart: messages that are
-held with none that fails before them, a retry whose state is gone, what is no longer pending or not given out
-yet. Whoever looks for left-overs in a lane puts that right first, in pages: of each key first come those that
+replica that was behind, an older dump, or somebody with a console can leave them apart: held messages with no
+failing one before them, a retry whose state is gone, what is no longer pending or not given out yet.
+
+Whoever looks for left-overs in a lane puts that right first, in pages. Of each key first come those that
 fail, then those that are held back. What is held behind nothing is let go, in order.
 """
 
@@ -32,10 +33,11 @@ _complaints = Complaints(logging.getLogger("bus.mending"))
 
 
 def mend(turns: Turns, lanes: Iterable[Lane]) -> None:
-    """Put lanes right, whose leases have just been proven ours. Where nothing waits this costs nothing, else
-    one round trip for all lanes: on a line that breaks all the time a slice that needs many never begins.
+    """Put lanes right, whose leases have just been proven ours.
 
-    Raises BusUnavailable, StaleLease (no lane is left), GroupLost.
+    If nothing waits, this costs nothing; else one round trip for all lanes. (A slice that needs many would
+    never begin on a line that breaks all the time.) Raises BusUnavailable, StaleLease (no lane is left),
+    GroupLost.
     """
     waiting = []
     for lane in lanes:
@@ -77,7 +79,7 @@ def _mend(turns: Turns, lane: Lane, first: Any) -> None:
 
 
 def _put_right(turns: Turns, lane: Lane, reply: Any) -> tuple[int, dict[str, tuple[int, int]]]:
-    """How many records were put right, and the first message that is held back, by key hash.
+    """Return how many records were put right, and the first message that is held back, by key hash.
 
     `reply`: to the first page.
     """
@@ -100,7 +102,7 @@ def _put_right(turns: Turns, lane: Lane, reply: Any) -> tuple[int, dict[str, tup
 
 
 def _about(lane: Lane, stage: bytes = b"retry", go_on: bytes = b"") -> tuple[list[str], list[Argument]]:
-    """Keys and arguments of a page."""
+    """Return the keys and arguments of a page."""
     keys, group = lane.keys, lane.id.group
     own = [
         keys.stream,

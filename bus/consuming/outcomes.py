@@ -1,4 +1,4 @@
-"""What became of messages and is not settled yet: done, to be tried again, held back, or dead."""
+"""Outcomes that are not settled yet: done, to be tried again, held back, or dead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import orjson
 
 @dataclass(slots=True)
 class Outcomes:
-    """What is to be settled, in the form that `turn.lua` takes."""
+    """The outcomes of one lane, in the form that `turn.lua` takes."""
 
     done: list[str] = field(default_factory=list)
     retry: list[tuple[str, int, str]] = field(default_factory=list)

@@ -37,7 +37,7 @@ Batch = list[tuple[Lane, list[Message]]]
 
 
 class GroupLost(BusError):
-    """A stream or its group has vanished under a running slice; it must be made again."""
+    """Raised when a stream or its group has vanished under a running slice. It must be made again."""
 
 
 class Plan:
@@ -57,7 +57,7 @@ class Plan:
         self._settling = [(lane, each[-1]) for lane, each in parts]
         self._early = [(lane, part) for lane, each in parts for part in each[:-1]]
         self._released: dict[Lane, list[Any]] = {}
-        """What the early ones have released."""
+        """What the early portions have released."""
         self._late: set[Lane] = set()
         """Lanes whose outcomes were settled only after the replies of this turn had come."""
         self._acking = [lane for lane in self._lanes if lane.acks]
@@ -130,9 +130,10 @@ class Plan:
     # ------------------------------------------------------------------ replies
 
     def settle_early(self) -> None:
-        """Settle what is more than a portion, each in its own write: in between the server serves others.
+        """Settle what is more than one portion, each portion in its own write: the server serves others in
+        between.
 
-        If the connection breaks all of it is sent once more, which changes nothing that is settled.
+        If the connection breaks, all of it is sent once more. That changes nothing that is settled.
         """
         for lane, part in self._early:
             if not lane.lost:
@@ -143,7 +144,7 @@ class Plan:
         self._late.clear()  # nothing else of this turn has been sent yet
 
     def take_in(self, replies: list[Any]) -> Batch | None:
-        """The batch, or None if the turn must be tried again."""
+        """Take in the replies and return the batch; None if the turn must be tried again."""
         rest = iter(replies)
         for lane, part in self._settling:
             reply = self._once_more("turn", lane, next(rest), part)
@@ -169,16 +170,20 @@ class Plan:
         return [(lane, messages) for lane, messages in batch if not lane.lost]
 
     def _after_settling(self, name: str, lane: Lane, reply: Any) -> Any:
-        """The reply, of a script that ran after all was settled: else it brings what was just handled again.
+        """Return the reply of a script that ran after all was settled; else it brings what was just handled
+        again.
 
-        What due.lua gives to a lane of an unordered group it does not give again; nor is it asked for there.
+        What due.lua gives to a lane of an unordered group it does not give again, so it is not asked again
+        there.
         """
         if lane in self._late and not (name == "due" and lane.ordering == "none"):
             reply = self._turns.need_link().call(*self._script(name, lane, by_text=True))
         return self._once_more(name, lane, reply)
 
     def _once_more(self, name: str, lane: Lane, reply: Any, part: Outcomes | None = None) -> Any:
-        """The reply; None, and the lane is lost, if there is foreign data in one of its keys."""
+        """Return the reply, asked once more if need be; None, and the lane is lost, if a key of it holds
+        foreign data.
+        """
         if is_noscript(reply):
             self._late.add(lane)
             reply = self._turns.need_link().call(*self._script(name, lane, part, by_text=True))
@@ -192,7 +197,9 @@ class Plan:
         return None
 
     def _sheds(self, lanes: list[Lane], reply: Any) -> bool:
-        """True if this is the error of a lane with foreign data in a key: the slice goes on without it."""
+        """True if this is the error of a lane with foreign data in a key. The slice goes on without that
+        lane.
+        """
         if not is_of_one_partition(reply):
             return False
         blame(self._turns.need_link(), lanes, reply)
@@ -235,7 +242,7 @@ class Plan:
                 batch.append((lane, lane.messages(entries)))
 
     def _by_script(self, batch: Batch) -> None:
-        """Redis before 7.4 refuses every MULTI when memory is full; a script may still do the same."""
+        """Do the turn by a script: Redis before 7.4 refuses every MULTI when memory is full."""
         for lane in self._lanes:
             fetch = self._count if lane in self._reading else 0
             if not (lane.acks or fetch):

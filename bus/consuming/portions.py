@@ -1,4 +1,4 @@
-"""Outcomes of many messages, cut so that no script that settles them takes the server long."""
+"""Cuts outcomes of many messages, so that no script that settles them takes the server long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ORDER = ("dead", "retry", "noted", "held", "done", "trimmed", "clear", "release
 
 
 def portions(outcomes: Outcomes) -> Iterator[Outcomes]:
-    """The same in several, mostly one, to be settled in this order."""
+    """Cut outcomes into portions, mostly one, to be settled in this order."""
     kind = type(outcomes)
     part, room = kind(), PORTION
     for name in _ORDER:

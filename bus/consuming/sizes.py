@@ -1,8 +1,8 @@
-"""How many messages to fetch at once, so that they take a bounded number of bytes however large they are.
+"""How many messages to fetch at once, so that their bytes stay bounded, however large they are.
 
-How large the next messages are is not known before they are here. So the count follows the mean size of the
-last ones, grows at most twofold from a small start, and where a reply is far too long after all, the
-connection is given up in the midst of it: what it held is in the pending list, from which it comes in pages
+Nobody knows how large the next messages are before they are here. So the count follows the mean size of the
+last ones, and grows at most twofold from a small start. If a reply is far too long all the same, the
+connection is given up in the midst of it. What it held is in the pending list, from which it comes in pages
 that are bounded by bytes (recover.lua). For small messages the bound lies far above what one turn fetches.
 """
 
@@ -22,25 +22,27 @@ FIRST = 20
 
 
 class Sizes:
-    """What is known of the sizes of a group's messages in one process.
+    """The known sizes of a group's messages in one process.
 
-    Threads may share it: what one loses of another's lessons it learns again with the next turn.
+    Threads may share it. What one loses of another's lessons, it learns again with the next turn.
     """
 
     __slots__ = ("_begin", "_mean", "_most")
 
     def __init__(self, first: int = FIRST) -> None:
-        """`first`: messages in the first turn at most."""
+        """`first`: the most messages in the first turn."""
         self._mean = 0
         self._most = first
         self._begin = 0
 
     def bound(self, count: int) -> int:
-        """As many as wanted, but for what would be too many bytes; 0 stays 0."""
+        """Return `count`, or fewer if that would be too many bytes; 0 stays 0."""
         return min(count, self._most)
 
     def some(self, lanes: Sequence[T]) -> Sequence[T]:
-        """From which lanes one turn may fetch: all, or some in turn where one message of each is too much."""
+        """Return the lanes from which one turn may fetch: all, or some in turn if one message of each is too
+        much.
+        """
         if len(lanes) * self._mean <= FETCH_BYTES:
             return lanes
         count, begin = max(1, FETCH_BYTES // self._mean), self._begin % len(lanes)

@@ -1,4 +1,4 @@
-"""Which function handles which topic for which group: `@subscribe` and the table behind it."""
+"""The table of handlers: which function handles which topic for which group. `@subscribe` fills it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ class Subscription:
     ordering: Ordering = "key"
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     batch: int | None = None
-    """At most so many messages in one call of a batch handler; None: one message a call."""
+    """The most messages in one call of a batch handler; None: one message a call."""
     atomic: str | None = None
-    """Alias of the database in whose transaction it runs (see bus.transactions.inbox); None: without."""
+    """Alias of the database in whose transaction the handler runs (see bus.transactions.inbox); None:
+    without.
+    """
     start: str = "earliest"
     time_limit: float | None = None
     """Seconds after which the process that still runs the handler is killed."""

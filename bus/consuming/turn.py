@@ -61,8 +61,9 @@ class Turns:
             lane.prove = partial(self.is_ours, lane)
         self._asked = 0.0
         self.proved = 0.0
-        """Since when it is not known that the leases are ours, by `clock`: the last time we asked, not that
-        at which we read the answer, which may have lain there while this process was frozen."""
+        """When we last asked whether the leases are ours, and they were, by `clock`. Not when we read the
+        answer: it may have lain there while this process was frozen.
+        """
 
     # ------------------------------------------------------------------ opening
 
@@ -104,8 +105,11 @@ class Turns:
         self.drop([lane for lane in self.lanes if lane.lost])
 
     def _void_late_turns(self) -> list[Command]:
-        """Where left-overs are looked for, a turn of a broken connection may still be on its way, under
-        the same lease; what it fetched nobody would see. Writing the lease anew voids its WATCH."""
+        """Return commands that void a turn of a broken connection, in lanes where left-overs are looked for.
+
+        It may still be on its way, under the same lease, and nobody would see what it fetched. To write the
+        lease anew voids its WATCH.
+        """
         late = []
         for lane in self.lanes:
             if lane.recovering:
@@ -127,10 +131,10 @@ class Turns:
         lane.mended = True
 
     def relearn(self, lanes: Iterable[Lane]) -> None:
-        """Read anew what Redis knows of these lanes, and put it right, where they took in what others left.
+        """Read anew what Redis knows of these lanes, and put it right, after they took in what others left.
 
-        That may be of another history of the server, or of another ordering: then a message fails that is
-        not pending, or is tied to other messages than it was, and what waits behind it would wait for ever.
+        That may be of another history of the server, or of another ordering. Then a message fails that is not
+        pending, or is tied to other messages than it was, and what waits behind it would wait for ever.
         """
         for lane in lanes:
             lane.link = None
@@ -144,7 +148,7 @@ class Turns:
         self.drop([lane for lane in self.lanes if lane.lost])
 
     def _check(self, lane: Lane, replies: list[Any]) -> bool:
-        """False, and the lane is marked, if a key of it holds something foreign. Raises other errors."""
+        """Return False and mark the lane if a key of it holds something foreign. Raises other errors."""
         for reply in replies:
             if is_of_one_partition(reply):
                 blame(self.need_link(), [lane], reply)
@@ -153,7 +157,9 @@ class Turns:
         return True
 
     def _mend(self) -> None:
-        """Where left-overs are looked for, what is known of waiting messages may not fit together either."""
+        """Put waiting messages right, in lanes where left-overs are looked for: they may not fit together
+        either.
+        """
         mending.mend(self, [lane for lane in self.lanes if not lane.mended])
 
     def _reads(self) -> list[Command]:
@@ -194,7 +200,7 @@ class Turns:
                 )
 
     def read_eras(self) -> None:
-        """Read anew which messages the ids stand for: a lease was touched, perhaps by ensure.lua."""
+        """Read the eras anew (which messages the ids mean): a lease was touched, perhaps by ensure.lua."""
         replies = self.need_link().pipe([_era(lane) for lane in self.lanes])
         for lane, raw in zip(self.lanes, replies, strict=True):
             if self._check(lane, [raw]):
@@ -218,7 +224,7 @@ class Turns:
         self._mend()
 
     def close(self) -> Link | None:
-        """Give the link up; return it if it is still in step, unwatched, for the next slice."""
+        """Give the link up. Return it, unwatched, for the next slice, if it is still in step."""
         link, self._link = self._link, None
         if link is None or link.closed:
             return None
@@ -233,7 +239,7 @@ class Turns:
         """Settle everything that is kept and fetch about `count` messages.
 
         Returns them by lane; an empty list means that nothing is there now. Raises BusUnavailable or
-        ReplyLost (what was kept is kept), StaleLease (no lane is left), GroupLost.
+        ReplyLost (what was kept is still kept), StaleLease (no lane is left), GroupLost.
         """
         batch = self._turn(count)
         while batch is None:  # refused, by another lane's lease or for memory: once more
@@ -241,12 +247,12 @@ class Turns:
         return batch
 
     def settle(self) -> None:
-        """Settle everything that is kept, fetch nothing."""
+        """Settle everything that is kept; fetch nothing."""
         if any(lane.acks or lane.outcomes for lane in self.lanes):
             self.take(0)
 
     def mark_unordered(self) -> None:
-        """Note how far an unordered group is; in ordered ones every turn does."""
+        """Write the mark of an unordered group. (In ordered groups every turn does.)"""
         for lane in list(self.lanes):
             if lane.ordering == "none":
                 own = [lane.keys.stream, lane.keys.mark(lane.id.group), lane.keys.retry(lane.id.group)]
@@ -274,7 +280,7 @@ class Turns:
         self.prove_by(self.need_link().call(*self.mget()))
 
     def is_ours(self, lane: Lane) -> bool:
-        """Whether a lane is surely still ours; asked by handlers, between two turns."""
+        """Return whether a lane is surely still ours. Handlers ask it, between two turns."""
         try:
             self.prove()
         except (BusUnavailable, StaleLease):
@@ -310,11 +316,11 @@ class Turns:
     # ------------------------------------------------------------------ time
 
     def server_now(self) -> int:
-        """Milliseconds by the server's clock."""
+        """Return the server's time in milliseconds since 1970."""
         return int((self._clock() + self._server_ahead) * 1000)
 
     def due_in(self) -> float | None:
-        """Seconds until the earliest retry is due; None if there is none."""
+        """Return the seconds until the earliest retry is due; None if there is none."""
         dues = [lane.next_due for lane in self.lanes if lane.next_due is not None]
         return max(0.0, (min(dues) - self.server_now()) / 1000) if dues else None
 

@@ -25,7 +25,7 @@ REPLIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What was read."""
+    """The waiting messages of a lane, as read."""
 
     state: list[bytes]
     """The fields of the state hash, each followed by its value."""
@@ -35,16 +35,17 @@ class Waiting:
 
 
 def first(keys: PartitionKeys, group: str) -> list[Command]:
-    """The commands for the first pages."""
+    """Return the commands for the first pages."""
     return [*_pages(keys, group, b"0", b"0"), ("ZCARD", keys.held(group))]
 
 
 def rest(
     pipe: Callable[[list[Command]], list[Any]], keys: PartitionKeys, group: str, replies: Sequence[Any]
 ) -> Waiting | ServerError:
-    """All of it, given the replies to `first`, none of which is an error; or the first error that comes.
+    """Read the rest and return all of it, or the first error that comes.
 
-    `pipe`: sends commands and returns their replies. Raises BusUnavailable.
+    `replies`: those to `first`, none of which is an error. `pipe`: sends commands and returns their replies.
+    Raises BusUnavailable.
     """
     (state_at, state), (retry_at, retries), held = replies
     state, retries = list(state), list(retries)

@@ -1,1 +1,1 @@
-"""From a value to its receipt."""
+"""Publishing: from a value to its receipt."""

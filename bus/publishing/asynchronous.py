@@ -1,7 +1,7 @@
-"""Publishing from an event loop: the futures of a producer, awaited. One wire, no second client.
+"""Publishing from an event loop, by the futures of a producer: one wire, no second client.
 
-Nothing here blocks the loop: what may wait for Redis (the spec of a topic that was never asked for) is done
-in a thread, and a full buffer is awaited.
+Nothing here blocks the loop. What may wait for Redis (the spec of a topic that was never asked for) runs in a
+thread, and a full buffer is awaited.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AsyncPublisher:
     ) -> Receipt:
         """Store one message and return its receipt. Raises what Publisher.publish raises.
 
-        A task that is cancelled does not take the message back.
+        If the task is cancelled, the message may still be stored.
         """
         future = await self._send(
             topic, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
@@ -62,9 +62,9 @@ class AsyncPublisher:
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
-        """Store messages in their order and return how many; `values` may be asynchronous.
+        """Store messages in their order and return how many. `values` may be asynchronous.
 
-        Raises as Publisher.publish_many; on an error, what was handed in before it is awaited first.
+        Raises what Publisher.publish_many raises. On an error, what was handed in before it is awaited first.
         """
         waiting: deque[PublishFuture] = deque()
         stored = 0

@@ -1,8 +1,8 @@
-"""What a producer has in hand: the batch that is being filled, those that wait, those that are on their way.
+"""The messages of a producer that are not stored yet: in the open batch, waiting, or on their way.
 
 While threads are busy sending, the producer's own thread gets Python's lock back only after 5 ms
 (sys.getswitchinterval), twice for each write. So batches that have piled up go with one write, and `send`
-gives way after each batch; else the thread would fall behind. Measured: 5.5 → 5.0 µs a message, and a
+gives way after each batch. Otherwise the thread would fall behind. Measured: 5.5 → 5.0 µs a message, and a
 backlog of 3,000 messages instead of 65,000.
 """
 
@@ -34,11 +34,11 @@ class Limits:
     buffer_messages: int
     buffer_bytes: int
     blocks: bool
-    """Whether a full buffer is waited for."""
+    """True: wait while the buffer is full. False: raise BufferFull."""
 
 
 class Buffer:
-    """The batches of one producer. What says so is called with the lock; the rest takes it."""
+    """The batches of one producer. A method takes the lock, unless its docstring says "with the lock"."""
 
     def __init__(self, limits: Limits, *, on_cut: Callable[[Batch], None], wake: Callable[[], None]) -> None:
         """`on_cut` is called with each batch that is complete, `wake` when there is something to send; both
@@ -56,18 +56,18 @@ class Buffer:
         self._messages = 0
         self._bytes = 0
         self._idle = True
-        """Nobody will look at the open batch unless woken."""
+        """True if nobody will look at the open batch unless woken."""
         self.closed = False
         self._ends: float | None = None
         self._failed: list[tuple[Batch, int, Exception]] = []
         self._room_waiters: list[Callable[[], None]] = []
         self.thread: threading.Thread | None = None
-        """The one that sends."""
+        """The thread that sends."""
 
     # ------------------------------------------------------------------ for those who send; with the lock
 
     def begin(self, size: int) -> Batch:
-        """The open batch for a first message of `size` bytes; waits for room where that is wanted.
+        """Return the open batch for a first message of `size` bytes; wait for room if that is wanted.
 
         Raises BufferFull, ProducerClosed.
         """
@@ -86,7 +86,7 @@ class Buffer:
         return batch
 
     def cut(self) -> None:
-        """The open batch is complete."""
+        """Close the open batch: it is complete."""
         if self.open.messages:
             self._messages += len(self.open.messages)
             self._bytes += self.open.size
@@ -120,7 +120,7 @@ class Buffer:
     # ------------------------------------------------------------------ for the sender
 
     def take(self, *, wait: bool) -> list[Batch]:
-        """The next batches that are due. Without any: nothing, or wait; nothing then means the end."""
+        """Return the next batches that are due; without any: nothing, or wait. Nothing then means the end."""
         with self.lock:
             while not self._is_over():
                 left = self.open.born + self._limits.linger - time.monotonic() if self.open else None
@@ -147,7 +147,7 @@ class Buffer:
         return taken
 
     def landed(self, batch: Batch, failed: list[tuple[int, Exception]]) -> None:
-        """Nothing of this batch is on its way any more."""
+        """Hear that nothing of this batch is on its way any more."""
         with self.lock:
             if self._flying.pop(id(batch), None) is None:
                 return  # abandoned before
@@ -161,7 +161,7 @@ class Buffer:
             callback()
 
     def pause(self, seconds: float) -> bool:
-        """Wait so long; False if there is no time left at all."""
+        """Wait for so many seconds; False if there is no time left at all."""
         with self.lock:
             ends = time.monotonic() + seconds
             self._work.wait_for(lambda: self._is_over() or time.monotonic() >= ends, seconds)
@@ -173,7 +173,7 @@ class Buffer:
     # ------------------------------------------------------------------ for the producer
 
     def when_room(self, callback: Callable[[], None]) -> None:
-        """Call once when something has left, in the sender's thread; at once if the buffer is empty."""
+        """Call `callback` once when something has left, in the sender's thread; at once if it is empty."""
         with self.lock:
             if self._flying or self._queue or self.open:
                 self.cut()
@@ -182,13 +182,13 @@ class Buffer:
         callback()
 
     def everything(self) -> list[Batch]:
-        """All that was handed in and is on its way."""
+        """Return all batches that were handed in and are not done."""
         with self.lock:
             self.cut()
             return [*self._flying.values(), *self._queue]
 
     def close(self, timeout: float | None) -> None:
-        """Take nothing more; what is there may be sent for `timeout` seconds (None: without end)."""
+        """Take nothing more. What is there may be sent for `timeout` seconds (None: without end)."""
         with self.lock:
             if timeout is not None and self._ends is None:
                 self._ends = time.monotonic() + timeout
@@ -198,9 +198,9 @@ class Buffer:
             self._room.notify_all()
 
     def abandon(self, reason: str) -> int:
-        """Take and send nothing more: fail all that is there; how many messages.
+        """Take and send nothing more; fail all that is there, and return how many messages.
 
-        What was sent may be stored; the rest surely is not.
+        What was sent may be stored. The rest surely is not.
         """
         with self.lock:
             self.closed = True
@@ -225,13 +225,13 @@ class Buffer:
         return len(pending)
 
     def unasked(self) -> list[Exception]:
-        """Errors since the last call, of messages whose future nobody asked."""
+        """Return the errors since the last call, of messages whose future nobody asked."""
         with self.lock:
             failed, self._failed = self._failed, []
         return [error for batch, index, error in failed if index not in batch.asked]
 
     def _hurry(self, batch: Batch) -> None:
-        """Somebody waits for a message of this batch."""
+        """Do not let this batch linger: somebody waits for a message of it."""
         if threading.current_thread() is self.thread:
             raise BusError("A callback must not wait for a message: nothing is sent until it has returned.")
         with self.lock:

@@ -1,4 +1,4 @@
-"""A message that was checked and encoded, and is not on its way yet."""
+"""Drafts: messages that were checked and encoded, and are not on their way yet."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ MAX_MESSAGE_ID = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """What is published, as the server will get it. Make it by `make`."""
+    """A message as the server will get it. Made by `make`."""
 
     topic: str
     fields: list[bytes]
     key: bytes | None = None
     message_id: str | None = None
-    """Stored once within the dedupe window under this id."""
+    """The id under which it is stored once within the dedupe window; None: without."""
     due: tuple[str, int] | None = None
     """("in", milliseconds from now) or ("at", milliseconds since 1970), both by the server's clock."""
 
     def partition(self, partitions: int, turn: Callable[[], int]) -> int:
-        """Where it belongs: by its key, else by its message_id (a second copy must meet the first), else
-        wherever the turn is."""
+        """Return the partition: by the key, else by the message_id, so that a second copy meets the first,
+        else the turn's.
+        """
         if partitions == 1:
             return 0
         if self.key is not None:
@@ -47,10 +48,11 @@ class Draft:
         return turn() % partitions
 
     def command(self, keys: PartitionKeys, window: int, *, by_text: bool = False) -> Command:
-        """The command that stores it in this partition. `window`: seconds for which its id is known.
+        """Return the command that stores it in this partition.
 
-        Replies: an id, or nil where the stream is missing, or as `once.lua` and `delay.lua` say.
-        `by_text`: send the whole script, because the server does not know it yet.
+        `window`: seconds for which its id is known. `by_text`: send the whole script, because the server does
+        not know it yet. Replies: an id, or nil if the stream is missing, or as `once.lua` and `delay.lua`
+        say.
         """
         if self.message_id is None and self.due is None:
             return add_command(keys.stream, self.fields)
@@ -93,7 +95,7 @@ def make(
 def once_command(
     stream: str, once: list[str], messages: list[list[bytes]], window: int, *, by_text: bool = False
 ) -> Command:
-    """`once.lua` for messages of one partition and the keys of their message_ids."""
+    """Return the call of `once.lua` for messages of one partition and the keys of their message_ids."""
     args: list[Argument] = [window]
     for fields in messages:
         args += [len(fields), *fields]
@@ -103,7 +105,7 @@ def once_command(
 
 
 def receipt_of(topic: str, partition: int, reply: Any) -> Receipt:
-    """The receipt in a reply to `Draft.command` that is neither an error nor nil."""
+    """Return the receipt in a reply to `Draft.command` that is neither an error nor nil."""
     if isinstance(reply, bytes):
         return Receipt(topic, partition, reply.decode())
     message_id, duplicate = reply[0]

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     import asyncio
 
 PENDING = object()
-"""The outcome of a message that is still on its way."""
+"""Stands for the outcome of a message that is still on its way."""
 
 #: Orders the creation of events; taken only where somebody waits.
 _events = threading.Lock()
 
 
 class Batch:
-    """Messages that go with one write, and what became of them."""
+    """The messages of one write, and what became of them."""
 
     __slots__ = ("_places", "asked", "born", "callbacks", "event", "messages", "most",
                  "most_bytes", "on_wait", "outcomes", "pid", "resendable", "sent", "size",
@@ -38,24 +38,24 @@ class Batch:
     def __init__(self, on_wait: Callable[[Batch], None]) -> None:
         """`on_wait` is called when somebody waits for a message of this batch: it should not linger."""
         self.messages: list[Packed] = []
-        """Until it is done."""
+        """The messages as bytes, kept until it is done."""
         self._places: list[Place] = []
         self.resendable: set[int] = set()
-        """Messages with a message_id: sending them twice stores them once."""
+        """The messages with a message_id: sending them twice stores them once."""
         self.topics: list[str] = []
         self.uncertain: set[int] = set()
-        """Messages that were sent and may be stored, and are sent again: their fate is not known."""
+        """The messages that were sent and may be stored, and are sent again: their fate is not known."""
         self.size = 0
         self.most = 0
-        """Messages that it may hold; and bytes, in `most_bytes`."""
+        """The most messages that it may hold; `most_bytes`: the most bytes."""
         self.most_bytes = 0
         self.born = time.monotonic()
         self.sent: float | None = None
-        """When it was sent first."""
+        """When it was first sent, by the monotonic clock; None: not yet."""
         self.outcomes: list[Any] | None = None
-        """For each message its reply, its error, or PENDING; None while that is so for all."""
+        """For each message its reply, its error, or PENDING; None while all are pending."""
         self.asked: set[int] = set()
-        """Messages whose error somebody was told."""
+        """The messages whose error somebody was told."""
         self.callbacks: dict[int, list[Callable[[], None]]] = {}
         self.event: threading.Event | None = None
         self.on_wait = on_wait
@@ -72,12 +72,12 @@ class Batch:
         return PENDING if self.outcomes is None else self.outcomes[index]
 
     def land(self, outcomes: list[Any]) -> None:
-        """All outcomes are known, in order. Whoever waits hears of it by `tell`."""
+        """Take in all outcomes, in order. Whoever waits hears of them by `tell`."""
         self._let_go()
         self.outcomes = outcomes
 
     def settle(self, outcomes: dict[int, Any]) -> None:
-        """Some outcomes are known. Whoever waits hears of it by `tell`."""
+        """Take in some outcomes. Whoever waits hears of them by `tell`."""
         if self.outcomes is None:
             self.outcomes = [PENDING] * len(self)
         for index, outcome in outcomes.items():
@@ -86,7 +86,7 @@ class Batch:
             self._let_go()
 
     def _let_go(self) -> None:
-        """Of the bytes: whoever keeps a future needs only the place."""
+        """Free the bytes: whoever keeps a future needs only the place."""
         if self.messages:
             self._places = [place for place, _ in self.messages]
             self.messages = []
@@ -96,19 +96,19 @@ class Batch:
         return self.outcomes is not None and PENDING not in self.outcomes
 
     def hurry(self) -> None:
-        """Somebody waits: it should not linger."""
+        """Do not let it linger: somebody waits."""
         if not self.is_done():
             self._check_process()
             self.on_wait(self)
 
     def wait(self, index: int, timeout: float | None) -> Any:
-        """The outcome of one message. Raises TimeoutError."""
+        """Wait for the outcome of one message and return it. Raises TimeoutError."""
         self._wait(lambda: self.outcome(index) is not PENDING, timeout)
         self.asked.add(index)
         return self.outcome(index)
 
     def wait_all(self, timeout: float | None) -> None:
-        """Until nothing of it is on its way any more. Raises TimeoutError."""
+        """Wait until nothing of it is on its way any more. Raises TimeoutError."""
         self._wait(self.is_done, timeout)
 
     def _wait(self, condition: Callable[[], bool], timeout: float | None) -> None:
@@ -129,7 +129,7 @@ class Batch:
                 raise TimeoutError("the message is still on its way")
 
     def call_back(self, index: int, callback: Callable[[], None]) -> None:
-        """Call when the outcome is known, in the producer's thread; at once if it is."""
+        """Call `callback` when the outcome is known, in the producer's thread; at once if it is."""
         self.asked.add(index)
         if self.outcome(index) is PENDING:
             self._check_process()
@@ -158,7 +158,7 @@ class Batch:
 
 
 class PublishFuture:
-    """The receipt of one message, when it is there. Made by `Producer.send`."""
+    """The receipt of one message, once it is there. Made by `Producer.send`."""
 
     __slots__ = ("_batch", "_index")
 
@@ -167,7 +167,7 @@ class PublishFuture:
         self._index = index
 
     def result(self, timeout: float | None = None) -> Receipt:
-        """Wait for the receipt, at most `timeout` seconds; it does not linger then.
+        """Wait for the receipt and return it, after at most `timeout` seconds. The message does not linger.
 
         Raises what `publish` raises, TimeoutError, and BusError in a process that was forked meanwhile.
         """
@@ -177,7 +177,7 @@ class PublishFuture:
         return receipt_of(*self._batch.place(self._index), outcome)
 
     def exception(self, timeout: float | None = None) -> Exception | None:
-        """Wait, and return the error; None if the message is stored. Raises TimeoutError."""
+        """Wait and return the error; None if the message is stored. Raises TimeoutError."""
         outcome = self._batch.wait(self._index, timeout)
         return outcome if isinstance(outcome, Exception) else None
 
@@ -186,18 +186,18 @@ class PublishFuture:
         return self._batch.outcome(self._index) is not PENDING
 
     def add_done_callback(self, callback: Callable[[PublishFuture], object]) -> None:
-        """Call `callback(future)` when it is done, in the producer's thread; at once if it is.
+        """Call `callback(future)` when it is done, in the producer's thread; at once if it is done.
 
-        It must be short: the producer waits for it. An exception in it is logged.
+        The callback must be short: the producer waits for it. An exception in it is logged.
         """
         self._batch.call_back(self._index, lambda: _call(callback, self))
 
     def hurry(self) -> None:
-        """Somebody waits for this message: do not let it linger for others."""
+        """Do not let this message linger for others: somebody waits for it."""
         self._batch.hurry()
 
     def __await__(self) -> Generator[Any, None, Receipt]:
-        """`await future`, in any event loop of asyncio; does not block it."""
+        """Wait for the receipt in any event loop of asyncio, without blocking it: `await future`."""
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -218,7 +218,7 @@ class PublishFuture:
 
 
 def after_fork() -> None:
-    """In a child: the lock may be held by a thread that is not there."""
+    """Make a new lock in a forked child: the old one may be held by a thread that is not there."""
     global _events
     _events = threading.Lock()
 

@@ -1,9 +1,8 @@
-"""Values → packed XADDs of one topic: the fast way from a value to bytes on the wire.
+"""The fast way from a value to bytes on the wire: packed XADDs of one topic.
 
-What nearly every message is (a JSON value, perhaps with a key) is encoded, checked and packed here in
-one function, with all that repeats made once: 0.9 µs instead of 2.5. Anything else (headers, bytes, a
-message_id, a delay, whatever is wrong) goes the general way, through `bus.publishing.draft`, which also says
-what is wrong. Both ways store the same fields.
+Nearly every message is a JSON value, perhaps with a key. One function encodes, checks and packs it, and makes
+once what repeats: 0.9 µs instead of 2.5. Anything else (headers, bytes, a message_id, a delay, whatever is
+wrong) goes through `bus.publishing.draft`, which also says what is wrong. Both ways store the same fields.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from bus.values import TopicSpec
 Place = tuple[str, int]
 """Topic and partition."""
 Packed = tuple[Place, bytes]
-"""Where a message goes, and the command in RESP."""
+"""The place of a message, and its command in RESP."""
 
 #: Lengths of values as RESP has them, by length: a table is faster than formatting.
 _TABLE = 4096
@@ -48,13 +47,14 @@ class Packer:
         self._heads = [add_head(each.stream, 1) for each in self._keys]
         self._keyed_heads = [add_head(each.stream, 2) for each in self._keys]
         self._places = [(spec.name, number) for number in range(spec.partitions)]
-        """Topic and partition, by partition: made once for all messages."""
+        """The place of each partition, made once for all messages."""
         self.pack = self._make_pack()
 
     def _make_pack(self) -> Callable[[Any, str | None, int], Packed]:
-        """`pack(value, key, turn)`: a message with a JSON value; `turn`: the partition where there is no key.
+        """Make `pack(value, key, turn)`, which packs a message with a JSON value. Raises InvalidMessage.
 
-        Raises InvalidMessage. A closure, so that nothing is looked up on the hot path.
+        `turn`: the partition of a message without key. It is a closure, so that the hot path looks nothing
+        up.
         """
         heads, keyed_heads, places = self._heads, self._keyed_heads, self._places
         partitions, max_bytes, topic = self.spec.partitions, self._max_bytes, self.spec.name
@@ -99,7 +99,7 @@ class Packer:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> Packed:
-        """Any message, and the one that says what is wrong with it. Raises InvalidMessage."""
+        """Pack any message, and say what is wrong with one that cannot be packed. Raises InvalidMessage."""
         draft = drafts.make(
             self.spec.name,
             value,
@@ -113,7 +113,7 @@ class Packer:
         return self.pack_draft(draft, turn)
 
     def pack_draft(self, draft: Draft, turn: int, *, by_text: bool = False) -> Packed:
-        """A draft; `by_text`: with its whole script, which the server does not know."""
+        """Pack a draft. `by_text`: with its whole script, which the server does not know."""
         partition = draft.partition(self.spec.partitions, lambda: turn)
         return self._places[partition], pack(
             draft.command(self._keys[partition], self._window, by_text=by_text)

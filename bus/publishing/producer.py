@@ -38,10 +38,10 @@ EXIT_SECONDS = 10.0
 
 
 class Producer:
-    """Publishes in the background. Safe across threads and forks; to be closed, or used in a `with`."""
+    """A buffered publisher. Safe across threads and forks. Close it, or use it in a `with` block."""
 
     default_bus: ClassVar[Callable[[], Bus]]
-    """Where a producer that is given no bus finds one. Set by `bus.default`, a floor above."""
+    """Finds the bus of a producer that is given none. Set by `bus.default`, a floor above."""
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class Producer:
         on_full: Literal["block", "raise"] = "block",
         delivery_timeout: float = 60.0,
     ) -> None:
-        """Opens no connection. `bus`: None is the default bus.
+        """Open no connection yet.
 
-        `linger`: seconds that a message waits for others to share its write. `batch_messages`, `batch_bytes`:
-        a batch has no more; batches that have piled up share a write. `buffer_messages`, `buffer_bytes`: so
-        much may be on its way; then `send` waits ("block") or raises BufferFull ("raise").
-        `delivery_timeout`: seconds after which a message fails that could not be written. Raises
-        ConfigurationError.
+        `bus`: None is the default bus. `linger`: seconds that a message waits for others to share its write.
+        `batch_messages`, `batch_bytes`: the most in one batch; batches that have piled up share a write.
+        `buffer_messages`, `buffer_bytes`: the most on its way; then `send` waits (`on_full="block"`) or
+        raises BufferFull ("raise"). `delivery_timeout`: seconds after which a message fails that could not be
+        written. Raises ConfigurationError.
         """
         for name, number, least in (
             ("linger", linger, 0), ("batch_messages", batch_messages, 1), ("batch_bytes", batch_bytes, 1),
@@ -88,7 +88,7 @@ class Producer:
         _producers.add(self)
 
     def _begin(self) -> None:
-        """Nothing is buffered: the state of a new producer, and of one in a child after a fork."""
+        """Start with nothing buffered: in a new producer, and in a child after a fork."""
         self._buffer = Buffer(self._limits, on_cut=self._cut, wake=self._wake)
         self._turn = 0
         self._packers: dict[str, Packer] = {}
@@ -107,11 +107,11 @@ class Producer:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> PublishFuture:
-        """Hand in one message; its receipt comes with the future. Arguments as of `bus.publish`.
+        """Hand in one message and return the future of its receipt. Arguments as of `bus.publish`.
 
         Messages without key and message_id stay with one partition for a batch, then go to the next. Raises
-        InvalidMessage, UnknownTopic, ProducerClosed, BufferFull, and BusUnavailable where the topic is not
-        known yet and Redis cannot be asked. Whatever becomes of the message later is in the future.
+        InvalidMessage, UnknownTopic, ProducerClosed, BufferFull, and BusUnavailable if the topic is not known
+        yet and Redis cannot be asked. The future holds whatever becomes of the message later.
         """
         packer = self._packers.get(topic) or self._look_up(topic)
         if headers is None and message_id is None and delay is None and at is None:
@@ -149,8 +149,10 @@ class Producer:
         return made
 
     def _look_up(self, topic: str) -> Packer:
-        """By the spec that is known, so that neither a slow nor an absent Redis keeps `send` waiting; the
-        sender asks for a newer one. Only a topic's first message waits for Redis."""
+        """Return the packer by the known spec, so that no slow or absent Redis keeps `send` waiting.
+
+        The sender asks for a newer spec. Only a topic's first message waits for Redis.
+        """
         publisher = self._bus.publisher
         packer = self._packers[topic] = publisher.known_packer(topic) or publisher.packer(topic)
         return packer
@@ -162,13 +164,13 @@ class Producer:
         return Producer.default_bus()
 
     def _cut(self, batch: Batch) -> None:
-        """A batch is complete: keyless messages go on to the next partition, and specs are looked at anew."""
+        """Close a batch: keyless messages go on to the next partition, and specs are looked at anew."""
         batch.topics = list(self._packers)
         self._packers.clear()
         self._turn += 1
 
     def _wake(self) -> None:
-        """The buffer has something to send. Called with its lock."""
+        """Wake the sender: the buffer has something to send. Called with the buffer's lock."""
         if self._sender is None:
             bus = self._bus
             sender = Sender(
@@ -184,14 +186,16 @@ class Producer:
     # ------------------------------------------------------------------ the end
 
     def when_room(self, callback: Callable[[], None]) -> None:
-        """Call once when something has left the buffer, in the producer's thread; at once if it is empty."""
+        """Call `callback` once when something has left the buffer, in the producer's thread; at once if it is
+        empty.
+        """
         self._buffer.when_room(callback)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything handed in so far is stored or has failed, at most `timeout` seconds.
 
-        Raises TimeoutError; else the first error since the last flush of a message whose future nobody asked,
-        with a note on how many there were.
+        Raises TimeoutError. Otherwise raises the first error since the last flush of a message whose future
+        nobody asked, with a note on how many there were.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         for batch in self._buffer.everything():
@@ -201,8 +205,8 @@ class Producer:
     def close(self, timeout: float | None = None) -> None:
         """Flush and end, after at most `timeout` seconds (None: as long as delivery_timeout lets it).
 
-        What is not stored by then fails: BusUnavailable where it was surely not written, else
-        PublishUncertain. Raises as flush. Idempotent.
+        What is not stored by then fails: with BusUnavailable if it was surely not written, otherwise with
+        PublishUncertain. Raises what flush raises. You may call it again.
         """
         self._buffer.close(timeout)
         sender = self._sender
@@ -235,7 +239,7 @@ class Producer:
             error.add_note(f"Besides, messages of the producer failed: {own!r}")
 
     def _after_fork(self) -> None:
-        """In the child: what was buffered is the parent's to send."""
+        """Forget the buffer in a forked child: its parent sends that."""
         closed = self._buffer.closed
         self._begin()
         self._buffer.closed = closed

@@ -1,4 +1,4 @@
-"""One message, and many."""
+"""Publishing on the caller's thread: one message for each call, or many."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Publisher:
     def __init__(
         self, client: Client, registry: Registry, keys: Keys, *, max_bytes: int, window: int
     ) -> None:
-        """`max_bytes`: of one message. `window`: seconds for which a message_id is known."""
+        """`max_bytes`: the most in one message. `window`: seconds for which a message_id is known."""
         self._client = client
         self._registry = registry
         self._keys = keys
@@ -94,7 +94,7 @@ class Publisher:
         )
 
     def send(self, draft: Draft) -> Receipt:
-        """Store a draft and return its receipt. Raises what `publish` raises, but for InvalidMessage."""
+        """Store a draft and return its receipt. Raises what `publish` raises, except InvalidMessage."""
         spec = self._registry.spec(draft.topic)
         partition = draft.partition(spec.partitions, lambda: next(self._turn))
         keys = self._keys.partition(draft.topic, partition)
@@ -106,11 +106,11 @@ class Publisher:
     def send_once(
         self, topic: str, partition: int, messages: Sequence[tuple[str, list[bytes]]], *, window: int
     ) -> list[Receipt]:
-        """Store messages of one partition in their order, each at most once; all or none.
+        """Store messages of one partition in their order, each at most once; all or none. One round trip.
 
-        `messages`: (message_id, stream fields), at most MAX_ONCE of them. `window`: seconds for which the ids
-        are known. One round trip. For those that send again after a crash (the outbox): ids that are known
-        are not stored a second time. Raises UnknownTopic, BusUnavailable, BusFull (nothing was written) or
+        For callers that send again after a crash (the outbox): ids that are known are not stored a second
+        time. `messages`: (message_id, stream fields), at most MAX_ONCE of them. `window`: seconds for which
+        the ids are known. Raises UnknownTopic, BusUnavailable, BusFull (nothing was written) or
         PublishUncertain (send them again).
         """
         keys = self._keys.partition(topic, partition)
@@ -124,15 +124,17 @@ class Publisher:
         return [receipt_of(topic, partition, [each]) for each in reply]
 
     def shorten(self, topic: str, partition: int, message_ids: Sequence[str]) -> None:
-        """Have the server know ids that `send_once` stored no longer than those of `publish`, from now on.
+        """Shorten the time for which the server knows ids of `send_once`, to that of `publish` from now on.
 
-        Raises BusUnavailable; then they stay known for as long as `send_once` said.
+        Raises BusUnavailable; they then stay known for as long as `send_once` said.
         """
         keys = self._keys.partition(topic, partition)
         self._client.pipe([("EXPIRE", keys.once(each), self._window) for each in message_ids])
 
     def _store(self, topic: str, partition: int, command: Callable[[bool], Command]) -> Any:
-        """The reply to a command that may be a script; `command` is asked for it by SHA-1, or in full."""
+        """Return the reply to a command that may be a script; `command(by_text)` gives it by SHA-1 or in
+        full.
+        """
 
         def call() -> Any:
             try:
@@ -145,7 +147,7 @@ class Publisher:
         return self._call(topic, partition, call)
 
     def _call(self, topic: str, partition: int, call: Callable[[], Any]) -> Any:
-        """The reply to a command that stores, sent again only where nil says that nothing was written."""
+        """Return the reply to a command that stores; send it again only if nil says that it wrote nothing."""
         reply = self._once(topic, call)
         if reply is None:
             self.mend(topic, partition, reply)
@@ -171,11 +173,12 @@ class Publisher:
         headers: Callable[[Any], Headers | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
-        """Store messages in their order, BATCH in a write, two writes in flight; return how many.
+        """Store messages in their order, BATCH in a write, two writes in flight, and return how many.
 
-        On an error all before the message at fault are stored, and a note on the error says which it is. If
-        it cannot be published (InvalidMessage, an error of `values`, `key`, `headers` or `message_id`) none
-        after it is stored; if the server refuses it, later ones under way may be stored or not.
+        On an error, all messages before the one at fault are stored, and a note on the error says which it
+        is. If it cannot be published (InvalidMessage, an error of `values`, `key`, `headers` or
+        `message_id`), none after it is stored. If the server refuses it, later ones under way may be stored
+        or not.
         """
         stored = 0
         try:
@@ -194,10 +197,10 @@ class Publisher:
         headers: Callable[[Any], Headers | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> Iterator[Receipt]:
-        """Like publish_many, but yields each receipt as its reply arrives.
+        """Store messages like publish_many, and yield each receipt as its reply arrives.
 
-        Lazy: nothing is written before the first receipt is asked for. On an error the message at fault is
-        the one after the last receipt.
+        It is lazy: it writes nothing before the first receipt is asked for. On an error, the message at fault
+        is the one after the last receipt.
         """
         for places, replies in self._waves(topic, values, key, headers, message_id):
             for place, reply in zip(places, replies, strict=True):
@@ -211,7 +214,7 @@ class Publisher:
         headers: Callable[[Any], Headers | None] | None,
         message_id: Callable[[Any], str | None] | None,
     ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
-        """Places and replies of what is stored, in the order of the values; then the error, if any."""
+        """Yield places and replies of what is stored, in the order of the values; raise the error, if any."""
         waves = Waves(topic, self._client.borrow(), self.mend)
         try:
             if message_id is not None:
@@ -228,8 +231,9 @@ class Publisher:
         headers: Callable[[Any], Headers | None] | None,
         message_id: Callable[[Any], str | None] | None,
     ) -> Iterator[tuple[list[Packed], Exception | None]]:
-        """What goes with one write; the last with the error that ended them, so that what came before it
-        is stored."""
+        """Yield what goes with one write. The last comes with the error that ended them, so all before it is
+        stored.
+        """
         write: list[Packed] = []
         size, turn, simple = 0, self._turn, headers is None and message_id is None
         packer = self.packer(topic)
@@ -258,18 +262,18 @@ class Publisher:
     # ------------------------------------------------------------------ shared with the producer
 
     def packer(self, topic: str) -> Packer:
-        """The packer of a topic by its present spec. Raises UnknownTopic or BusUnavailable."""
+        """Return the packer of a topic, by its present spec. Raises UnknownTopic or BusUnavailable."""
         return self._packer_for(self._registry.spec(topic))
 
     def known_packer(self, topic: str) -> Packer | None:
-        """The packer of a topic by the spec known last; None if it was never asked for. No I/O."""
+        """Return the packer of a topic, by the spec known last; None if nobody asked for it yet. No I/O."""
         spec = self._registry.known(topic)
         return None if spec is None else self._packer_for(spec)
 
     def refresh(self, topics: Iterable[str]) -> None:
-        """Ask for the specs of topics again that are older than they should be, until one cannot be read.
+        """Ask again for specs that are too old, until one cannot be read.
 
-        Then the known ones stay: a message for a topic that is gone is refused when it is sent.
+        Then the known specs stay. A message for a topic that is gone is refused when it is sent.
         """
         try:
             for topic in topics:
@@ -285,14 +289,15 @@ class Publisher:
         return packer
 
     def load_scripts(self, link: Link) -> None:
-        """Have the server know the scripts that store messages. Raises BusUnavailable or ServerError."""
+        """Load the scripts that store messages into the server. Raises BusUnavailable or ServerError."""
         for reply in link.pipe([("SCRIPT", "LOAD", script(name).text) for name in SCRIPTS]):
             check(reply)
 
     def mend(self, topic: str, partition: int, reply: Any) -> None:
-        """See to it that a command can succeed that was answered so that nothing was written.
+        """Mend why the server wrote nothing, so that the same command can succeed: load the script, or make
+        the stream again.
 
-        Raises UnknownTopic where the stream has vanished because the topic was deleted, BusUnavailable.
+        Raises BusUnavailable, and UnknownTopic if the stream is missing because the topic was deleted.
         """
         if is_noscript(reply):
             link = self._client.borrow()

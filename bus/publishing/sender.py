@@ -1,8 +1,8 @@
-"""The thread of a producer: writes batches in their order, two in flight, and sends again what may be.
+"""The thread of a producer: writes batches in their order, two in flight, and sends again what may go again.
 
-What may be sent again without a second copy: what the server refused (it wrote nothing), and what has a
-message_id. Order is kept per partition: a refused message after which something of its partition was
-stored gets its error instead, since sent again it would stand behind a newer one.
+Two kinds may go again without a second copy: what the server refused (it wrote nothing), and what has a
+message_id. Order is kept per partition. If something of a partition was stored after a refused message of it,
+that message gets its error: sent again, it would stand behind a newer one.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ _BACKOFF = RetryPolicy(delay=0.05, max_delay=1.0, jitter=0.5)
 
 
 class Queue(Protocol):
-    """Where the sender gets its batches from, and whom it tells what became of them."""
+    """The source of the sender's batches, which also hears what became of them."""
 
     def take(self, *, wait: bool) -> list[Batch]:
-        """The next batches that are due. Without any: nothing, or wait; nothing then means the end."""
+        """Return the next batches that are due; without any: nothing, or wait. Nothing then means the end."""
 
     def landed(self, batch: Batch, failed: list[tuple[int, Exception]]) -> None:
-        """Nothing of this batch is on its way any more."""
+        """Hear that nothing of this batch is on its way any more."""
 
     def pause(self, seconds: float) -> bool:
-        """Wait so long; False if there is no time left at all."""
+        """Wait for so many seconds; False if there is no time left at all."""
 
     def abandon(self, reason: str) -> int:
-        """Nothing is sent any more: fail all that is there; how many messages."""
+        """Send nothing more; fail all that is there, and return how many messages."""
 
 
 class Flight:
-    """What one write holds: whole batches, or what is left of some."""
+    """The content of one write: whole batches, or what is left of some."""
 
     __slots__ = ("messages", "whole")
 
     def __init__(self, whole: list[Batch], messages: list[tuple[Batch, int]] | None = None) -> None:
         self.whole = whole
         self.messages = messages
-        """Single messages, where they are not all of the batches."""
+        """The single messages, if they are not all of their batches."""
 
     def all_messages(self) -> list[tuple[Batch, int]]:
         if self.messages is not None:
@@ -71,7 +71,7 @@ class Flight:
         return sum(map(len, self.whole)) if self.messages is None else len(self.messages)
 
     def write(self) -> tuple[bytes, int]:
-        """The bytes, and how many messages they are."""
+        """Return the bytes, and how many messages they are."""
         if self.messages is None:
             packed = [packed for batch in self.whole for _, packed in batch.messages]
         else:
@@ -80,7 +80,7 @@ class Flight:
 
     @classmethod
     def of(cls, messages: list[tuple[Batch, int]]) -> Flight:
-        """Single messages, in their order."""
+        """Make a flight of single messages, in their order."""
         return cls(list({id(batch): batch for batch, _ in messages}.values()), messages)
 
 
@@ -116,9 +116,9 @@ class Sender(threading.Thread):
         self._link: Link | None = None
         self._flights: deque[Flight] = deque()
         self._again: deque[Flight] = deque()
-        """What must be sent before anything new."""
+        """Flights that must be sent before anything new."""
         self._trouble: BusError | None = None
-        """Why nothing could be written the last time."""
+        """The error of the last write, if nothing could be written."""
         self._troubles = 0
 
     def run(self) -> None:
@@ -235,12 +235,12 @@ class Sender(threading.Thread):
             begin = end
 
     def _lost(self, error: BusUnavailable, replies: list[Any]) -> None:
-        """The connection broke after these replies."""
+        """Sort out what is under way: the connection broke after these replies."""
         self._close_link()
         self._sort(replies, error)
 
     def _sort_out(self, replies: list[Any]) -> None:
-        """Something was refused, or is sent again: read the replies to all that is under way."""
+        """Read the replies to all that is under way: something was refused, or is sent again."""
         link = self._link
         assert link is not None
         under_way = sum(map(len, self._flights))
@@ -252,7 +252,7 @@ class Sender(threading.Thread):
         self._sort(replies, None)
 
     def _sort(self, replies: list[Any], lost: BusUnavailable | None) -> None:
-        """Into what is settled and what is sent again. `lost`: why there are no more replies."""
+        """Divide what is under way: settled, or sent again. `lost`: why there are no more replies."""
         messages = [each for flight in self._flights for each in flight.all_messages()]
         self._flights.clear()
         replies = replies + [PENDING] * (len(messages) - len(replies))
@@ -299,7 +299,7 @@ class Sender(threading.Thread):
         return sent_for < self._window / 2 and not self._is_late(batch)
 
     def _refusal(self, place: Place, reply: Any, mended: dict[Place, BusError | None]) -> BusError:
-        """Why a message was refused, after an attempt to mend it: once for each partition."""
+        """Return the error of a refused message, after trying to mend its cause: once for each partition."""
         if reply is not None and not is_noscript(reply):
             return error_of(reply)
         if place not in mended:
@@ -321,7 +321,7 @@ class Sender(threading.Thread):
     # ------------------------------------------------------------------ what becomes of messages
 
     def _judge(self, messages: list[tuple[Batch, int]], verdicts: Sequence[Any]) -> None:
-        """Give every message its outcome that has one."""
+        """Give each message that has an outcome its outcome."""
         by_batch: dict[int, tuple[Batch, dict[int, Any]]] = {}
         for (batch, index), verdict in zip(messages, verdicts, strict=True):
             if verdict is not PENDING:
@@ -343,7 +343,7 @@ class Sender(threading.Thread):
             self._give_up(error)
 
     def _give_up(self, error: BusError) -> None:
-        """The producer is being closed and its time is over."""
+        """Fail everything: the producer is being closed and its time is over."""
         for flight in self._again:
             messages = flight.all_messages()
             self._judge(messages, [_final(*each, error) for each in messages])
@@ -355,7 +355,7 @@ def _all_stored(replies: list[Any]) -> bool:
 
 
 def _final(batch: Batch, index: int, error: BusError | None) -> BusError:
-    """The error that a message is given up with: of what was sent and may be stored nobody knows."""
+    """Return the error of a message that is given up. If it was sent, it may be stored, and nobody knows."""
     if index in batch.uncertain or error is None:
         return uncertain(batch.place(index)[0], error or ReplyLost("no reply"))
     return error
@@ -366,7 +366,7 @@ def _failures(batch: Batch) -> list[tuple[int, Exception]]:
 
 
 def _complain(batch: Batch, outcomes: dict[int, Any]) -> None:
-    """One line a second for each topic and kind of error, so that nothing is dropped in silence."""
+    """Log errors, one line a second for each topic and kind, so that nothing is dropped in silence."""
     failed: dict[tuple[str, str], list[Exception]] = {}
     for index, each in outcomes.items():
         if isinstance(each, Exception):

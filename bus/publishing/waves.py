@@ -1,4 +1,4 @@
-"""Writes of many messages, two under way on one link, and what follows where one of them is refused."""
+"""The writes of publish_many, two under way on one link, and what follows if one of them is refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Waves:
         self._flying.append(write)
 
     def _land(self) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
-        """The replies to the oldest write under way."""
+        """Yield the places of the oldest write under way, and the replies to it."""
         write = self._flying.popleft()
         try:
             replies = self.link.receive_many(len(write))
@@ -74,8 +74,11 @@ class Waves:
     def _mended(
         self, write: list[Packed], replies: list[Any]
     ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
-        """Something was refused. What is under way must be answered before anything is sent again, or
-        later messages of a key would overtake those that were refused."""
+        """Mend what was refused and send it again.
+
+        What is under way must be answered before anything is sent again. Otherwise later messages of a key
+        would overtake those that were refused.
+        """
         broken: BusUnavailable | None = None
         for each in self._flying:
             write = write + each
@@ -107,10 +110,10 @@ class Waves:
 
 
 def resendable(places: Sequence[Any], replies: Sequence[Any]) -> set[int]:
-    """Which of the messages sent in this order can be sent again without a break in the order.
+    """Return which of the messages sent in this order can go again without a break in the order.
 
-    Those that were refused for a reason that can be mended (nothing was written), and after which nothing
-    of the same place was stored.
+    These were refused for a reason that can be mended (nothing was written), and nothing of the same place
+    was stored after them.
     """
     again: set[int] = set()
     closed: set[Any] = set()
@@ -125,7 +128,7 @@ def resendable(places: Sequence[Any], replies: Sequence[Any]) -> set[int]:
 
 
 def uncertain(topic: str, error: BaseException) -> PublishUncertain:
-    """The error for a message whose reply was lost."""
+    """Return the error for a message whose reply was lost."""
     return PublishUncertain(
         f"The reply to a publish to {topic!r} was lost, so the message may or may not be stored: {error} "
         "A message with a message_id can safely be published again."
@@ -133,5 +136,5 @@ def uncertain(topic: str, error: BaseException) -> PublishUncertain:
 
 
 def vanished(topic: str) -> UnknownTopic:
-    """The error for a message whose stream was missing, and is missing again."""
+    """Return the error for a message whose stream was missing, and is missing again."""
     return UnknownTopic(topic, "Its stream vanished again while the message was being published.")
