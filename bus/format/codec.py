@@ -45,7 +45,7 @@ def encode(
     *,
     max_bytes: int,
 ) -> list[bytes]:
-    """The stream fields of a message, or InvalidMessage that says which part is wrong and why."""
+    """Return the stream fields of a message. Raises InvalidMessage, which says what part is wrong and why."""
     if isinstance(value, bytes | bytearray | memoryview):
         fields = [b"v", bytes(value), b"e", _RAW]
         marker = len(_RAW)
@@ -95,7 +95,7 @@ def decode_ahead(messages: Iterable[Message]) -> None:
 
 
 def raw_key(message: Message) -> bytes | None:
-    """The key as Redis holds it, also of a message that cannot be decoded; None: it has none."""
+    """Return the key as Redis holds it, also of a message that cannot be decoded; None: it has none."""
     fields = message._fields
     if len(fields) == 4 and fields[0] == b"v" and fields[2] == b"k":
         return fields[3]
@@ -103,12 +103,12 @@ def raw_key(message: Message) -> bytes | None:
 
 
 def is_group(name: bytes) -> bool:
-    """Whether this can be the name of a group that a copy is for."""
+    """Return whether this can be the name of a group that a copy is for."""
     return is_name(name.decode("ascii", "replace"))
 
 
 def decode(fields: list[bytes]) -> Decoded:
-    """(value, key, headers) of a stream entry, or Undecodable."""
+    """Return (value, key, headers) of a stream entry. Raises Undecodable."""
     named = dict(zip(fields[::2], fields[1::2], strict=False))
     if b"v" not in named:
         names = ", ".join(shown(name, 50) for name in sorted(named)[:10]) or "none"
@@ -200,7 +200,7 @@ def _not_finite(value: Any, path: str) -> str:
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    """What a value holds, with keys or indexes, as orjson goes through it."""
+    """Yield what a value holds, with keys or indexes, in the order of orjson."""
     if isinstance(value, dict):
         return value.items()
     if isinstance(value, list | tuple):

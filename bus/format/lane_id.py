@@ -1,4 +1,4 @@
-"""Which lane: names that everybody who speaks of lanes shares."""
+"""The id of a lane: names that all who speak of lanes share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ ORDERED_LANE = "0"
 
 
 class LaneId(NamedTuple):
-    """Which lane: a partition of a topic, for a group. A tuple: workers look up thousands all the time."""
+    """The id of a lane: a partition of a topic, for a group. A tuple, since workers look up thousands all the
+    time.
+    """
 
     topic: str
     partition: int

@@ -18,17 +18,17 @@ _HELD = re.compile(r"([!-~]{1,200}):([!-9;-~]{1,200})")
 
 
 def read(raw: bytes | None) -> str:
-    """A value as text; "" for no lease."""
+    """Return a value as text; "" for no lease."""
     return raw.decode("utf-8", "surrogateescape") if raw else ""
 
 
 def raw(value: str) -> bytes:
-    """The inverse of `read`."""
+    """Return the bytes of a value: the inverse of `read`."""
     return value.encode("utf-8", "surrogateescape")
 
 
 def owner_of(value: str) -> str:
-    """The incarnation that holds a lease; "" if it is free or missing."""
+    """Return the incarnation that holds a lease; "" if it is free or missing."""
     if not value or value.startswith(_FREE):
         return ""
     held = _HELD.fullmatch(value)
@@ -36,10 +36,10 @@ def owner_of(value: str) -> str:
 
 
 def is_readable(value: str) -> bool:
-    """Whether a value is one that we write, or none."""
+    """Return whether we write such a value; also True for none."""
     return not value or value.startswith(_FREE) or _HELD.fullmatch(value) is not None
 
 
 def freed(value: str) -> str:
-    """The value of a lease that was given back: as unique as the one that it replaces."""
+    """Return the value of a lease that was given back: as unique as the one that it replaces."""
     return f"{_FREE}{value.replace(':', '-')}"

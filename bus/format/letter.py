@@ -24,7 +24,7 @@ _PLACE = re.compile(r"(\d{1,4})/(\d{1,20}-\d{1,20})", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a dead letter is kept."""
+    """The address of a dead letter: partition and id."""
 
     partition: int
     id: str
@@ -45,7 +45,7 @@ class Place:
 
     @property
     def order(self) -> tuple[tuple[int, int], int]:
-        """Sorts by the time of death, over all partitions."""
+        """The key that sorts by the time of death, over all partitions."""
         return id_pair(self.id), self.partition
 
 
@@ -67,7 +67,7 @@ class DeadLetter:
 
 
 def read(topic: str, partition: int, entry: Any) -> DeadLetter:
-    """The letter in an entry of the stream of dead letters, whatever somebody has written there."""
+    """Read the letter in an entry of the stream of dead letters, whatever somebody has written there."""
     about, fields = _split(entry[1])
     place = Place(partition, text(entry[0]))
     attempts = _whole(about.get(b"attempts"))
@@ -84,7 +84,7 @@ def read(topic: str, partition: int, entry: Any) -> DeadLetter:
 
 
 def _split(fields: list[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
-    """What is about the letter, and the fields of its message, whatever those are called."""
+    """Split an entry into fields about the letter and fields of its message, whatever those are called."""
     about: dict[bytes, bytes] = {}
     for at in range(0, len(fields), 2):
         if fields[at] not in _ABOUT or fields[at] in about:
@@ -99,7 +99,7 @@ def _moment(milliseconds: bytes | None) -> datetime | None:
 
 
 def _whole(raw: bytes | None) -> int:
-    """A number of a letter, as turn.lua writes it; 0 where there is none, or something else."""
+    """Return a number of a letter, as turn.lua writes it; 0 if there is none, or something else."""
     try:
         return max(0, whole(raw)) if raw else 0
     except ValueError:

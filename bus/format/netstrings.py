@@ -1,6 +1,7 @@
-"""Netstrings (`5:hello,2:hi,`): how the fields of a message that is not in its stream yet are kept.
+"""Netstrings (`5:hello,2:hi,`), which keep the fields of a message that is not in its stream yet.
 
-In Redis for delayed messages (written by `delay.lua`, read by `move.lua`), in the database for the outbox.
+They are in Redis for delayed messages (written by `delay.lua`, read by `move.lua`), and in the database for
+the outbox.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 
 
 def pack(parts: Iterable[bytes]) -> bytes:
-    """The parts as netstrings, one after the other."""
+    """Return the parts as netstrings, one after the other."""
     return b"".join(b"%d:%b," % (len(part), part) for part in parts)
 
 

@@ -18,12 +18,12 @@ checksum = crc32
 
 
 def partition_of(key: str | bytes, partitions: int) -> int:
-    """The partition, from 0, that a key belongs to while the count stays `partitions`."""
+    """Return the partition, from 0, of a key, which stays while the count is `partitions`."""
     return checksum(key.encode() if isinstance(key, str) else key) % partitions
 
 
 def key_hash(ordering: Ordering, key: bytes | None) -> str:
-    """What ties messages together in order: equal for messages of one key; "" ties to nothing."""
+    """Return what ties messages together in order: equal for messages of one key; "" ties to nothing."""
     if ordering == "none":
         return ""
     if ordering == "partition":

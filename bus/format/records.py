@@ -31,23 +31,23 @@ _BORN = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSpec:
-    """What is declared of a consumer group on one topic."""
+    """The declaration of a consumer group on one topic."""
 
     topic: str
     name: str
     ordering: Ordering = "key"
     start: str = "earliest"
-    """Where the group began: earliest, latest or an id."""
+    """The place where the group began: earliest, latest or an id."""
     paused: bool = False
     born: str = ""
     """Set when the group is declared first; one that is deleted and declared again is another group."""
     rest: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What a newer version has added to its record: kept, and passed over."""
+    """Fields that a newer version has added to its record. They are kept and ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The topics and groups in Redis, and what of them cannot be read."""
+    """The topics and groups in Redis, and which records cannot be read."""
 
     specs: dict[str, TopicSpec]
     """By name."""
@@ -56,7 +56,7 @@ class Look:
 
 
 def layout_of(key: str, reply: Any) -> int | Unreadable | None:
-    """The layout in the reply to HGET; None if none is written yet."""
+    """Return the layout in the reply to HGET; None if none is written yet."""
     if commands.is_wrongtype(reply):
         return Unreadable(key, "", "", "is no hash")
     raw = check(reply)
@@ -70,7 +70,7 @@ def layout_of(key: str, reply: Any) -> int | Unreadable | None:
 def sorted_out(
     key: str, reply: Any, load: Callable[[str, bytes, bytes], Spec | Unreadable]
 ) -> tuple[list[Spec], list[Unreadable]]:
-    """What can be read of the reply to HGETALL, and what cannot."""
+    """Sort the reply to HGETALL: what can be read, and what cannot."""
     if commands.is_wrongtype(reply):
         return [], [Unreadable(key, "", "", "is no hash")]
     flat = check(reply)
@@ -86,7 +86,7 @@ def sorted_out(
 
 
 def load_topic(key: str, name: bytes, raw: bytes) -> TopicSpec | Unreadable:
-    """One field of the hash of topics."""
+    """Read one field of the hash of topics."""
     if not is_name(named := name.decode("ascii", "replace")):
         return _unreadable(key, name, raw, "has a name that no topic can have")
     known = _object(raw)

@@ -77,7 +77,7 @@ class Selection:
             filters.reason(self.reason)
 
     def matches(self, letter: DeadLetter) -> bool:
-        """Whether what can only be seen in a letter itself is as it should be."""
+        """Return whether a letter matches what only the letter itself can show."""
         if self.key is not None and letter.message.raw.get(b"k") != self.key.encode("utf-8", "replace"):
             return False
         return self.reason is None or self.reason.casefold() in letter.reason.casefold()
@@ -93,7 +93,7 @@ class LetterRef:
 
 
 class Fate(Enum):
-    """What became of a dead letter that was to be retried or discarded."""
+    """The fate of a dead letter that was to be retried or discarded."""
 
     WAITING = 1
     """Its message waits for the group again."""
@@ -108,7 +108,7 @@ class Fate(Enum):
 
 @dataclass(slots=True)
 class Tally:
-    """How many letters came to which end."""
+    """Counts of letters, by what became of them."""
 
     waiting: int = 0
     copied: int = 0
@@ -122,7 +122,7 @@ class Tally:
             setattr(self, name, getattr(self, name) + 1)
 
     def with_missing(self, selection: Selection) -> Tally:
-        """The tally at the end: letters that were named and not found are gone."""
+        """Return the tally at the end: letters that were named and not found count as gone."""
         if selection.places is not None:
             self.gone += len(set(selection.places)) - self.total
         return self
@@ -138,7 +138,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many dead letters a group has here."""
+    """The number of dead letters that a group has here."""
 
     kept: int
     dropped: int | None
@@ -149,7 +149,7 @@ class Count:
 
 
 def count(bus: Bus, topic: str, group: str) -> Count:
-    """How many there are, from two round trips. Raises UnknownTopic, UnknownGroup, BusUnavailable."""
+    """Return how many there are, from two round trips. Raises UnknownTopic, UnknownGroup, BusUnavailable."""
     every = _partitions(bus, topic, group)
     kept = bus.client.pipe([("XLEN", keys.dead(group)) for keys in every])
     sizes = [0 if strangers.stands_at(keys.dead(group), reply) else check(reply)
@@ -168,12 +168,12 @@ def _counter(key: str, reply: Any) -> int | None:
 
 
 def count_matching(bus: Bus, topic: str, group: str, selection: Selection) -> int:
-    """How many are meant by a selection. Reads them; raises as `find`."""
+    """Return how many a selection means. Reads them; raises what `find` raises."""
     return sum(1 for _ in find(bus, topic, group, selection))
 
 
 def get(bus: Bus, topic: str, group: str, place: Place) -> DeadLetter | None:
-    """One letter; None if it is not there (any more). Raises as `find`."""
+    """Return one letter; None if it is not there (any more). Raises what `find` raises."""
     return next(find(bus, topic, group, Selection(places=(place,))), None)
 
 
@@ -214,7 +214,7 @@ def _at(
 def _walk(
     bus: Bus, topic: str, partition: int, key: str, chosen: Selection, newest_first: bool
 ) -> Iterator[DeadLetter]:
-    """Those of one partition, in pages."""
+    """Yield the letters of one partition, in pages."""
     low, high = _bounds(partition, chosen)
     while True:
         ends = ("XREVRANGE", key, high, low) if newest_first else ("XRANGE", key, low, high)
@@ -246,7 +246,9 @@ def _milliseconds(moment: datetime) -> int:
 
 
 def bounded(bus: Bus, selection: Selection) -> Selection:
-    """The same, without what dies from now on: then a message that fails again is not met again."""
+    """Return the same selection without what dies from now on, so that a message that fails again is not met
+    again.
+    """
     if selection.until is not None:
         return selection
     (clock,) = bus.client.pipe([("TIME",)])
@@ -254,7 +256,7 @@ def bounded(bus: Bus, selection: Selection) -> Selection:
 
 
 def batches(letters: Iterable[DeadLetter]) -> Iterator[list[LetterRef]]:
-    """Letters as they are to be retried or discarded: at most BATCH, and of one partition, at a time."""
+    """Yield letters as they are to be retried or discarded: at most BATCH at a time, of one partition."""
     batch: list[LetterRef] = []
     for letter in letters:
         if batch and (len(batch) == BATCH or batch[0].place.partition != letter.place.partition):
@@ -326,7 +328,7 @@ def _lanes(bus: Bus, stream: str, group: str) -> list[str]:
 
 
 def _processes(raw: bytes) -> int:
-    """How many slots a worker says that it has; 0 of a record that cannot be read."""
+    """Return how many slots a worker says that it has; 0 if its record cannot be read."""
     try:
         known = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -343,7 +345,7 @@ def _ordering(bus: Bus, topic: str, group: str) -> Ordering | None:
 
 
 def _partitions(bus: Bus, topic: str, group: str) -> list[PartitionKeys]:
-    """The keys of all partitions. Raises UnknownTopic, ForeignData, UnknownGroup (and no letters)."""
+    """Return the keys of all partitions. Raises UnknownTopic, ForeignData, UnknownGroup (and no letters)."""
     spec = bus.registry.stored(topic)
     every = [bus.keys.partition(topic, number) for number in range(spec.partitions)]
     if _ordering(bus, topic, group) is None and not any(

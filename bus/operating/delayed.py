@@ -49,7 +49,7 @@ NEVER = 2.0**53
 
 @dataclass(frozen=True, slots=True, order=True)
 class DelayedRef:
-    """Which message that waits: its partition, and its number there in the order of publishing."""
+    """The address of a waiting message: its partition, and its number there in the order of publishing."""
 
     partition: int
     number: int
@@ -69,12 +69,12 @@ class DelayedRef:
 
     @classmethod
     def of_member(cls, partition: int, member: bytes) -> DelayedRef | None:
-        """The inverse of `member`; None where somebody else wrote that member."""
+        """Read a member; None if somebody else wrote it. The inverse of `member`."""
         return cls(partition, int(member)) if _MEMBER.fullmatch(member) else None
 
     @property
     def member(self) -> str:
-        """As it stands in the zset and the hash."""
+        """Return the member as it stands in the zset and the hash."""
         return f"{self.number:016d}"
 
 
@@ -84,8 +84,9 @@ class DelayedMessage:
 
     ref: DelayedRef
     due: datetime
-    """When it is moved, by the server's clock; a time in the past: it waits for a worker. The end of the
-    calendar: never, as of one whose body cannot be read."""
+    """When it is moved, by the server's clock. In the past: it waits for a worker. The end of the calendar:
+    never, since its body cannot be read.
+    """
     message_id: str | None
     message: Message
     """Its id is `d17`. It has no timestamp: it is not stored in its topic yet."""
@@ -93,7 +94,7 @@ class DelayedMessage:
 
 @dataclass(slots=True)
 class Cancelled:
-    """How many messages that were to be cancelled were, and how many were not there any more."""
+    """How many of the messages that were to be cancelled were, and how many were not there any more."""
 
     cancelled: int = 0
     gone: int = 0
@@ -118,13 +119,13 @@ class _Row(NamedTuple):
 
 
 def count(bus: Bus, topic: str, partition: int | None = None) -> int:
-    """How many messages wait in a topic, or in one of its partitions. Raises as `find`."""
+    """Return how many messages wait in a topic, or in one of its partitions. Raises what `find` raises."""
     asked = [("ZCARD", keys.delayed) for _, keys in _partitions(bus, topic, partition)]
     return sum(check(reply) for reply in bus.client.pipe(asked))
 
 
 def present(bus: Bus, topic: str, refs: Iterable[DelayedRef]) -> int:
-    """How many of these messages still wait. Raises UnknownTopic and BusUnavailable."""
+    """Return how many of these messages still wait. Raises UnknownTopic and BusUnavailable."""
     known = dict(_partitions(bus, topic, None))
     wanted = [ref for ref in dict.fromkeys(refs) if ref.partition in known]
     asked = [("ZSCORE", known[ref.partition].delayed, ref.member) for ref in wanted]
@@ -156,7 +157,7 @@ def refs(bus: Bus, topic: str, partition: int | None = None) -> Iterator[Delayed
 
 
 def _last_number(raw: bytes | None) -> float:
-    """The last number given; infinite where that cannot be read: then no more can be given."""
+    """Return the last number given; infinite if that cannot be read: then no more can be given."""
     return int(raw) if raw is not None and raw.isdigit() else math.inf
 
 
@@ -210,7 +211,7 @@ def _message(topic: str, ref: DelayedRef, due: float, body: bytes) -> DelayedMes
 
 
 def moment(milliseconds: float) -> datetime:
-    """A due time; one beyond the calendar, of what will never be moved, is its end."""
+    """Return a due time. One beyond the calendar, of what will never be moved, is the calendar's end."""
     return datetime.fromtimestamp(max(0.0, min(milliseconds, _LAST_MS)) / 1000, UTC)
 
 
@@ -261,7 +262,7 @@ def own_keys(keys: PartitionKeys) -> list[str]:
 
 
 def _partitions(bus: Bus, topic: str, partition: int | None) -> list[tuple[int, PartitionKeys]]:
-    """The partitions that are meant. Raises UnknownTopic, ForeignData or ConfigurationError."""
+    """Return the partitions that are meant. Raises UnknownTopic, ForeignData or ConfigurationError."""
     spec = bus.registry.stored(topic)
     if partition is not None and not 0 <= partition < spec.partitions:
         raise ConfigurationError(f"Topic {topic!r} has the partitions 0 to {spec.partitions - 1}.")

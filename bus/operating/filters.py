@@ -19,12 +19,12 @@ _LONGEST = 100
 
 
 def is_said(ids: object, filters: object, everything: object) -> bool:
-    """Whether it is said which letters are meant: ids, or filters, or all. Nothing said is never all."""
+    """Return whether it is said which letters are meant: ids, filters, or all. Nothing said is never all."""
     return bool(ids) + bool(filters) + bool(everything) == 1
 
 
 def partition(text: str) -> int:
-    """The number of a partition, which the topic may have or not."""
+    """Read the number of a partition, which the topic may have or not."""
     written = text.strip()
     if not _PARTITION.fullmatch(written) or int(written) >= MAX_PARTITIONS:
         raise ConfigurationError(
@@ -34,14 +34,14 @@ def partition(text: str) -> int:
 
 
 def reason(text: str) -> str:
-    """Text that stands in a reason. Without any it would stand in all."""
+    """Read the text that must stand in a reason. An empty text would stand in all, so it is refused."""
     if not text.strip():
         raise ConfigurationError("The text to look for in reasons is empty: it would be found in all.")
     return text
 
 
 def since(text: str) -> datetime:
-    """An ISO time, in UTC where it names no zone; or how long ago, by the clock of this machine."""
+    """Read an ISO time, in UTC if it names no zone; or how long ago, by the clock of this machine."""
     try:
         duration = parse_duration(text) if len(text) <= _LONGEST else None
     except ConfigurationError:
@@ -55,7 +55,7 @@ def since(text: str) -> datetime:
 
 
 def moment(text: str) -> datetime:
-    """An ISO time, in UTC where it names no zone."""
+    """Read an ISO time, in UTC if it names no zone."""
     return _iso(text, "no time")
 
 

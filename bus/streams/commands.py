@@ -62,12 +62,12 @@ def is_nogroup(error: object) -> bool:
 
 
 def is_wrongtype(reply: object) -> bool:
-    """True where the key holds another type than the command is for: somebody else has written it."""
+    """True if the key holds another type than the command is for: somebody else has written it."""
     return isinstance(reply, ServerError) and reply.code == "WRONGTYPE"
 
 
 def is_of_one_partition(reply: object) -> bool:
-    """Whether an error says that something is wrong with the keys of one partition, and nothing of others."""
+    """Return whether an error concerns the keys of one partition only."""
     if not isinstance(reply, ServerError) or is_nogroup(reply):
         return False
     return isinstance(error_of(reply), ServerError | ForeignData | PartitionFull)
@@ -116,10 +116,10 @@ def fields_of(reply: Sequence[Any]) -> dict[str, Any]:
 
 @lru_cache(256)
 def _name(raw: Any) -> str:
-    """The name of a field; the same few come again and again, for each of very many streams."""
+    """Return the name of a field. The same few come again and again, so they are cached."""
     return text(raw)
 
 
 def text(value: Any) -> str:
-    """A reply that is text; what is not UTF-8, and so none of ours, with escapes."""
+    """Return a reply as text. What is not UTF-8, and so none of ours, gets escapes."""
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)

@@ -48,12 +48,12 @@ _DEMOTED = frozenset(("READONLY", "MASTERDOWN"))
 
 
 def is_demoted(reply: Any) -> bool:
-    """Whether the connection that gave this reply is not worth keeping."""
+    """Return whether the connection that gave this reply is not worth keeping."""
     return isinstance(reply, ServerError) and reply.code in _DEMOTED
 
 
 def is_forbidden(reply: Any) -> bool:
-    """Whether access rules (ACL) refuse a command, or one of a script."""
+    """Return whether access rules (ACL) refuse a command, or a command inside a script."""
     return isinstance(reply, ServerError) and (
         reply.code == "NOPERM"
         or "The user executing the script can't" in str(reply)  # Redis
@@ -62,7 +62,7 @@ def is_forbidden(reply: Any) -> bool:
 
 
 def error_of(reply: ServerError) -> BusError:
-    """The bus's own error for an error reply of the server."""
+    """Return the bus's own error for an error reply of the server."""
     if is_forbidden(reply):
         return Forbidden(f"The access rules of Redis forbid this to our user: {reply}")
     if reply.code == "OOM":
@@ -84,7 +84,7 @@ def error_of(reply: ServerError) -> BusError:
 
 
 def seconds_of(reply: Any) -> float:
-    """The reply to TIME in seconds since 1970; where it is forbidden the time of this machine."""
+    """Return the reply to TIME as seconds since 1970; the time of this machine if TIME is forbidden."""
     if is_forbidden(reply):
         return time.time()
     seconds, micros = check(reply)
@@ -92,7 +92,7 @@ def seconds_of(reply: Any) -> float:
 
 
 def check(reply: Any) -> Any:
-    """The reply, or its error raised."""
+    """Return the reply, or raise its error."""
     if isinstance(reply, ServerError):
         raise error_of(reply)
     return reply
@@ -121,7 +121,7 @@ class Endpoint:
         return self.address.masked
 
     def connect(self, *, timeout: float | None = None) -> Link:
-        """A new connection of one's own. Raises BusUnavailable."""
+        """Open a connection for the caller alone. Raises BusUnavailable."""
         address = self.address
         seconds = self.timeout if timeout is None else timeout
         greeting = _greeting(address.username, address.password, address.db)
@@ -134,7 +134,7 @@ class Endpoint:
         return self._open_host(host, port, seconds, greeting, tls=address.has_tls)
 
     def _sentinel(self, host: str, port: int) -> Link:
-        """A connection to one of the sentinels, which have users and passwords of their own."""
+        """Open a connection to a sentinel. Sentinels have users and passwords of their own."""
         address = self.address
         greeting = _greeting(address.sentinel_username, address.sentinel_password, 0)
         return self._open_host(host, port, self.timeout, greeting, tls=address.sentinel_tls)
@@ -202,7 +202,7 @@ def _greet(link: Link, greeting: Sequence[Command]) -> Link:
 
 
 def _refusal(command: Command, reply: Any) -> str:
-    """What keeps us from using this connection; "" if nothing does."""
+    """Return what keeps us from using this connection; "" if nothing does."""
     if not isinstance(reply, ServerError):
         return ""
     # A name is only for those who look at CLIENT LIST; who may not give one can do all else.
@@ -222,11 +222,11 @@ class Client:
         self._pid = os.getpid()
 
     def call(self, *command: Argument) -> Any:
-        """One command and its reply. Raises BusUnavailable, ReplyLost, BusFull or ServerError."""
+        """Send one command and return its reply. Raises BusUnavailable, ReplyLost, BusFull or ServerError."""
         return check(self._with_link(lambda link: link.pipe([command]))[0])
 
     def call_packed(self, packed: bytes) -> Any:
-        """One command that is packed already, and its reply. Raises as `call`."""
+        """Send one packed command and return its reply. Raises what `call` raises."""
         link = self.borrow()
         try:
             link.send(packed, 1)
@@ -238,13 +238,15 @@ class Client:
         return check(reply)
 
     def pipe(self, commands: Sequence[Command]) -> list[Any]:
-        """Many commands in one round trip; errors of the server are ServerError values among the replies."""
+        """Send many commands in one round trip. Errors of the server are ServerError values among the
+        replies.
+        """
         if not commands:
             return []
         return self._with_link(lambda link: link.pipe(commands))
 
     def pipe_packed(self, packed: bytes, replies: int) -> list[Any]:
-        """As `pipe`, for commands that are packed already and have so many replies."""
+        """Send packed commands as `pipe` does. `replies`: how many replies they have."""
 
         def work(link: Link) -> list[Any]:
             link.send(packed, replies)
@@ -253,7 +255,7 @@ class Client:
         return self._with_link(work)
 
     def borrow(self) -> Link:
-        """A connected link for the caller alone; give it back with `give_back`."""
+        """Return a connected link for the caller alone; give it back with `give_back`."""
         self._forget_links_of_parent()
         while True:
             with self._lock:

@@ -1,7 +1,7 @@
-"""Commands of many threads that go together: one write and one read for all who wait.
+"""Sends commands of many threads together: one write and one read for all who wait.
 
-A few threads are faster each on a connection of its own. A crowd gets into its own way: then all but LEADERS
-line up, and when a round trip ends, whoever stands first in the line sends for all of it.
+A few threads are faster each on a connection of its own. A crowd gets into its own way. Then all but LEADERS
+line up. When a round trip ends, whoever stands first in the line sends for all of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LARGEST = 1 << 20
 
 
 _NONE_YET = object()
-"""No reply came; nil is one."""
+"""Stands for: no reply came yet. (nil is a reply.)"""
 
 
 class _Caller:
@@ -56,7 +56,7 @@ class Convoy:
         self._pid = os.getpid()  # last: another thread of this process may look at it now
 
     def call(self, packed: bytes) -> Any:
-        """One packed command and its reply. Raises as `Client.call`."""
+        """Send one packed command and return its reply. Raises what `Client.call` raises."""
         if self._pid != os.getpid():
             self._begin()
         caller: _Caller | None = None
@@ -85,7 +85,7 @@ class Convoy:
         return check(caller.reply)
 
     def _give_way(self, caller: _Caller) -> None:
-        """A signal has broken the wait: whoever was to go with this caller must not wait for it."""
+        """Leave the line after a signal broke the wait, and free those that were to go with this caller."""
         with self._lock:
             if caller in self._line:
                 self._line.remove(caller)
@@ -96,7 +96,7 @@ class Convoy:
             other.called.release()
 
     def _leave(self, *, led: bool) -> None:
-        """A caller has its reply; if it led, whoever stands first in the line goes for all of it."""
+        """Leave the line with a reply. A caller that led has the first in the line go for all of it."""
         convoy: list[_Caller] = []
         with self._lock:
             self._inside -= 1

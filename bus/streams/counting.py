@@ -1,4 +1,4 @@
-"""Messages of a partition counted in portions, so that the server is held for none of them for long."""
+"""Counts messages of a partition in portions, so that the server is held for none of them for long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PORTION_BYTES = 256 * 1024
 
 
 def count(client: Client, stream: str, after: str, up_to: str) -> int:
-    """How many messages come after one id, up to another and with it. Raises BusUnavailable."""
+    """Return how many messages come after one id, up to another and with it. Raises BusUnavailable."""
     found = 0
     while after:
         args: list[Argument] = [after, up_to, PORTION, PORTION_BYTES]

@@ -1,7 +1,7 @@
-"""Which history of which server a connection leads to.
+"""Tells which history of which server a connection leads to.
 
 After a failover, a restart or a switch of the roles another process answers, or the same one with other data.
-What was learnt of the one is not true of the other, also where single values (a lease, a position) are equal.
+What was learnt of the one is not true of the other, even if single values (a lease, a position) are equal.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from bus.streams.wire import Link
 
 
 def ask(link: Link) -> int:
-    """A number of 63 bits that is equal only for one process of a server in one of its lives as a master.
+    """Return a number of 63 bits that is equal only for one process of a server in one of its lives as a
+    master.
 
-    0 where the server does not say, for example to a user who may not ask. Raises BusUnavailable.
+    0 if the server does not say, for example to a user who may not ask. Raises BusUnavailable.
     """
     reply = link.call("INFO", "server", "replication")
     if isinstance(reply, ServerError):

@@ -1,4 +1,4 @@
-"""Which server is the master now: asked of sentinels, one after the other."""
+"""Asks sentinels, one after the other, which server is the master now."""
 
 from __future__ import annotations
 

@@ -32,12 +32,12 @@ class Url(str):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """Who we are, where it does not stand in the URL. Empty texts and None are the same."""
+    """The credentials that do not stand in the URL. Empty texts and None are the same."""
 
     username: str | None = None
     password: Secret | None = None
     sentinel_username: str | None = None
-    """Told to the sentinels alone, as is `sentinel_password`."""
+    """Told only to the sentinels, as is `sentinel_password`."""
     sentinel_password: Secret | None = None
 
 
@@ -65,7 +65,7 @@ class Address:
     """The URL without passwords, for logs, errors and pages."""
 
     def is_same_place(self, other: Address) -> bool:
-        """Whether both lead to the same keys, as far as what they say shows it.
+        """Return whether both lead to the same keys, as far as what they say shows it.
 
         Who comes there, and whether with TLS, is no part of the place.
         """
@@ -91,7 +91,9 @@ def parse(url: str, credentials: Credentials | None = None) -> Address:
 
 
 def _place(address: Address) -> tuple[frozenset[tuple[str, int]], str, str, int]:
-    """One of several sentinels in common is enough: they know the same servers by the same names."""
+    """Return what names the place. Hosts are a set: one common sentinel shows that both ask for the same
+    servers.
+    """
     hosts = frozenset(
         ("localhost" if host.lower() in _THIS_MACHINE else host.lower(), port) for host, port in address.hosts
     )
@@ -100,7 +102,7 @@ def _place(address: Address) -> tuple[frozenset[tuple[str, int]], str, str, int]
 
 
 def masked(url: str) -> str:
-    """The URL without passwords; of one that cannot be read only its scheme."""
+    """Return the URL without passwords; only the scheme of one that cannot be read."""
     address, _ = _tried(url, Credentials())
     return _scheme_alone(url) if address is None else address.masked
 
@@ -109,7 +111,7 @@ def masked(url: str) -> str:
 
 
 def _tried(url: str, credentials: Credentials) -> tuple[Address | None, str]:
-    """The address and "", or None and what is wrong."""
+    """Return the address and "", or None and what is wrong."""
     try:
         return _read(url, credentials), ""
     except WrongError as wrong:
@@ -154,7 +156,7 @@ def _read(url: str, credentials: Credentials) -> Address:
 
 
 def _check_sense(scheme: str, given: Mapping[str, Any], tls: Mapping[str, Any]) -> None:
-    """What is right by itself, and wrong together."""
+    """Refuse parts that are right by themselves, and wrong together."""
     if ("ssl_keyfile" in tls or "ssl_password" in tls) and "ssl_certfile" not in tls:
         raise WrongError("ssl_keyfile and ssl_password need ssl_certfile")
     if given.get("sentinel_tls") and scheme not in TLS:
@@ -271,7 +273,7 @@ def _decoded(text: str, decode: Callable[..., str] = unquote) -> str:
 
 
 def _masked(address: Address, query: str) -> str:
-    """Made from what was understood, not by cutting out of what was given."""
+    """Make the masked URL from what was understood, not by cutting pieces out of what was given."""
     login = quote(address.username or "", safe="") + (":***" if address.password else "")
     hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in address.hosts)
     text = f"{address.scheme}://{login}{'@' if login else ''}{hosts}"

@@ -72,13 +72,14 @@ class Link:
         self._connection = connection
         self.client_id = 0
         self.history = 0
-        """Which history of which server this is (see bus.streams.history); 0: not known."""
+        """The history of the server that this leads to (see bus.streams.history); 0: not known."""
         self.pending = 0
         self.received = 0
-        """Bytes, since somebody set it to 0."""
+        """Bytes received since somebody set it to 0."""
         self.limit = math.inf
-        """When more is received the connection is given up, as if it had broken: for replies whose content is
-        not lost then."""
+        """The most bytes to receive. Beyond it the connection is given up, as if it had broken: for replies
+        whose content is not lost then.
+        """
         try:
             connection.connect()
         except (redis.exceptions.RedisError, OSError, UnicodeError) as error:
@@ -205,7 +206,9 @@ class Link:
 
 
 def _watch(fd: int) -> Callable[[], bool]:
-    """What says whether there is something to read, or the connection has ended. eventlet has no poll()."""
+    """Return what tells whether there is something to read, or the connection has ended. eventlet has no
+    poll().
+    """
     if not hasattr(select, "poll"):
         return lambda: bool(select.select([fd], [], [], 0)[0])
     poll = select.poll()

@@ -1,4 +1,4 @@
-"""What is declared in one Redis, read only: topics and groups, and which records of theirs cannot be read."""
+"""The declared topics and groups of one Redis, read only, and which of their records cannot be read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bus.values import TopicSpec
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What is declared in Redis, of which we can read the record."""
+    """The declared topics and groups whose record we can read."""
 
     topics: dict[str, TopicSpec]
     groups: list[GroupSpec]
     places: frozenset[tuple[str, str]] = frozenset()
-    """(topic, group) of all that are declared, also by a newer version, whose records are left alone."""
+    """(topic, group) of all declared groups, also by a newer version, whose records are left alone."""
 
     def homes(self) -> Iterator[LaneId]:
         """One lane for each partition of each declared group, whatever its ordering."""
@@ -45,7 +45,7 @@ class Catalog:
     # ------------------------------------------------------------------ all
 
     def look(self) -> Look:
-        """All topics and groups, and what cannot be read of them, from one round trip. For who shows them."""
+        """Return all topics and groups, and what cannot be read of them, from one round trip. For pages."""
         return self._sorted(
             self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
         )
@@ -100,9 +100,8 @@ class Catalog:
         return {spec.name: spec for spec in self._read(self._keys.topics, load_topic)}
 
     def stored(self, name: str) -> TopicSpec:
-        """The spec as Redis has it, asked for now; unlike `spec` this restores nothing.
-
-        Raises UnknownTopic, ForeignData (its record cannot be read) or BusUnavailable.
+        """Ask Redis for the spec now. Unlike `spec` this restores nothing. Raises UnknownTopic, ForeignData
+        (its record cannot be read) or BusUnavailable.
         """
         raw = self._field(self._keys.topics, name)
         if raw is None:
@@ -112,17 +111,21 @@ class Catalog:
     # ------------------------------------------------------------------ groups
 
     def groups(self, topic: str | None = None) -> list[GroupSpec]:
-        """The declared groups, of one topic or of all. Raises as `specs`."""
+        """Return the declared groups, of one topic or of all. Raises what `specs` raises."""
         found = self._read(self._keys.groups, load_group)
         return [group for group in found if topic in (None, group.topic)]
 
     def group_names(self) -> set[tuple[str, str]]:
-        """(topic, group) of all that have a record, also those that cannot be read. Raises as `specs`."""
+        """Return (topic, group) of all that have a record, even an unreadable one. Raises what `specs`
+        raises.
+        """
         pairs = (name.partition("/") for name in self._fields(self._keys.groups))
         return {(topic, group) for topic, _, group in pairs}
 
     def group(self, topic: str, group: str) -> GroupSpec:
-        """One declared group. Raises UnknownGroup, ForeignData (it cannot be read) or BusUnavailable."""
+        """Return one declared group. Raises UnknownGroup, ForeignData (an unreadable record) or
+        BusUnavailable.
+        """
         name = f"{topic}/{group}"
         raw = self._field(self._keys.groups, name)
         if raw is None:

@@ -81,14 +81,14 @@ def _call(
 
 
 def _counted(client: Client, stream: str, asked: Sequence[Any]) -> tuple[str, str]:
-    """The name of a group, and what ensure.lua wants to have counted for it."""
+    """Return the name of a group, and what ensure.lua wants to have counted for it."""
     group, id, basis, added = (commands.text(part) for part in asked)
     offset = int(added) - counting.count(client, stream, id, basis)
     return group, f"{id} {offset} {basis}"
 
 
 def give_back(client: Client, keys: PartitionKeys, group: str) -> None:
-    """Have all that waits in a group that was made again be pending again. Raises BusUnavailable."""
+    """Make all that waits in a group pending again, after the group was made again. Raises BusUnavailable."""
     own = [keys.stream, keys.retry(group), keys.held(group), keys.state(group)]
     at = b"0"
     while at:

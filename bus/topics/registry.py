@@ -94,14 +94,14 @@ class Registry(Catalog):
         return spec
 
     def _remember_all(self, names: set[str]) -> None:
-        """Ask for very many topics at once; who needs one that is not found finds out why."""
+        """Ask for very many topics at once. Whoever needs one that is not found finds out why."""
         if len(names) > MANY:
             for name, spec in self.look().specs.items():
                 if name in names:
                     self._remember(spec)
 
     def known(self, name: str) -> TopicSpec | None:
-        """The spec as it was asked for last, however long ago; None if it never was. No I/O."""
+        """Return the spec as it was last asked for, however long ago; None if it never was. No I/O."""
         cached = self._cache.get(name)
         return None if cached is None else cached[0]
 
@@ -134,11 +134,11 @@ class Registry(Catalog):
         _raise_first(troubles)
 
     def check_projectable(self, specs: Iterable[TopicSpec]) -> None:
-        """Raise what `project` would refuse, which changes nothing then."""
+        """Raise the errors with which `project` would refuse these topics and change nothing."""
         self._check_projectable(specs)
 
     def _check_projectable(self, specs: Iterable[TopicSpec]) -> tuple[Look, list[Unreadable]]:
-        """What Redis has, and which records of these topics cannot be read and may be written anew."""
+        """Return what Redis has, and which unreadable records of these topics may be written anew."""
         self.check_layout()
         look = self.look()
         unreadable = {found.field: found for found in look.unreadable if found.key == self._keys.topics}
@@ -237,7 +237,7 @@ class Registry(Catalog):
         _raise_first(troubles)
 
     def _must_be_written(self, spec: GroupSpec, raw: bytes | None, *, keep_ordering: bool) -> bool:
-        """Whether a group has no record that can be read; in one that it has the ordering is changed."""
+        """Return whether a group has no readable record. If it has one, its ordering is changed."""
         name = f"{spec.topic}/{spec.name}"
         before = None if raw is None else load_group(self._keys.groups, name.encode(), raw)
         if isinstance(before, GroupSpec):
@@ -296,7 +296,7 @@ class Registry(Catalog):
             )
 
     def hint(self, what: str) -> None:
-        """Wake every watcher. A hint only makes things sooner, so one that cannot be written is no error."""
+        """Wake every watcher. A hint only makes things sooner, so it is no error if it cannot be written."""
         try:
             commands.run(self._client, "hint", [self._keys.control], [what])
         except BusError:
@@ -310,7 +310,7 @@ class Registry(Catalog):
         return bool(commands.run(self._client, "declare", [key], [field, value, "1" if keep else ""]))
 
     def _declare_all(self, key: str, records: Iterable[tuple[str, bytes, bool]]) -> list[Any]:
-        """The same for very many, each with its `keep`: the replies, errors among them."""
+        """Write very many fields, each with its `keep`. Returns the replies, errors among them."""
         rest, replies = iter(records), []
         while page := list(islice(rest, RECORDS)):
             calls: list[tuple[list[str], list[Argument]]] = [
@@ -327,7 +327,7 @@ class Registry(Catalog):
         return spec
 
     def _stored(self, name: str) -> TopicSpec | None:
-        """As Redis has it; None where it has none, or one that this process may write anew."""
+        """Return it as Redis has it; None if Redis has none, or one that this process may write anew."""
         try:
             return self.stored(name)
         except UnknownTopic:
@@ -341,7 +341,7 @@ class Registry(Catalog):
         return {self._keys.partition(spec.name, number): groups for number in range(spec.partitions)}
 
     def _make_streams(self, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]]) -> list[ForeignData]:
-        """Make what is missing of partitions, with these groups; what stands in the way there."""
+        """Make the missing streams of partitions, with these groups. Returns what stands in the way there."""
         # With the prefix: databases may hold the inboxes of more than one bus.
         return making.make(self._client, f"{self._keys.prefix}:{secrets.token_hex(8)}", wanted)
 

@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of a change."""
+    """The result of a change of ordering in one place."""
 
     place: Place
     effect: Ordering
@@ -48,22 +48,24 @@ class Change:
 
 
 def question(keys: PartitionKeys, group: str) -> Command:
-    """The command whose reply `answer` reads."""
+    """Return the command whose reply `answer` reads."""
     return ("HGET", keys.state(group), FIELD)
 
 
 def answer(reply: Any, declared: Ordering) -> Ordering:
-    """The ordering in effect: the declared one where none is recorded, or what is cannot be read."""
+    """Return the ordering in effect: the declared one if none is recorded, or the record is unreadable."""
     return next((one for one in ORDERINGS if reply == one.encode()), declared)
 
 
 def in_effect(bus: Bus, place: Place, declared: Ordering) -> Ordering:
-    """The ordering that is in effect in one partition. Raises BusUnavailable."""
+    """Return the ordering that is in effect in one partition. Raises BusUnavailable."""
     return read(bus, [(place, declared)])[place]
 
 
 def read(bus: Bus, places: Iterable[tuple[Place, Ordering]]) -> dict[Place, Ordering]:
-    """The ordering in effect in each place, given the declared one; one round trip. Raises BusUnavailable."""
+    """Return the ordering in effect in each place, given the declared one; one round trip. Raises
+    BusUnavailable.
+    """
     wanted = list(places)
     asked = [question(_keys(bus, place), place.group) for place, _ in wanted]
     replies = bus.client.pipe(asked) if asked else []

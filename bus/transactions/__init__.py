@@ -1,1 +1,1 @@
-"""What goes with the database's transaction."""
+"""Transactions: what is committed together with the project's own rows."""

@@ -1,1 +1,1 @@
-"""What a worker does for the bus beside consuming."""
+"""Upkeep: what a worker does for the bus beside consuming."""

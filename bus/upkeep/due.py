@@ -86,7 +86,7 @@ class Mover:
     # ------------------------------------------------------------------ looking
 
     def _look(self) -> tuple[list[_Place], list[_Failure]]:
-        """The partitions in which something is due, those with the earliest first; and those that err."""
+        """Return the partitions in which something is due, the earliest first; and those that err."""
         index = self._bus.keys.due
         clock, reply = self._bus.client.pipe([("TIME",), ("ZRANGE", index, 0, -1, "WITHSCORES")])
         now = int(seconds_of(clock) * 1000)
@@ -106,7 +106,7 @@ class Mover:
         return (self._places(reached) if reached else []), []
 
     def _places(self, reached: list[tuple[float, bytes]]) -> list[_Place]:
-        """The partitions that these members of the zset mean; drops those that mean none (any more)."""
+        """Return the partitions that these members of the zset mean; drop those that mean none (any more)."""
         specs = self._bus.registry.specs()
         places, dropped = [], []
         for _, name in reached:
@@ -122,7 +122,7 @@ class Mover:
     def _sweep(
         self, known: dict[bytes, float], now: int, *, mend: bool
     ) -> tuple[list[_Place], list[_Failure]]:
-        """Look at every partition; with `mend` the zset learns what it lacks."""
+        """Look at every partition. With `mend` the zset learns what it lacks."""
         bus = self._bus
         places = self._with_delayed()
         found: list[tuple[float, _Place]] = []
@@ -149,7 +149,7 @@ class Mover:
         return [place for _, place in sorted(found)], failures
 
     def _with_delayed(self) -> list[_Place]:
-        """The partitions in which something may wait; one command asks for many of them."""
+        """Return the partitions in which something may wait; one command asks for many of them."""
         bus = self._bus
         places = [(spec.name, n) for spec in bus.registry.specs().values() for n in range(spec.partitions)]
         chunks = [places[at : at + TOGETHER] for at in range(0, len(places), TOGETHER)]
@@ -162,7 +162,7 @@ class Mover:
     # ------------------------------------------------------------------ moving
 
     def _move(self, places: Sequence[_Place]) -> list[Any]:
-        """The replies of `move.lua`, errors among them; None where the topic is gone."""
+        """Return the replies of `move.lua`, errors among them; None if the topic is gone."""
         replies = self._run_script(places)
         vanished = [index for index, reply in enumerate(replies) if reply is None]
         if not vanished:
@@ -194,7 +194,7 @@ class Mover:
 
 
 def _pairs(reply: Sequence[Any]) -> Iterable[tuple[bytes, float]]:
-    """The members of a zset with their scores."""
+    """Yield the members of a zset with their scores."""
     return ((member, float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True))
 
 

@@ -25,14 +25,14 @@ PIPELINE = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What one look found that one group lost in one partition."""
+    """The loss that one look found, of one group in one partition."""
 
     topic: str
     partition: int
     group: str
     count: int
     at_most: int
-    """How many more it may have been: the group had read on before anybody looked."""
+    """The most that it may have been beyond that: the group had read on before anybody looked."""
 
     def __str__(self) -> str:
         number = loss_words(self.count, self.at_most)
@@ -43,7 +43,7 @@ class Loss:
 
 
 def look(bus: Bus) -> list[Loss]:
-    """Look at all partitions of all topics once; what was found now. Raises BusUnavailable."""
+    """Look at all partitions of all topics once, and return what was found now. Raises BusUnavailable."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for group in bus.registry.groups():
         groups[group.topic].append(group.name)
@@ -65,7 +65,7 @@ def look(bus: Bus) -> list[Loss]:
 def call(
     bus: Bus, spec: TopicSpec, partition: int, groups: Sequence[str], run: str
 ) -> tuple[list[str], list[str]]:
-    """Keys and arguments of `lost.lua` for one partition."""
+    """Return keys and arguments of `lost.lua` for one partition."""
     keys = bus.keys.partition(spec.name, partition)
     return [keys.stream, *(keys.state(group) for group in groups)], [run, *groups]
 
@@ -78,7 +78,7 @@ def _losses(topic: str, partition: int, reply: Sequence[Any]) -> list[Loss]:
 
 
 def _run(bus: Bus) -> str:
-    """ "*" where the server keeps how far groups have read over restarts, else its run."""
+    """Return "*" if the server keeps how far groups have read over restarts, else the id of its run."""
     try:
         info = Info.parse(bus.client.call("INFO", "server"))
     except (Forbidden, ServerError):

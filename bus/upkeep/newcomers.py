@@ -38,7 +38,7 @@ class Refusal:
     topic: str
     group: str
     messages: int
-    """How many it would have begun with, at least."""
+    """The least number of messages with which it would have begun."""
 
 
 class Newcomers:
@@ -50,7 +50,7 @@ class Newcomers:
         self._complaints = Complaints(logger, clock=clock)
         self._again_at = 0.0
         self.refused: frozenset[tuple[str, str]] = frozenset()
-        """(topic, group) of those that were refused when they were declared last."""
+        """(topic, group) of the groups that were refused when they were last declared."""
 
     def must_declare(self, wanted: Iterable[tuple[str, str]], known: Collection[tuple[str, str]]) -> bool:
         """Whether a group is missing that was not refused, or it is time to look at the refused ones again.
@@ -114,7 +114,7 @@ class Newcomers:
 
 
 def backlog(bus: Bus, spec: GroupSpec) -> Lag:
-    """How many messages a group would begin with; "at least" where counting was cut short."""
+    """Return how many messages a group would begin with; "at least" if counting was cut short."""
     start = start_id(spec.start)
     partitions = range(bus.registry.spec(spec.topic).partitions)
     streams = [bus.keys.partition(spec.topic, number).stream for number in partitions]
@@ -129,7 +129,7 @@ def backlog(bus: Bus, spec: GroupSpec) -> Lag:
 
 
 def refusals(bus: Bus) -> Iterator[Refusal]:
-    """The groups that workers were refused within FRESH, and that nobody has made since."""
+    """Yield the groups that were refused to workers within FRESH, and that nobody has made since."""
     table, clock = bus.client.pipe([("HGETALL", bus.keys.refused), ("TIME",)])
     if stands_at(bus.keys.refused, table):
         return

@@ -96,7 +96,7 @@ def trim_all(bus: Bus) -> int:
 
 
 def ahead_words(milliseconds: int) -> str:
-    """How far ids are ahead, in words."""
+    """Return in words how far ids are ahead."""
     try:
         return str(timedelta(seconds=milliseconds // 1000))
     except OverflowError:

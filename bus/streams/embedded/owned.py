@@ -1,4 +1,4 @@
-"""A server of one's own: it ends with its owner, and can be killed, frozen and started again."""
+"""An embedded server for one owner: it ends with the owner, and can be killed, frozen and started again."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Place:
 
     @contextmanager
     def locked(self, deadline: float) -> Iterator[None]:
-        """Alone among all processes that start or stop this server. `deadline` is of time.monotonic()."""
+        """Hold the lock of those that start or stop this server. `deadline` is of time.monotonic()."""
         private.directory(self.directory)
         with private.file(self._lock_file).open("ab") as lock:
             while not _try_lock(lock.fileno(), fcntl.LOCK_EX):
@@ -87,7 +87,7 @@ class Place:
             yield
 
     def take_hold(self) -> int | None:
-        """A descriptor with the lock that a server holds while it lives; None if a server has it."""
+        """Return a descriptor with the lock that a server holds while it lives; None if a server has it."""
         hold = os.open(private.file(self._hold_file), os.O_RDWR | os.O_CLOEXEC)
         if _try_lock(hold, fcntl.LOCK_EX):
             return hold

@@ -70,7 +70,7 @@ def running_socket(directory: str | Path) -> str:
 
 
 def status(directory: str | Path) -> ServerStatus | None:
-    """What runs on this directory; None if nothing does. Raises BusUnavailable if it does not answer."""
+    """Return what runs on this directory; None if nothing does. Raises BusUnavailable if it is silent."""
     place = Place(directory)
     if not place.held():
         return None
