@@ -19,7 +19,7 @@ from bus.values import Message, Ordering
 
 
 class OutOfOrder(Exception):
-    """A batch handler asks for a retry of a message, and has a later one of its key already."""
+    """Raised when a batch handler asks for a retry of a message and has a later one of its key already."""
 
     def __init__(self, message: Message, later: Message) -> None:
         super().__init__(
@@ -40,11 +40,11 @@ class Batch(Sequence[Message]):
         """The iterators that were given out. They see what leaves the list, and say where they are: so a loop
         over the batch costs what a loop over a list does."""
         self._taken = 0
-        """So many of the first messages were taken by index."""
+        """How many of the first messages were taken by index."""
         self._ties: dict[str, list[Message]] | None = None
         self.refused: dict[str, Reject | Retry] = {}
         self.passed_over: list[Message] = []
-        """Messages that left the batch, unhandled, behind an earlier one of their key."""
+        """The messages that left the batch, unhandled, behind an earlier one of their key."""
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -70,7 +70,7 @@ class Batch(Sequence[Message]):
         return message in self._messages
 
     def reject(self, message: Message, reason: str) -> None:
-        """This message can never succeed: it becomes a dead letter; the others are not touched by it."""
+        """Make this message a dead letter: it can never succeed. The others are not touched."""
         self.refused[message.id] = Reject(reason)
 
     def retry(self, message: Message, *, delay: float | timedelta | None = None, reason: str = "") -> None:
@@ -96,8 +96,9 @@ class Batch(Sequence[Message]):
             self._messages[given:] = [each for each in self._messages[given:] if each.id not in gone]
 
     def check(self) -> None:
-        """To be called when the handler has returned. Raises OutOfOrder, where the handler has caught
-        that."""
+        """Check the batch when the handler has returned. Raises OutOfOrder, also if the handler has caught
+        it.
+        """
         waiting = {message.id for message in self.passed_over}
         for tied in self._by_tie().values() if self.refused else ():
             tried_again: Message | None = None
@@ -109,7 +110,8 @@ class Batch(Sequence[Message]):
                     tried_again = tried_again or message
 
     def take_in(self, part: Batch) -> None:
-        """What a handler said of these messages, or of some, which it was given as a batch of their own.
+        """Take in what a handler said of these messages, or of some, which it was given as a batch of their
+        own.
 
         What it said in an earlier call counts no more: that was rolled back.
         """
@@ -117,13 +119,13 @@ class Batch(Sequence[Message]):
         self.passed_over = list(part.passed_over)
 
     def _behind(self, message: Message) -> list[Message]:
-        """Messages that came in this batch and must wait for this one."""
+        """Return the messages that came in this batch and must wait for this one."""
         tied = self._by_tie().get(self._tie(message), [])
         places = [number for number, each in enumerate(tied) if each.id == message.id]
         return tied[places[0] + 1 :] if places else []
 
     def _by_tie(self) -> dict[str, list[Message]]:
-        """Messages that are tied together in order, as they came."""
+        """Return the messages by what ties them together in order, as they came."""
         if self._ties is None:
             self._ties = {}
             for message in self._messages:

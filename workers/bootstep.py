@@ -34,7 +34,7 @@ MAINTAIN_SECONDS = 0.5
 
 
 class BusWorkerStep(bootsteps.Step):  # type: ignore[misc]  # Celery has no types
-    """Before the pool forks: makes what its children inherit."""
+    """The step before the pool forks: makes what the pool's children inherit."""
 
     # Made after the pool's settings are known; the pool itself forks later, when it is started.
     requires = ("celery.worker.components:Pool",)
@@ -55,7 +55,7 @@ class BusWorkerStep(bootsteps.Step):  # type: ignore[misc]  # Celery has no type
 
 
 def make_consumer(worker: Any, groups: list[str] | None) -> Consumer | None:
-    """The consumer of this worker, or None if nothing is subscribed. Raises ImproperlyConfigured."""
+    """Make the consumer of this worker; None if nothing is subscribed. Raises ImproperlyConfigured."""
     from django.utils.module_loading import autodiscover_modules
 
     autodiscover_modules("topics")
@@ -88,7 +88,9 @@ def _check_pool(worker: Any) -> None:
 
 
 def _check_transport(worker: Any) -> None:
-    """Before anything is started: without its loop nobody could start a slice, nor end what has begun."""
+    """Refuse a transport without an event loop: without it nobody could start a slice, nor end what has
+    begun.
+    """
     if not worker.use_eventloop:
         transport = worker.app.connection_for_read().transport
         raise ImproperlyConfigured(
@@ -101,7 +103,7 @@ def _check_transport(worker: Any) -> None:
 
 
 def slots_of(worker: Any, configured: int | None) -> int:
-    """How many slices may run at once: as configured, else all processes, less one for ordinary tasks."""
+    """Return how many slices may run at once: as configured, else all processes, less one for other tasks."""
     processes = int(worker.max_concurrency or worker.concurrency or 1)
     if configured is not None:
         return min(configured, processes)
@@ -126,7 +128,9 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
         return self._consumer is not None
 
     def start(self, c: Any) -> None:
-        """The broker is connected, for the first time or again; or a worker starts and it does not answer."""
+        """Start, when the broker is connected, for the first time or again; or when it does not answer a new
+        worker.
+        """
         assert self._consumer is not None
         if self._slices is None:
             self._slices = _Slices(c, self._consumer)
@@ -137,7 +141,7 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
         self._slices.keep_time()
 
     def stop(self, c: Any) -> None:
-        """The broker connection was lost, or the worker stops."""
+        """Stop, when the broker connection was lost or the worker stops."""
         running = c.blueprint.state == bootsteps.RUN
         if running and self._slices is not None:
             self._slices.settle_flushed()
@@ -148,12 +152,12 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
             self._consumer.drain()
 
     def shutdown(self, _c: Any) -> None:
-        """The pool has ended."""
+        """Give everything back: the pool has ended."""
         if self._consumer is not None:
             self._consumer.stop(exits=True)
 
     def _shutting_down(self, how: str = "Warm", **_: Any) -> None:
-        """Sent in the signal handler, before anything else of the shutdown: stop fetching at once."""
+        """Stop fetching at once. Called in the signal handler, before anything else of the shutdown."""
         if self._consumer is not None:
             self._consumer.drain(how)
 
@@ -186,7 +190,9 @@ class _Slices:
         self.wake()
 
     def wake(self) -> None:
-        """From any thread. `call_soon` keeps a set, so many wakes before the next turn are one."""
+        """Wake the main loop, from any thread. `call_soon` keeps a set, so many wakes before the next turn
+        are one.
+        """
         self._hub.call_soon(self._pump)
 
     def free(self) -> int:
@@ -216,10 +222,10 @@ class _Slices:
             return
 
     def settle_flushed(self) -> None:
-        """Celery has dropped, without a word, the requests that no process had accepted yet.
+        """Settle the requests that no process had accepted yet: Celery has dropped them without a word.
 
-        What the pool still has goes on and reports as ever. One that it has dropped may yet be on its
-        way to a process: the consumer sees to that.
+        What the pool still has goes on and reports as ever. One that it has dropped may yet be on its way to
+        a process: the consumer sees to that.
         """
         kept = self._in_pool()
         for task_id, sent in list(self._sent.items()):
@@ -228,12 +234,16 @@ class _Slices:
                 self._consumer.dropped(sent.slot)
 
     def _in_pool(self) -> set[str] | None:
-        """Ids of the requests that the prefork pool still has; None for a pool that drops none (threads)."""
+        """Return the ids of the requests that the prefork pool still has; None for a pool that drops none
+        (threads).
+        """
         jobs = getattr(getattr(self._c.pool, "_pool", None), "_cache", None)
         return None if jobs is None else {job.correlation_id for job in list(jobs.values())}
 
     def _over(self, task_id: str) -> None:
-        """Acknowledged or rejected, in the main loop or (threads pool) in a pool thread."""
+        """Hear that a request is acknowledged or rejected, in the main loop or (threads pool) in a pool
+        thread.
+        """
         if self._consumer.scheduler.stopped:
             # The loop does not turn any more while the pool ends: lanes are given back from here.
             self._ended(task_id)
@@ -273,19 +283,19 @@ class _Slices:
 
 
 class _Sent:
-    """A slice that Celery has."""
+    """A slice that was handed to Celery."""
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
         self.request: Any = None
 
     def accept(self, request: Any) -> None:
-        """Called by the strategy with the request that it made of the message."""
+        """Take the request that the strategy made of the message."""
         self.request = request
 
 
 class _SliceMessage:
-    """What Celery's strategy takes for a message of the broker."""
+    """A message as Celery's strategy takes it from a broker."""
 
     delivery_info: ClassVar[dict[str, Any]] = {
         "exchange": "",

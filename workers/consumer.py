@@ -52,23 +52,23 @@ SPARE_SLOTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the consumer needs of the Celery worker that it runs in."""
+    """The Celery worker in which the consumer runs, as far as the consumer needs it."""
 
     wake: Callable[[], None]
-    """Have `Consumer.pump` called soon in the main loop; from any thread."""
+    """Has `Consumer.pump` called soon in the main loop; from any thread."""
     start: Callable[[SliceOrder], None]
-    """Start a slice in the pool; its end is reported to `Consumer.ended`."""
+    """Starts a slice in the pool; its end is reported to `Consumer.ended`."""
     free: Callable[[], int]
-    """How many more slices the pool could run now."""
+    """Returns how many more slices the pool could run now."""
     kill: Callable[[int], None]
-    """End the pool process with this pid, which runs a message beyond its hard time limit."""
+    """Ends the pool process with this pid, which runs a message beyond its hard time limit."""
 
 
 class Consumer:
     """Consumes for the subscriptions of this worker, from `start` to `stop`."""
 
     def __init__(self, bus: Bus, subscriptions: Iterable[Subscription], *, slots: int) -> None:
-        """Made in the main process before the pool forks: its children inherit `runtime`.
+        """Make it in the main process before the pool forks: its children inherit `runtime`.
 
         Raises ConfigurationError for a handler that cannot be run, or is atomic in an unknown database.
         """
@@ -118,7 +118,8 @@ class Consumer:
         )
 
     def drain(self, how: str = "Warm") -> None:
-        """No new slices; those that run finish the message in hand and settle. Safe in a signal handler.
+        """Start no new slices; those that run finish the message in hand and settle. Safe in a signal
+        handler.
 
         `how`: "Cold" if the worker is to end at once.
         """
@@ -130,11 +131,7 @@ class Consumer:
             self._membership.look()  # idle lanes need not wait for the end of the pool
 
     def stop(self, *, exits: bool = False) -> None:
-        """The pool has ended: give the lanes back and end the threads.
-
-        `exits`: the process ends next. Celery takes leave of its broker first, so the main thread is watched
-        until then.
-        """
+        """Give the lanes back and end the threads: the pool has ended."""
         self.drain()
         self._loop.pool_ended()
         threads = (self._watcher, *self._upkeep, self._membership, *(() if exits else (self._loop,)))
@@ -162,26 +159,28 @@ class Consumer:
             self._membership.unblock(clients)
 
     def ended(self, slot: int, *, died: str | None = None) -> None:
-        """A slice has ended; `died`: why, if its process was lost with it."""
+        """Hear that a slice has ended. `died`: why, if its process was lost with it."""
         self._overdue.discard(slot)
         self._follow(self.scheduler.ended(slot, died=died))
         self._changed()
 
     def dropped(self, slot: int, *, reason: str = "") -> None:
-        """A slice ended for Celery, but its process may still be at it: its lanes need new leases first."""
+        """Hear that a slice ended for Celery. Its process may still be at it, so its lanes need new leases
+        first.
+        """
         self._overdue.discard(slot)
         self.scheduler.dropped(slot, reason)
         self._take_back()
         self._changed()
 
     def why_killed(self, slot: int) -> str:
-        """The reason for the death of the process in this slot."""
+        """Return the reason for the death of the process in this slot."""
         overdue = slot in self._overdue
         self._overdue.discard(slot)
         return "time limit" if overdue else "worker lost"
 
     def tick(self) -> None:
-        """Every 0.1 s: what no event announces. Stuck slices, hard time limits."""
+        """Do, every 0.1 s, what no event announces: stuck slices, hard time limits."""
         self._loop.turned()
         self._take_back()
         self.scheduler.share_out()
@@ -198,7 +197,7 @@ class Consumer:
             self._membership.renew(lane)
 
     def stalled(self) -> str:
-        """Why this worker can do no more work, or ""; asked at every tick."""
+        """Return why this worker can do no more work, or "". Asked at every tick."""
         now, before = time.monotonic(), self._ticked
         self._ticked = now
         if now - before > STALLED_SECONDS / 4:
@@ -263,7 +262,7 @@ class Consumer:
 
 
 def _guarded_find(find: Callable[[str], TopicSpec | None]) -> Callable[[str], TopicSpec | None]:
-    """The same, where a thread of this process asks the database for a topic."""
+    """Return the same function, guarded, for a thread of this process that asks the database for a topic."""
 
     def inside(name: str) -> TopicSpec | None:
         with forks.work():

@@ -38,9 +38,9 @@ class Forks:
         self._forking = False
 
     def arm(self) -> None:
-        """From now on, in this process and not in its children: forks wait, and `work` closes SQLite.
+        """Begin: from now on forks wait, and `work` closes SQLite, in this process and not in its children.
 
-        Where no database is SQLite nothing waits for anything.
+        If no database is SQLite, nothing waits for anything.
         """
         if not self._armed and any("sqlite" in each["ENGINE"] for each in connections.settings.values()):
             self._armed = True
@@ -50,7 +50,7 @@ class Forks:
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Database work of a thread of the main process."""
+        """Guard the database work of a thread of the main process."""
         if not self._armed or getattr(self._local, "inside", False):
             yield
             return
@@ -93,7 +93,7 @@ forks = Forks()
 
 
 def guarded(work: Callable[[], None]) -> Callable[[], None]:
-    """A function that does its database work inside of the guard, under its own name."""
+    """Return a function that does its database work inside the guard, under its own name."""
 
     def inside() -> None:
         with forks.work():

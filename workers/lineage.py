@@ -16,19 +16,21 @@ from contextlib import suppress
 
 
 class Lineage:
-    """Whether this process is the one whose slice is here. One for each process, see `lineage`."""
+    """Knows whether this process is the one whose slice is here. One for each process, see `lineage`."""
 
     __slots__ = ("_armed", "forked", "on_birth")
 
     def __init__(self) -> None:
         self.forked = False
-        """It was forked off while a slice was here. Looked at after each message: an attribute, no call."""
+        """True if this process was forked off while a slice was here. Read after each message: an attribute,
+        no call.
+        """
         self.on_birth: Callable[[], None] | None = None
-        """Called in a process that was forked off, as soon as it is."""
+        """Note that this process was forked off. Called as soon as it is there."""
         self._armed = False
 
     def begin(self) -> None:
-        """A slice begins in this process: what is forked off from now on is not it."""
+        """Begin a slice in this process: what is forked off from now on is another one."""
         self.forked = False
         if not self._armed:
             self._armed = True  # children inherit the hook together with this
@@ -50,7 +52,7 @@ lineage = Lineage()
 
 
 def _exit(error: BaseException | None) -> None:
-    """As an interpreter ends, but for what its parent has registered for its own end. Does not return."""
+    """End the process as an interpreter ends, but without what its parent has registered. Does not return."""
     code = 1
     try:
         code = _code_of(error)

@@ -37,9 +37,9 @@ class Liveness:
         self._began: float | None = None
         self._last = 0.0
         self._counters: dict[str, int | None] = {}
-        """What was read last; None for a worker that has left the table."""
+        """The counters that were read last; None for a worker that has left the table."""
         self._since: dict[str, float] = {}
-        """When the present counter of each worker was read first."""
+        """The time at which the present counter of each worker was first read."""
 
     def observe(self, table: Mapping[str, int], now: float) -> None:
         """Take in a reading without error: incarnation → beat counter. `now`: when the reply came."""
@@ -56,14 +56,16 @@ class Liveness:
         self._forget_the_gone()
 
     def failed(self, now: float) -> None:
-        """A reading failed, or the connection is a new one: all that was seen before counts no more."""
+        """Note that a reading failed, or that the connection is a new one: nothing that was seen before
+        counts.
+        """
         self._last = now
         self._began = None
         self._counters.clear()
         self._since.clear()
 
     def dead(self) -> set[str]:
-        """The workers in the table that were dead at the last reading."""
+        """Return the workers in the table that were dead at the last reading."""
         present = [name for name, counter in self._counters.items() if counter is not None]
         return {name for name in present if self.is_dead(name)}
 
@@ -78,14 +80,17 @@ class Liveness:
         return self._last - self._since.get(incarnation, self._began) >= DEAD_SECONDS
 
     def moving(self) -> set[str]:
-        """The workers in the table that may lead: their counter was seen to move within LEAD_SECONDS, or has
-        not been observed for as long. The observer always may."""
+        """Return the workers in the table that may lead; the observer always may.
+
+        Their counter was seen to move within LEAD_SECONDS, or they have not been observed for as long.
+        """
         present = [name for name, counter in self._counters.items() if counter is not None]
         return {name for name in present if name == self._me or self._last - self._since[name] < LEAD_SECONDS}
 
     def next_look(self, now: float) -> float:
-        """Seconds until the next reading is due: a beat, or less if somebody may turn out dead, or too slow
-        to lead, before."""
+        """Return the seconds until the next reading is due: a beat, or less if somebody may turn out dead, or
+        too slow to lead, before.
+        """
         limits = (LEAD_SECONDS, DEAD_SECONDS)
         ends = [since + limit + _MARGIN - now for since in self._since.values() for limit in limits]
         return min([BEAT_SECONDS, *(seconds for seconds in ends if seconds > 0)])

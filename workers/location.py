@@ -1,4 +1,4 @@
-"""Where Celery finds the bus's own server: address → the broker settings of the stand-alone worker."""
+"""Makes the broker settings of the stand-alone worker from the address of the bus's own server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from bus.streams.url import Address, Url
 
 
 def broker_settings(address: Address) -> dict[str, Any]:
-    """The settings `broker_…` of a Celery app. Passwords stand where Celery masks them, and only there."""
+    """Return the settings `broker_…` of a Celery app. Passwords stand where Celery masks them, and only
+    there.
+    """
     if address.scheme == "embedded":
         return _url(f"redis+socket://{embedded.socket_path(Path(address.path))}")
     login = _login(address.username, address.password)
@@ -31,7 +33,7 @@ def broker_settings(address: Address) -> dict[str, Any]:
 
 
 def _sentinels(address: Address) -> dict[str, Any]:
-    """What redis-py is told of the sentinels, which have users and TLS of their own."""
+    """Return what redis-py is told of the sentinels, which have users and TLS of their own."""
     tls = {"ssl": True, **address.tls} if address.sentinel_tls else {}
     return {"username": address.sentinel_username, "password": address.sentinel_password, **tls}
 

@@ -59,10 +59,10 @@ class MainLoop(threading.Thread):
         self._stopping: str | None = None
         self._hung_since: float | None = None
         self.standing = False
-        """The loop stands still. (Not while the worker stops, when it need not turn any more.)"""
+        """True while the loop stands still. (Not while the worker stops, when it need not turn any more.)"""
 
     def turned(self) -> None:
-        """The loop turns. Called by it, many times a second."""
+        """Note that the loop turns. Called by it, many times a second."""
         self._turned = self._clock()
 
     def stopping(self, how: str) -> None:
@@ -116,7 +116,9 @@ class MainLoop(threading.Thread):
             self._give_up(f"Celery's main loop has stood still for {stood_for:.0f} s")
 
     def _look_at_the_end(self, now: float) -> None:
-        """A warm stop may wait for handlers and tasks as long as they take, but not for the broker."""
+        """Look at a worker that stops. A warm stop may wait for handlers and tasks as long as they take, but
+        not for the broker.
+        """
         stack = _stack()
         waits = any(part in each.filename for each in stack for part in _BROKER)
         cold = self._stopping == "Cold"

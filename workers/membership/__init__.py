@@ -1,1 +1,1 @@
-"""Who is there, and which lanes are whose."""
+"""Membership: which workers are there, and which lanes are whose."""

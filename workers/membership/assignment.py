@@ -84,7 +84,7 @@ def _shares(
 
 
 class _Share:
-    """How the lanes of one topic and group are divided among the workers that serve the group."""
+    """The division of the lanes of one topic and group among the workers that serve the group."""
 
     __slots__ = ("base", "extra_count", "extras", "free", "held", "kept")
 
@@ -133,12 +133,12 @@ class _Share:
             loads[worker] += len(lanes)
 
     def keep_extras(self, loads: dict[str, int]) -> None:
-        """Whoever holds more than the base has an extra and keeps it, as far as there are extras."""
+        """Let whoever holds more than the base keep an extra, as far as there are extras."""
         over = [worker for worker, lanes in self.held.items() if len(lanes) > self.base]
         self._add_extras(over, loads)
 
     def give_extras(self, loads: dict[str, int]) -> None:
-        """Extras that are left go to the workers with the fewest lanes in all."""
+        """Give the extras that are left to the workers with the fewest lanes in all."""
         self._add_extras([worker for worker in self.held if worker not in self.extras], loads)
 
     def _add_extras(self, candidates: list[str], loads: dict[str, int]) -> None:
@@ -163,16 +163,17 @@ class _Share:
         return moved
 
     def free_extras(self) -> set[str]:
-        """Extras whose worker does not hold the lane yet: another may get it without a move."""
+        """Return the extras whose worker does not hold the lane yet: another may get it without a move."""
         return {worker for worker in self.extras if len(self.held[worker]) <= self.base}
 
     def all_extras(self) -> set[str]:
         return self.extras
 
     def divide(self) -> dict[LaneId, str]:
-        """Everybody keeps what fits into his share; the rest fills up the others, both in their order.
+        """Let everybody keep what fits into his share, and fill up the others with the rest, both in their
+        order.
 
-        In order, so that a worker that takes one of its lanes changes nothing for the other lanes.
+        Because of the order, a worker that takes one of its lanes changes nothing for the other lanes.
         """
         owned = {lane: worker for worker, lanes in self.kept.items() for lane in lanes}
         rest, wanting = list(self.free), []

@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 1.0
 
 
 class Declines:
-    """What one worker declines. Not thread-safe."""
+    """The lanes that one worker declines. Not thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -35,7 +35,7 @@ class Declines:
         self.lanes: frozenset[LaneId] = frozenset()
         """The lanes that were starved at the last look."""
         self.busy = False
-        """Lanes were starved since this worker was at rest last."""
+        """True if lanes were starved since this worker was last at rest."""
 
     def see(self, waiting: Mapping[LaneId, float], *, at_rest: bool) -> None:
         """Take in how it stands: lane → how long it has waited for a slot, in seconds.
@@ -49,12 +49,14 @@ class Declines:
             self.busy = False
 
     def next_look(self, waiting: Mapping[LaneId, float]) -> float:
-        """Seconds until it is time to decline a lane more, if all wait on; infinity if there is none."""
+        """Return the seconds until it is time to decline another lane, if all wait on; infinity if there is
+        none.
+        """
         left = [DECLINE_SECONDS - seconds for lane, seconds in waiting.items() if lane not in self.lanes]
         return max(PATIENCE_SECONDS if self.busy else 0.0, min(left, default=math.inf))
 
     def dump(self) -> list[str] | None:
-        """As it stands in a beat: the lanes as texts; None while the worker is not busy."""
+        """Return the lanes as texts, as a beat names them; None while the worker is not busy."""
         if not self.busy:
             return None
         return sorted(map(dump_lane, self.lanes))

@@ -9,7 +9,7 @@ from workers.scheduling.scheduler import Scheduler
 
 
 class Departures:
-    """Of one worker. For the thread that keeps its leases. Raises BusUnavailable."""
+    """The lanes that one worker gives up. For the thread that keeps its leases. Raises BusUnavailable."""
 
     def __init__(self, leases: Leases, scheduler: Scheduler) -> None:
         self._leases = leases
@@ -30,7 +30,7 @@ class Departures:
         self.give_back()
 
     def give_back(self) -> None:
-        """Free the lanes that are given up. Where Redis is away they stay ours, until the next look."""
+        """Free the lanes that are given up. If Redis is away they stay ours until the next look."""
         lanes = self._scheduler.given_up()
         try:
             self._leases.give_back(lanes)

@@ -1,6 +1,6 @@
-"""What one worker makes of a look at all: the homes that should be its own, and those that nobody holds.
+"""Computes from a look at all the homes that should be the worker's own, and those that nobody holds.
 
-Computed from what everybody sees, so everybody comes to the same; and only again where that has changed.
+It is computed from what everybody sees, so everybody comes to the same; and only again if that has changed.
 """
 
 from __future__ import annotations

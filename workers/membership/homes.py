@@ -31,7 +31,7 @@ PAGE = 4_000
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One look. The same object as before if nothing changed."""
+    """The result of one look. It is the same object as before if nothing changed."""
 
     tables: Tables
     homes: Sequence[LaneId]
@@ -39,11 +39,11 @@ class View:
     leases: dict[LaneId, str]
     """The values of the leases that there are, of homes and of the other lanes that were asked for."""
     owners: dict[LaneId, str] = field(default_factory=dict)
-    """Who holds them; "" if the lease is free."""
+    """The holder of each; "" if the lease is free."""
 
 
 class Homes:
-    """One worker's reading of it. Not thread-safe. Raises BusUnavailable."""
+    """Reads what is to be divided, for one worker. Not thread-safe. Raises BusUnavailable."""
 
     def __init__(self, bus: Bus, clock: Callable[[], float] = time.monotonic) -> None:
         self._bus = bus
@@ -58,12 +58,12 @@ class Homes:
         self._view: View | None = None
 
     def forget(self) -> None:
-        """Something may have changed: read all of it at the next look. From any thread."""
+        """Read everything at the next look: something may have changed. From any thread."""
         self._tables_due = -math.inf
         self._view = None
 
     def tables(self) -> Tables:
-        """What is declared; the same object as before if nothing changed."""
+        """Return what is declared; the same object as before if nothing changed."""
         if self._clock() >= self._tables_due:
             self._tables_due = self._clock() + TABLES_SECONDS  # first: a hint meanwhile is for the next look
             found = self._bus.registry.tables()
@@ -73,7 +73,7 @@ class Homes:
         return self._tables
 
     def of(self, places: Collection[tuple[str, str]]) -> list[LaneId]:
-        """The homes of these (topic, group), as of the tables that were read last."""
+        """Return the homes of these (topic, group), by the tables that were last read."""
         return [lane for lane in self._homes if (lane.topic, lane.group) in places]
 
     def look(self, others: Iterable[LaneId]) -> View:

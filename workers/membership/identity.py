@@ -40,7 +40,7 @@ class Identity:
     """When the process was asked who it is, in ms since 1970."""
 
     def to_record(self) -> dict[str, object]:
-        """What the table of workers holds of it, able to be written as JSON."""
+        """Return what the table of workers holds of it, able to be written as JSON."""
         return {
             "host": self.host,
             "pid": self.pid,

@@ -96,7 +96,7 @@ class Membership(threading.Thread):
 
     @property
     def leads(self) -> bool:
-        """Whether this worker does the upkeep."""
+        """True if this worker does the upkeep."""
         return self._roster.leader == self._me
 
     # ------------------------------------------------------------------ for other threads
@@ -128,7 +128,7 @@ class Membership(threading.Thread):
         self._errands.put(work)
 
     def repair(self) -> None:
-        """Streams or groups have vanished: declare ours again."""
+        """Declare our groups again: streams or groups have vanished."""
         self._declared = False
         self.look()
 
@@ -161,7 +161,7 @@ class Membership(threading.Thread):
             next_look = self._clock() + (self._next_look() if looked else random.uniform(0.3, 1.0))
 
     def leave(self) -> None:
-        """The pool and this thread have ended: give everything back."""
+        """Give everything back: the pool and this thread have ended."""
         while not self._errands.empty():
             if (work := self._errands.get()) is not None:
                 self._attempt(work)
@@ -234,7 +234,7 @@ class Membership(threading.Thread):
     # ------------------------------------------------------------------ what there is
 
     def _declared_tables(self) -> Tables:
-        """What all have declared, with what our code declares among it."""
+        """Return what all have declared, with what our code declares among it."""
         tables = self._homes.tables()
         known = self._known(tables)
         # Not there: FLUSHALL, or somebody deleted a group that is still subscribed.
@@ -252,7 +252,7 @@ class Membership(threading.Thread):
         return tables
 
     def _known(self, tables: Tables) -> list[Subscription]:
-        """The subscriptions whose topics exist."""
+        """Return the subscriptions whose topics exist."""
         known = []
         for each in self._subscriptions:
             if each.topic in tables.topics:
@@ -268,7 +268,7 @@ class Membership(threading.Thread):
         return known
 
     def _declare(self, known: list[Subscription]) -> bool:
-        """True if all went well."""
+        """Declare our groups; True if all went well."""
         well = self._newcomers.declare(
             (
                 GroupSpec(topic=each.topic, name=each.group, ordering=each.ordering, start=each.start)
@@ -282,7 +282,9 @@ class Membership(threading.Thread):
         return well
 
     def _advance(self) -> None:
-        """Streams or groups had vanished, or the server came back with older data."""
+        """Move groups forward to their copied marks: streams or groups had vanished, or the server's data are
+        older.
+        """
         try:
             with forks.work():
                 settled = marks.advance(self._bus)
@@ -323,7 +325,7 @@ class Membership(threading.Thread):
             self._bus.registry.hint("release")
 
     def _decline(self) -> None:
-        """Look which lanes wait for a slot in vain: the beat says so, and others take them."""
+        """Find the lanes that wait for a slot in vain: the beat names them, and others take them."""
         before = self._declines.busy
         self._declines.see(self._scheduler.waiting(), at_rest=self._scheduler.is_at_rest())
         if self._declines.busy and not before:
@@ -341,8 +343,9 @@ class Membership(threading.Thread):
             self._bus.registry.hint("leave")
 
     def _free_strays(self, view: View, wanted: set[LaneId]) -> None:
-        """Leases that bear our name but are not held: the reply to an acquisition was lost, and meanwhile
-        the lane should be somebody else's."""
+        """Free leases that bear our name but are not held: the reply to an acquisition was lost, and
+        meanwhile the lane should be somebody else's.
+        """
         strays = self._division.named - wanted - self._scheduler.owned().keys()
         self._leases.swap(Swap(lane, view.leases[lane], freed(view.leases[lane])) for lane in strays)
 
@@ -372,7 +375,9 @@ class Membership(threading.Thread):
     # ------------------------------------------------------------------ unordered lanes
 
     def _slot_lanes(self) -> list[LaneId]:
-        """Our own lanes in unordered groups: one for each slot in every partition, whoever is its home."""
+        """Return our own lanes in unordered groups: one for each slot in every partition, whoever is its
+        home.
+        """
         return [
             LaneId(home.topic, home.partition, home.group, f"{self._me}.{slot}")
             for home in self._orderings.unordered(self._served)
@@ -380,7 +385,7 @@ class Membership(threading.Thread):
         ]
 
     def _tend_unordered(self, slot_lanes: list[LaneId], view: View) -> None:
-        """Take those of our slots that are not held yet."""
+        """Take those of our slots' lanes that are not held yet."""
         if not slot_lanes:
             return
         owned = self._scheduler.owned()

@@ -40,21 +40,23 @@ class Swap:
     """The value that must be there; "" for none."""
     new: str
     ordering: Ordering | None = None
-    """By which it is taken: refused where another is in effect. None where the lane is freed or kept."""
+    """The ordering by which it is taken: refused if another is in effect. None if the lane is freed or kept.
+    """
     suspect: bool = False
-    """The owner did not give it back: what is pending may have killed it, and is marked so."""
+    """True if the owner did not give it back: what is pending may have killed it, and is marked so."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What became of lanes that were to be taken."""
+    """The result of taking lanes."""
 
     swaps: list[Swap]
-    """Those that went through."""
+    """The lanes that went through."""
     lost: bool
-    """The group of some of them is not there: it must be made again first."""
+    """True if the group of some of them is not there: it must be made again first."""
     positions: Mapping[LaneId, str] = field(default_factory=dict)
-    """Those that are surely at rest: nothing is pending there or ahead. With the position of the group."""
+    """The lanes that are surely at rest (nothing is pending there or ahead), with the position of the group.
+    """
 
 
 class Leases:
@@ -67,11 +69,11 @@ class Leases:
         self._complaints = Complaints(logger)
 
     def new_value(self) -> str:
-        """A value that no lease has ever had: the incarnation is unique, the number only grows."""
+        """Return a value that no lease has ever had: the incarnation is unique, the number only grows."""
         return f"{self._incarnation}:{next(self._tokens)}"
 
     def read(self, lanes: Iterable[LaneId]) -> dict[LaneId, str]:
-        """The values of those lanes that have a lease."""
+        """Return the values of those lanes that have a lease."""
         wanted = list(lanes)
         if not wanted:
             return {}
@@ -81,13 +83,15 @@ class Leases:
         }
 
     def swap(self, swaps: Iterable[Swap]) -> list[Swap]:
-        """Compare-and-set many leases in one round trip; those that went through."""
+        """Compare-and-set many leases in one round trip; return those that went through."""
         wanted = list(swaps)
         codes = [reply[0] for reply in self._run("lease", [self._call(each) for each in wanted])]
         return [each for each, code in zip(wanted, codes, strict=True) if code == 1]
 
     def take(self, swaps: Iterable[Swap]) -> Taken:
-        """As `swap`, for lanes that were not ours: each has an ordering, and gets its consumer name."""
+        """Do what `swap` does, for lanes that were not ours: each has an ordering, and gets its consumer
+        name.
+        """
         wanted = list(swaps)
         replies = self._run("lease", [self._call(each) for each in wanted])
         taken = [(each, reply) for each, reply in zip(wanted, replies, strict=True) if reply[0] == 1]
@@ -186,7 +190,7 @@ class Leases:
         return self._bus.keys.partition(lane.topic, lane.partition).stream
 
     def _run(self, script: str, calls: list[Call]) -> list[list[Any]]:
-        """The replies. What is wrong with one lane is said, and leaves the others as they are: [-1]."""
+        """Return the replies. What is wrong with one lane is logged, and leaves the others alone: [-1]."""
         found: list[list[Any]] = []
         for (keys, _), reply in zip(calls, commands.run_many(self._bus.client, script, calls), strict=True):
             if isinstance(reply, ServerError):

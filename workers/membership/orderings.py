@@ -1,4 +1,4 @@
-"""Which ordering is in effect where, as one worker knows it; and the change to another that is declared."""
+"""Knows, for one worker, which ordering is in effect where; and changes it to the declared one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _bursts = Complaints(logger, seconds=1.0)
 
 
 class Orderings:
-    """What the keeper of one worker's leases knows of them. Not thread-safe. Raises BusUnavailable."""
+    """The orderings, as the keeper of one worker knows them. Not thread-safe. Raises BusUnavailable."""
 
     def __init__(self, bus: Bus, leases: Leases, scheduler: Scheduler) -> None:
         self._bus = bus
@@ -38,7 +38,7 @@ class Orderings:
         """(topic, group) → the ordering that is wanted."""
         self._tables: Tables | None = None
         self._unsure: set[Place] = set()
-        """Where the ordering in effect is not known, or is not the one that is wanted: nearly always none."""
+        """The places whose ordering in effect is not known, or is not the wanted one: nearly always none."""
 
     def refresh(self, tables: Tables, homes: Callable[[], Iterable[LaneId]]) -> None:
         """Take in what is declared, and ask what is in effect where that is not known, or where it differs.
@@ -59,7 +59,7 @@ class Orderings:
         self._unsure = {place for place, wanted in unsure if self._effect.get(place) != wanted}
 
     def of(self, lane: LaneId) -> Ordering | None:
-        """The ordering in effect where this lane is; None: not known at this moment."""
+        """Return the ordering in effect where this lane is; None: not known at this moment."""
         return self._effect.get(_place(lane))
 
     def unordered(self, served: Collection[tuple[str, str]]) -> list[LaneId]:
@@ -94,7 +94,7 @@ class Orderings:
         return taken
 
     def lost(self, lane: LaneId) -> None:
-        """The lease of this lane is not ours any more."""
+        """Hear that the lease of this lane is not ours any more."""
         self._forget(lane)
         gone = self._scheduler.lost(lane)
         # A change of the ordering frees all lanes.

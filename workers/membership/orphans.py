@@ -34,7 +34,7 @@ class _Found:
 
 
 class Orphans:
-    """What one worker does about them. Not thread-safe. Raises BusUnavailable."""
+    """Looks after lanes that somebody left behind. Not thread-safe. Raises BusUnavailable."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Orphans:
         self._next_look = 0.0
         self._peers: frozenset[str] = frozenset()
         self._alarmed = False
-        """Somebody has gone since the last look."""
+        """True if somebody has gone since the last look."""
         self._homes: set[LaneId] = set()
         self._suspected: set[LaneId] = set()
         """Homes of unordered groups where something may have been left behind."""
@@ -110,7 +110,7 @@ class Orphans:
         return owner in ("", self._me) or self._roster.is_gone(owner)
 
     def _is_in_good_hands(self, lane: LaneId, leases: dict[LaneId, str]) -> bool:
-        """A lane of a live worker's own slot: not one that was adopted and will go."""
+        """Return whether it is a lane of a live worker's own slot, not one that was adopted and will go."""
         owner = owner_of(leases.get(lane, ""))
         return owner in self._roster.peers and lane.lane.startswith(f"{owner}.")
 

@@ -44,18 +44,19 @@ class Roster:
         self._serves = sorted({f"{each.topic}/{each.group}" for each in subscriptions})
         self._table: dict[str, WorkerRecord] = {}
         self._names: Collection[str] = ()
-        """All who are in the table, also where the record cannot be read."""
+        """All workers in the table, also those whose record cannot be read."""
         self._complaints = Complaints(logger, clock=clock)
         self._gone_since: dict[str, float] = {}
         self._struck_off: set[str] = set()
-        """Workers that we have seen to be gone. One that comes back is among the peers again."""
+        """The workers that we have seen to be gone. One that comes back is among the peers again."""
         self.gone: frozenset[str] = frozenset()
-        """Workers in the table that are dead, or provably gone from this host."""
+        """The workers in the table that are dead, or provably gone from this host."""
         self.peers: frozenset[str] = frozenset()
-        """Live workers, this one included."""
+        """The live workers, this one included."""
         self.leader = ""
-        """Who does the upkeep: the first in sort order of the workers whose beat was seen to move lately.
-        That is known sooner than who is dead, and leases do not hang on it."""
+        """The worker that does the upkeep: the first in sort order whose beat was seen to move lately. That
+        is known sooner than who is dead, and leases do not hang on it.
+        """
 
     def beat(
         self, *, leaving: bool = False, declines: list[str] | None = None, unheld: Sequence[LaneId] = ()
@@ -92,7 +93,7 @@ class Roster:
             self._bus.registry.hint("join")
 
     def serving(self, groups: Iterable[tuple[str, str]]) -> dict[str, frozenset[str]]:
-        """Live worker that is not about to leave → what it serves, as `topic/group`.
+        """Return: live worker that is not about to leave → what it serves, as `topic/group`.
 
         `groups`: the declared ones, as (topic, group); older workers say only the names of groups.
         """
@@ -106,12 +107,12 @@ class Roster:
         return frozenset(f"{topic}/{group}" for topic, group in groups if record.serves_group(topic, group))
 
     def declining(self) -> dict[str, frozenset[LaneId]]:
-        """Live worker that is busy → the lanes that it declines."""
+        """Return: live worker that is busy → the lanes that it declines."""
         known = {name: self._table[name].declines for name in sorted(self.peers)}
         return {name: lanes for name, lanes in known.items() if lanes is not None}
 
     def is_gone(self, incarnation: str) -> bool:
-        """Whether the owner of a lease is dead; also for one that is not in the table."""
+        """Return whether the owner of a lease is dead; also for one that is not in the table."""
         if incarnation in self.peers:
             return False
         if incarnation in self._struck_off:
@@ -123,7 +124,7 @@ class Roster:
         return known or not self._bus.client.call("HEXISTS", self._bus.keys.workers, incarnation)
 
     def may_hold(self, owner: str) -> bool:
-        """Whether the owner of a lease may live: he is in the table and not gone, readable or not."""
+        """Return whether the owner of a lease may live: he is in the table and not gone, readable or not."""
         return owner in self._names and owner not in self.gone
 
     def strike_off(self) -> list[str]:
@@ -137,14 +138,14 @@ class Roster:
         return forgotten
 
     def leave(self) -> None:
-        """This worker stops."""
+        """Strike this worker off: it stops."""
         self._bus.client.call("HDEL", self._bus.keys.workers, self._identity.incarnation)
         self._bus.registry.hint("leave")
 
     def failed(self) -> None:
-        """A reading failed: the observation starts anew."""
+        """Start the observation anew: a reading failed."""
         self._liveness.failed(self._clock())
 
     def next_look(self) -> float:
-        """Seconds until the next beat is due."""
+        """Return the seconds until the next beat is due."""
         return self._liveness.next_look(self._clock())

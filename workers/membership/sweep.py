@@ -44,7 +44,7 @@ class Sweep:
         self._due = clock() + PAGE_SECONDS
 
     def step(self, tables: Tables) -> int:
-        """Look through the next page, if it is time; how many leases went."""
+        """Look through the next page, if it is time; return how many leases went."""
         if self._clock() < self._due:
             return 0
         self._due = self._clock() + PAGE_SECONDS
@@ -75,7 +75,7 @@ class Sweep:
 
 
 def _is_home(lane: LaneId, tables: Tables, declared: set[tuple[str, str]]) -> bool:
-    """Whether it is a lane that there will always be: the one of a partition and declared group."""
+    """Return whether it is a lane that there will always be: the one of a partition and declared group."""
     spec = tables.topics.get(lane.topic)
     known = spec is not None and lane.partition < spec.partitions and (lane.topic, lane.group) in declared
     return known and lane.lane == ORDERED_LANE

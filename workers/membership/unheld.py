@@ -27,7 +27,7 @@ _IN_LOG = 10
 
 
 class Unheld:
-    """What one worker has seen. Not thread-safe."""
+    """The lanes that one worker has seen without owner. Not thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -43,11 +43,11 @@ class Unheld:
         self._seen_at = now
 
     def forget(self) -> None:
-        """A look failed: nobody can take anything while Redis is away."""
+        """Forget what was seen: a look failed, and nobody can take anything while Redis is away."""
         self._since = {}
 
     def lanes(self) -> list[LaneId]:
-        """Those that have been so for long, at most MAX_NAMED."""
+        """Return the lanes that have been so for long, at most MAX_NAMED."""
         late = self._clock() - UNHELD_SECONDS
         return sorted(lane for lane, since in self._since.items() if since <= late)[:MAX_NAMED]
 

@@ -1,7 +1,7 @@
-"""What is wrapped around every handler: one behaviour a module, the outermost first.
+"""The middleware around every handler: one behaviour a module, the outermost first.
 
-The functions have names of their own here: under those of their modules they would hide them, and nothing in
-them could be named by a dotted name, as LOGGING does.
+The functions have names of their own here. Under the names of their modules they would hide them, and no
+dotted name could name anything in them, as LOGGING does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""atomic=True: handler and inbox row of its message in one transaction (see bus.transactions.inbox)."""
+"""Runs the handler and the inbox row of its message in one transaction: atomic=True (see
+bus.transactions.inbox).
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ from workers.lineage import lineage
 
 
 def atomic(subscription: Subscription, handler: Handler) -> Handler:
-    """Whatever the handler raises, its soft time limit too, rolls back effect and row.
+    """Wrap a handler in a transaction. Whatever it raises, its soft time limit too, rolls back effect and
+    row.
 
-    Around the time limit, not inside: an alarm in the middle of a commit or rollback would break that.
+    It stands around the time limit, not inside: an alarm in the middle of a commit or rollback would break
+    that.
     """
     if subscription.atomic is None:
         return handler
@@ -42,7 +46,7 @@ def atomic(subscription: Subscription, handler: Handler) -> Handler:
 
 
 def _inside(handler: Handler) -> Handler:
-    """The handler, as it leaves the transaction."""
+    """Return the handler as it runs inside the transaction."""
 
     def call(delivery: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""Database connections: a handler never starts on one that broke under the handler before it."""
+"""Looks after database connections: a handler never starts on one that broke under the handler before it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def database(_subscription: Subscription, handler: Handler) -> Handler:
 
 
 def async_database(_subscription: Subscription, handler: Handler) -> Handler:
-    """The same in the thread in which Django's asynchronous queries run.
+    """Close unusable connections in the thread in which Django's asynchronous queries run.
 
     Nobody waits for it: until the slice hears of the failure, another handler may end the process. That
     thread does one thing after the other, so the queries of handlers that begin later come after it.

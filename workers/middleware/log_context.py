@@ -27,7 +27,9 @@ def log_context(subscription: Subscription, handler: Handler) -> Handler:
 
 
 def async_log_context(subscription: Subscription, handler: Handler) -> Handler:
-    """The same; each message has a task of its own, and with it a context of its own."""
+    """Remember what is being handled by an `async def` handler: each message has a task, and so a context, of
+    its own.
+    """
     group = subscription.group
 
     async def call(delivery: Any) -> Any:
@@ -38,7 +40,7 @@ def async_log_context(subscription: Subscription, handler: Handler) -> Handler:
 
 
 def forget() -> None:
-    """Nothing is being handled any more."""
+    """Forget the message: nothing is being handled any more."""
     _current.set(None)
 
 

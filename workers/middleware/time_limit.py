@@ -42,7 +42,7 @@ def time_limit(subscription: Subscription, handler: Handler) -> Handler:
 
 
 def async_time_limit(subscription: Subscription, handler: Handler) -> Handler:
-    """The same by the event loop, in every pool: it takes effect where the handler awaits something."""
+    """Limit the time by the event loop, in every pool: it takes effect where the handler awaits something."""
     seconds = subscription.soft_time_limit
     if seconds is None:
         return handler

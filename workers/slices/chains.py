@@ -17,19 +17,21 @@ TICK_SECONDS = 0.2
 
 
 class Watch(Protocol):
-    """The slice, as far as running handlers concern it."""
+    """The part of a slice that running handlers need."""
 
     def may_begin(self) -> bool:
-        """Whether another message may be started; False from then on."""
+        """Return whether another message may be started; False from then on."""
 
     def begin(self, message: Message) -> bool:
         """Note that the message is about to run; False if it is held back behind one that failed."""
 
     def end(self, message: Message, failed: Failed | None) -> None:
-        """The handler has ended, in this very step of the event loop: no other handler has run since."""
+        """Hear that the handler has ended, in this very step of the event loop: no other handler has run
+        since.
+        """
 
     def tick(self) -> None:
-        """After each change, and every TICK_SECONDS."""
+        """Called after each change, and every TICK_SECONDS."""
 
 
 class Chains:

@@ -1,4 +1,4 @@
-"""`async def` handlers of one slice that run at once."""
+"""Runs the `async def` handlers of one slice, many at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ complaints = Complaints(logger)
 
 
 class Hand(Protocol):
-    """The slice's hand (see workers.slices.handling), as far as a crew concerns it."""
+    """The part of a slice that a crew needs (see workers.slices.handling)."""
 
     handled: bool
 
@@ -50,7 +50,9 @@ class Crew:
         self.busy = 0.0
         """Seconds that handlers took, added up."""
         self.broken = False
-        """Redis cannot be reached. The loop must not stand still for that: other handlers would seem slow."""
+        """True if Redis cannot be reached. The loop must not stand still for that: other handlers would seem
+        slow.
+        """
 
     async def work(self, chains: Chains) -> bool:
         """Run the chains; False if some messages were not started."""

@@ -1,4 +1,4 @@
-"""Handler and middleware → outcome. The only place where exceptions become outcomes."""
+"""Calls handlers through their middleware. The only place where exceptions become outcomes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ complaints = Complaints(logging.getLogger("jitney.workers"))
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A message that is not done: to be tried again after `delay` seconds, a dead letter, or not handled at
-    all behind an earlier one of its key, which is to be tried again ("behind")."""
+    """The outcome of a message that is not done: "retry" after `delay` seconds, "dead", or "behind": not
+    handled, since an earlier one of its key is to be tried again.
+    """
 
     kind: Literal["retry", "dead", "behind"]
     reason: str = ""
@@ -59,7 +60,7 @@ class Dispatcher:
         handler: Handler = subscription.handler
         is_async = kind_of(handler) == "coroutine"
         self.is_concurrent = is_async and subscription.batch is None
-        """Whether messages can be handled by `handle_async`, several at once."""
+        """True if `handle_async` can handle messages, several at once."""
         self._run = run
         self._is_ending = is_ending
         self._await = _wrapped(subscription, handler, async_middleware)
@@ -83,10 +84,10 @@ class Dispatcher:
         return None
 
     def handle_each(self, messages: Iterable[Message], lane: Lane) -> tuple[Message, Failed] | None:
-        """The same for one message after the other, without a call for each; what is done is kept in `lane`.
+        """Run the handler on one message after the other, without a call for each; `lane` keeps what is done.
 
-        Ends with the first that is not done, which it returns; None: there is none. Ends early when the lane
-        was lost: a handler has asked. Raises InboxUnavailable.
+        Returns the first that is not done, and ends there; None: there is none. Ends early if the lane was
+        lost: a handler has asked. Raises InboxUnavailable.
         """
         call, done = self._call, lane.acks.append
         for message in messages:
@@ -174,21 +175,28 @@ class Dispatcher:
         return failed
 
     def heed_end(self) -> None:
-        """Somebody was told of an outcome, and what that raised was kept back. Raises SystemExit if this
-        process is being ended; one that was forked off meanwhile ends here."""
+        """End this process if it must end now, after somebody was told of an outcome. What that raised was
+        kept back.
+
+        Raises SystemExit if this process is being ended; a process that was forked off meanwhile ends here.
+        """
         lineage.leave()
         if self._is_ending():
             raise SystemExit(1)
 
     def _is_not_begun(self, error: BaseException) -> bool:
-        """No fault of the message: the inbox cannot be used, and the handler was not called."""
+        """Return True if the message is not at fault: the inbox cannot be used, and the handler was not
+        called.
+        """
         return (
             self.subscription.atomic is not None and isinstance(error, InboxUnavailable) and not error.begun
         )
 
     def _outcome(self, message: Message, error: BaseException) -> Failed:
-        """What an exception means for its message. Raises SystemExit if this process is being ended, and
-        nothing else, whatever the exception is made of."""
+        """Return what an exception means for its message.
+
+        Raises SystemExit if this process is being ended, and nothing else, whatever the exception is made of.
+        """
         try:
             failed = self._judged(message, error)
         except BaseException:
@@ -222,7 +230,7 @@ class Dispatcher:
     def _by_policy(
         self, message: Message, reason: str, text: str, asked: float | None, error: BaseException
     ) -> Failed:
-        """Another attempt, after `asked` seconds if that is given, or none if this was the last."""
+        """Return another attempt, after `asked` seconds if given; a dead letter if this was the last."""
         policy = self.subscription.retry
         if message.attempt >= policy.attempts:
             return Failed(

@@ -1,4 +1,4 @@
-"""Messages that are not done: recorded in their lane, logged, and told to whoever listens.
+"""Records, logs and signals messages that are not done.
 
 Logs and signals carry topic, partition and id, never the payload.
 """
@@ -24,7 +24,7 @@ complaints = Complaints(logger)
 
 
 def record(lane: Lane, message: Message, failed: Failed, now: int) -> bytes:
-    """The handler did not succeed. `now`: ms by the server's clock. Returns what `Lane.refused` takes."""
+    """Record in the lane that a message is not done; return what `Lane.refused` takes. `now`: server's ms."""
     if failed.kind == "dead":
         return lane.dead(message, failed.reason, failed.error, now)
     return lane.retry(message, failed.delay, failed.error, now)
@@ -66,7 +66,9 @@ def announce(signal: Signal, sender: type, **named: Any) -> None:
 
 
 def suspect(lane: Lane, message: Message, subscription: Subscription, now: int) -> None:
-    """Workers were lost with this message, perhaps by it: one attempt more, or the last was used up."""
+    """Record that workers were lost with this message, perhaps by it: one attempt more, or the last was used
+    up.
+    """
     attempts = subscription.retry.attempts
     if message.attempt <= attempts:
         lane.note(message, "worker lost", now)
@@ -78,8 +80,11 @@ def suspect(lane: Lane, message: Message, subscription: Subscription, now: int) 
 
 
 def used_up(lane: Lane, message: Message, subscription: Subscription, now: int) -> None:
-    """All attempts are used up, and nobody could make it a dead letter: the process that ran the last one
-    died, and its lane went to another worker; or the policy allows fewer than it did."""
+    """Record a message whose attempts are all used up, and that nobody could make a dead letter.
+
+    The process that ran the last attempt died, and its lane went to another worker; or the policy allows
+    fewer than it did.
+    """
     attempts = message.attempt - 1
     last = lane.failures[message.id].error.rstrip().rpartition("\n")[2]
     reason = f"{last or 'worker lost'} ({attempts} of {subscription.retry.attempts} attempts)"

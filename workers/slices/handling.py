@@ -1,7 +1,7 @@
-"""What a slice does with the messages that it has in hand: handler by handler, settled in between.
+"""Runs the handlers of the messages that a slice has in hand, and settles in between.
 
-The slice fetches; this runs the handlers, looks up before each message whether it may go on, and keeps what
-became of each in its lane until a turn settles it.
+The slice fetches. This looks before each message whether it may go on, and keeps what became of each in its
+lane until a turn settles it.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Handling:
         self.ends = 0.0
         """When the slice should end, by the monotonic clock."""
         self.cut_short = False
-        """The slice ends before its lanes are empty."""
+        """True if the slice ends before its lanes are empty."""
         self.handled = False
-        """At least one message was."""
+        """True if at least one message was handled."""
         self.in_hand = True
         """False: the connection broke, so what was fetched is to be looked up in the pending list."""
 
@@ -116,9 +116,10 @@ class Handling:
         self._learn(handled, time.monotonic() - began)
 
     def _handle_smoothly(self, lane: Lane, messages: list[Message]) -> int:
-        """Handle messages while there is nothing to look up or to settle, and nothing fails; how many.
+        """Handle messages while there is nothing to look up or to settle, and nothing fails. Returns how
+        many.
 
-        The hot path: what can be looked up once for all messages is.
+        This is the hot path: what can be looked up once for all messages is.
         """
         progress, slot, before = self._progress, self._slot, len(lane.acks)
         if not lane.recovering:  # or what killed a process while it was decoded would do so for ever
@@ -136,7 +137,7 @@ class Handling:
         return handled
 
     def _handle_carefully(self, lane: Lane, messages: list[Message]) -> int:
-        """Handle messages with a look at everything that may stop or delay each; how many were."""
+        """Handle messages with a look at everything that may stop or delay each. Returns how many."""
         progress, slot, index = self._progress, self._slot, self._index[id(lane)]
         handle, handled, next_look = self.dispatcher(lane).handle, 0, -math.inf
         attempts = self.subscription(lane).retry.attempts
@@ -170,7 +171,7 @@ class Handling:
         return handled
 
     def _next_look(self) -> float:
-        """Until when messages may be started with no look at the leases, the settling and the slice's end."""
+        """Return until when messages may start without a look at leases, settling and the slice's end."""
         return min(self.ends, self._turns.proved + PROVE_SECONDS, self._settled_at + SETTLE_SECONDS)
 
     def _handle_concurrently(self, lane: Lane, messages: list[Message]) -> None:
@@ -205,7 +206,7 @@ class Handling:
         self._learn(len(messages), time.monotonic() - began)
 
     def _handle_batch(self, lane: Lane, messages: list[Message]) -> list[Message]:
-        """One call of the handler; returns the messages that it passed over, for the next."""
+        """Call the handler once. Returns the messages that it passed over, for the next call."""
         ready = [
             message
             for message in messages
@@ -249,8 +250,9 @@ class Handling:
         return behind
 
     def is_used_up(self, lane: Lane, message: Message) -> bool:
-        """All attempts that the policy allows have been begun: it is a dead letter, whatever became of
-        them."""
+        """Return True, and make it a dead letter, if all attempts of the policy were begun, whatever became
+        of them.
+        """
         subscription = self.subscription(lane)
         if message.attempt <= subscription.retry.attempts or lane.is_suspect(message):
             return False  # suspects are looked at before they run in any case
@@ -272,7 +274,9 @@ class Handling:
             self._progress.batch_running(self._slot, index, first, last, now)
 
     def may_go_on(self, lane: Lane) -> bool:
-        """Look up before each message: is the slot wanted, and is the lane surely still ours?"""
+        """Return whether the slice may go on, before each message: nobody wants the slot, and the lane is
+        still ours.
+        """
         progress = self._progress
         if progress.stopping(self._slot) or (self.handled and time.monotonic() > self.ends):
             self.cut_short = True
@@ -281,16 +285,16 @@ class Handling:
         return self.in_hand and not self.cut_short and not lane.lost
 
     def show_running(self, lane: Lane, first: str, last: str, since: float) -> None:
-        """Several messages run, from `first` to `last`, the oldest since then."""
+        """Show that several messages run, from `first` to `last`, the oldest since then."""
         index = self._index[id(lane)]
         self._progress.batch_running(self._slot, index, first.encode(), last.encode(), since)
 
     def show_finished(self, lane: Lane, message: Message, *, others: bool) -> None:
-        """One of several messages is done; `others` go on."""
+        """Show that one of several messages is done; `others` go on."""
         self._progress.ended(self._slot, self._index[id(lane)], [message.id.encode()], others=others)
 
     def must_prove(self) -> bool:
-        """It is too long ago that the leases were surely ours."""
+        """Return whether it is too long ago that the leases were surely ours."""
         return time.monotonic() - self._turns.proved > PROVE_SECONDS
 
     def settle_if_due(self) -> None:
@@ -298,7 +302,7 @@ class Handling:
             self._settle_between()
 
     def is_due(self) -> bool:
-        """What is handled should be settled now."""
+        """Return whether what is handled should be settled now."""
         return time.monotonic() - self._settled_at > SETTLE_SECONDS
 
     def settle_or_fail(self) -> None:
@@ -314,8 +318,11 @@ class Handling:
         self.mark_settled()
 
     def _may_run_suspect(self, lane: Lane, message: Message) -> bool:
-        """A message that may have killed whole workers: its attempt is recorded before the handler runs, and
-        when all attempts have gone that way it is a dead letter."""
+        """Return whether a message may run that may have killed whole workers.
+
+        Its attempt is recorded before the handler runs. When all attempts have gone that way it is a dead
+        letter.
+        """
         if not lane.is_suspect(message):
             return True
         failures.suspect(lane, message, self.subscription(lane), self._turns.server_now())
@@ -324,7 +331,7 @@ class Handling:
         return message.id in lane.failures and self.in_hand and not lane.lost
 
     def fail(self, lane: Lane, message: Message, failed: Failed, *, others: bool = False) -> None:
-        """The message is not done; `others` that ran with it go on."""
+        """Keep a message that is not done; `others` that ran with it go on."""
         record = self._record(lane, message, failed)
         self._keep(lane, [], [(message.id.encode(), record)], others=others)
         failures.tell(message, failed, self.subscription(lane))
@@ -342,7 +349,7 @@ class Handling:
             self._settled_at = -math.inf  # there is no room: settle before anything else is run
 
     def count(self) -> int:
-        """How many messages to fetch."""
+        """Return how many messages to fetch."""
         if self._concurrent:
             return CONCURRENCY  # they take as long together as the slowest of them
         if self._mean is None:

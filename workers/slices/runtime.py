@@ -1,4 +1,4 @@
-"""What slices share: made in the main process before the pool forks, inherited by its children."""
+"""The state that slices share: made in the main process before the pool forks, inherited by its children."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Runtime:
     nonce: str
     dispatchers: dict[tuple[str, str], Dispatcher] = field(default_factory=dict)
     lanes: dict[LaneId, tuple[int, Lane]] = field(default_factory=dict)
-    """Lanes as the last slice here left them, with its serial: the next one need not ask Redis again."""
+    """The lanes as the last slice here left them, with its serial: the next one need not ask Redis again."""
     sizes: defaultdict[tuple[str, str], Sizes] = field(default_factory=lambda: defaultdict(Sizes))
-    """What is known of the sizes of messages, by topic and group."""
+    """The known sizes of messages, by topic and group."""
     local: threading.local = field(default_factory=threading.local)
     is_ending: Callable[[], bool] = lambda: False
-    """Whether somebody ends this pool process by a signal; only Celery's pool knows."""
+    """Returns whether somebody ends this pool process by a signal; only Celery's pool knows."""
 
     def dispatcher(self, topic: str, group: str) -> Dispatcher:
         found = self.dispatchers.get((topic, group))
@@ -70,8 +70,9 @@ class Runtime:
             gc.set_threshold(GC_THRESHOLD, *others)
 
     def runner(self) -> asyncio.Runner:
-        """The event loop of this process (and thread): one for all slices, so that what handlers keep in it
-        (clients, sessions) goes on working."""
+        """Return the event loop of this process (and thread): one for all slices, so that clients and
+        sessions of handlers go on working.
+        """
         runner: asyncio.Runner | None = getattr(self.local, "runner", None)
         if runner is None or self.local.runner_pid != os.getpid():
             runner = self.local.runner = asyncio.Runner()
@@ -95,7 +96,7 @@ class Runtime:
             runner.close()
 
     def take_link(self) -> Link | None:
-        """The link that the last slice of this process (and thread) left, if any."""
+        """Return the link that the last slice of this process (and thread) left, if any."""
         link: Link | None = getattr(self.local, "link", None)
         owner = getattr(self.local, "pid", None)
         self.local.link = None

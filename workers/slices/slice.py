@@ -145,7 +145,7 @@ class Slice:
         self._hand.mark_settled()
 
     def _should_share(self, ends: float) -> bool:
-        """A slot waits, and this slice has several lanes: end early, so that they are dealt out anew."""
+        """Return whether to end early: a slot waits, and this slice has several lanes to deal out anew."""
         ran_for = time.monotonic() - ends + SLICE_SECONDS
         return len(self._turns.lanes) > 1 and ran_for > SHARE_SECONDS and self._progress.wanted(self._slot)
 
@@ -188,7 +188,9 @@ class Slice:
     # ------------------------------------------------------------------ the end
 
     def _place(self) -> str:
-        """What this slice works on, for the log: the key of its first lane, and how many more there are."""
+        """Return, for the log, what this slice works on: the key of its first lane, and how many more there
+        are.
+        """
         lane = self._lanes[0]
         more = f" and {len(self._lanes) - 1} more" if len(self._lanes) > 1 else ""
         return f"{lane.keys.stream}, group {lane.id.group}{more}"
@@ -220,14 +222,16 @@ class Slice:
             self._progress.report(self._slot, number, int(flags), ms, seq, due[id(lane)], lane.history)
 
     def _due_at(self, lane: Lane) -> int:
-        """When the next retry is due, in ms of CLOCK_MONOTONIC, which all processes here share; -1: never."""
+        """Return when the next retry is due, in ms of CLOCK_MONOTONIC, which all processes here share; -1:
+        never.
+        """
         if lane.next_due is None:
             return -1
         return max(1, int(time.monotonic() * 1000) + lane.next_due - self._turns.server_now())
 
 
 def run(runtime: Runtime, order: SliceOrder) -> None:
-    """Make the slice and run it. Raises what it does not expect, which its lanes have been told of."""
+    """Make the slice and run it. Raises what it does not expect, after it has told its lanes."""
     try:
         made = Slice(runtime, order)
     except Exception:

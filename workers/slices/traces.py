@@ -1,4 +1,4 @@
-"""What is kept and logged of an exception: never more than a little, and never an error of its own."""
+"""Makes what is kept and logged of an exception: never more than a little, and never an error of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_BYTES = MAX_ERROR
 
 
 def clipped(text: object) -> str:
-    """The beginning and the end of a text, as UTF-8 can hold it, in MAX_BYTES bytes at most."""
+    """Return the beginning and the end of a text, as UTF-8 can hold it, in MAX_BYTES bytes at most."""
     whole = _text(text)
     raw = whole[: MAX_BYTES + 1].encode("utf-8", "replace")
     if len(whole) <= MAX_BYTES and len(raw) <= MAX_BYTES:
@@ -25,7 +25,7 @@ def clipped(text: object) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Like `ValueError: no`, also of an exception whose own text cannot be made."""
+    """Return a reason like `ValueError: no`, also for an exception whose own text cannot be made."""
     try:
         return clipped(f"{type(error).__name__}: {error}")
     except BaseException:
@@ -33,7 +33,7 @@ def reason(error: BaseException) -> str:
 
 
 def name(error: object) -> str:
-    """The name of an exception's type, whatever that is."""
+    """Return the name of an exception's type, whatever that is."""
     try:
         return clipped(type(error).__name__)
     except BaseException:
@@ -41,7 +41,7 @@ def name(error: object) -> str:
 
 
 def kept(error: BaseException) -> str:
-    """The traceback: where it began, and the end, which says where it broke."""
+    """Return the traceback to keep: where it began, and the end, which says where it broke."""
     try:
         return clipped("".join(traceback.format_exception(error)))
     except BaseException:  # such as a SyntaxError whose line is no text
@@ -76,7 +76,7 @@ def _text(value: object) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came from, as a traceback shows them."""
+    """Yield the error and what it came from, as a traceback shows them."""
     seen: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in seen:

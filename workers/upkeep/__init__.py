@@ -1,1 +1,1 @@
-"""What the worker that leads does for all."""
+"""Upkeep: what the worker that leads does for all."""

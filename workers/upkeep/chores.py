@@ -49,7 +49,7 @@ class Chores:
         self._relays: dict[str, outbox.Relay] = {}
 
     def threads(self, is_leader: Callable[[], bool]) -> list[Upkeep]:
-        """The threads that do them, not started yet."""
+        """Return the threads that do them, not started yet."""
         steps = {
             "delayed": [Step(self.move_delayed, due.MOVE_SECONDS)],
             "outbox": [Step(guarded(self.relay_outbox), RELAY_SECONDS)],
@@ -104,7 +104,7 @@ class Chores:
 
 
 def _in_each(databases: Databases, work: Callable[[str], object]) -> None:
-    """In every database, also where another fails; then raise the first error."""
+    """Do it in every database, also if another fails; then raise the first error."""
     errors: list[BusError] = []
     for alias in databases.aliases():
         try:

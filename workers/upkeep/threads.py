@@ -21,13 +21,15 @@ logger = logging.getLogger("jitney.workers")
 
 @dataclass(slots=True)
 class Step:
-    """One thing that upkeep does again and again."""
+    """One step of upkeep, done again and again."""
 
     work: Callable[[], None]
     seconds: float
-    """From one beginning to the next; a step that takes longer begins again after all others that are due."""
+    """Seconds from one beginning to the next. A step that takes longer begins again after all others that are
+    due.
+    """
     due: float = 0.0
-    """When it is due, by the monotonic clock."""
+    """The time at which it is due, by the monotonic clock."""
 
     @property
     def name(self) -> str:
@@ -60,7 +62,7 @@ class Upkeep(threading.Thread):
         connections.close_all()
 
     def _pause(self, now: float) -> float:
-        """Seconds until the next step is due. Who becomes the leader is late by one period at most."""
+        """Return the seconds until the next step is due. A new leader starts late by one period at most."""
         return max(0.0, min(step.due for step in self._steps) - now)
 
     def _attempt(self, step: Step) -> None:
