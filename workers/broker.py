@@ -60,6 +60,7 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
             options = conn.transport_options
             options.setdefault("socket_timeout", ANSWER_SECONDS)
             options.setdefault("socket_connect_timeout", ANSWER_SECONDS)
+        _track_living(getattr(self.pool, "_pool", None))
         if self.hub is not None and self.connection is None and self._retries():
             self._run_until_reachable(conn)
         return super().ensure_connected(conn)
@@ -130,6 +131,24 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
             self.hub.reset()
             loops._cancel_timer_entries(self.hub.timer, loops._timer_entries(self.hub.timer) - before)
         logger.warning("The Celery broker is back.")
+
+
+def _track_living(pool: Any) -> None:
+    """Have the prefork pool enter only processes in the loop whose end it has not seen.
+
+    Celery takes a process out of the loop when its pipe ends, and out of the pool when the system has reaped
+    it. A connection that is made in between would enter it once more, without a pipe: `ValueError: file
+    descriptor is None`, which ends the worker (Celery 5.7, `AsynPool.register_with_event_loop`).
+    """
+    if pool is None or not hasattr(pool, "_track_child_process") or "_track_child_process" in vars(pool):
+        return
+    track = pool._track_child_process
+
+    def track_living(process: Any, hub: Any) -> None:
+        if getattr(process, "_sentinel_poll", process) is not None:
+            track(process, hub)
+
+    pool._track_child_process = track_living
 
 
 def _is_redis(conn: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from tests.chaos.faults import Fault
 from tests.chaos.ledger import Call, Handling, Published
@@ -121,6 +122,7 @@ def judge(
     of itself, and the effects in the database, the caller adds.
     """
     stored = {(each.topic, each.partition, each.id): each for each in published}
+    names = {each.name: each for each in published}
     first: dict[Delivery, Handling] = {}
     for entry in handled:
         if entry.what == "end":
@@ -139,7 +141,9 @@ def judge(
         unexpected=[
             entry
             for entry in handled
-            if entry.what == "start" and not _is_known(stored.get(place_of(entry)), entry)
+            if entry.what == "start"
+            and not _is_known(stored.get(place_of(entry)), entry)
+            and not _lost_its_receipt(names.get(entry.name), entry, faults)
         ],
         # What the server has lost a frozen worker may have in hand still, long after others went on.
         disorder=_disorder(
@@ -161,10 +165,19 @@ def book(
     verdict.unbooked = [place for place in published if place not in effects and place not in vanished]
 
 
-def _is_known(message: Published | None, entry: Handling) -> bool:
+def _is_known(message: Published | None, entry: Handling) -> TypeGuard[Published]:
     return message is not None and (message.name, message.key, message.seq) == (
         entry.name, entry.key, entry.seq,
     )  # fmt: skip
+
+
+def _lost_its_receipt(message: Published | None, entry: Handling, faults: Iterable[Fault]) -> bool:
+    """Whether it was stored, and handled, on a server that was lost before its publisher heard of it: so it
+    was published once more, on the one that came back."""
+    return _is_known(message, entry) and any(
+        fault.since is not None and fault.since <= entry.at <= (fault.until or fault.at) <= message.at
+        for fault in faults
+    )
 
 
 def _disorder(firsts: Iterable[Handling]) -> list[str]:

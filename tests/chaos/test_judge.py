@@ -203,6 +203,16 @@ def test_a_message_that_nobody_published_is_unexpected() -> None:
     assert found.wrong == ["unexpected 1"]
 
 
+def test_a_message_is_known_that_was_handled_on_a_lost_server_and_published_again_after_it() -> None:
+    older = Fault("failover", 5 * SECOND, 6 * SECOND, since=3 * SECOND)
+    again = published(0)._replace(id="7-0", at=7 * SECOND)
+    handlings = [handled(0, 4.0), [each._replace(id="7-0") for each in handled(0, 8.0)]]
+    assert verdict([again], handlings, older).unexpected == []
+    assert len(verdict([again], handlings).unexpected) == 1, "without a failover"
+    early = again._replace(at=4 * SECOND)
+    assert len(verdict([early], handlings, older).unexpected) == 1, "its publisher had the receipt before"
+
+
 def test_a_key_that_went_on_before_its_earlier_message_was_done_is_out_of_order() -> None:
     found = verdict([published(0), published(1)], [handled(1, 1.0), handled(0, 2.0)])
     assert found.wrong == ["order violations 1"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
+from celery.concurrency.asynpool import AsynPool
 from celery.worker.consumer import Consumer
+from kombu.asynchronous import Hub
 
 from workers.broker import PatientConsumer
 
@@ -67,3 +70,26 @@ def test_an_amqp_channel_that_fails_closes_no_connection_without_leave(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert [end.collected for end in lose(LookupError("no queue"), monkeypatch)] == [0, 0]
+
+
+def test_a_new_connection_passes_over_a_process_whose_end_was_seen_and_that_is_not_reaped_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given a pool with a process of which Celery has seen the end, and one that lives
+    monkeypatch.setattr(Consumer, "ensure_connected", lambda _, conn: conn)
+    pool, hub, (reader, writer) = AsynPool.__new__(AsynPool), Hub(), os.pipe()
+    ended, living = SimpleNamespace(_sentinel_poll=None), SimpleNamespace(_sentinel_poll=reader)
+    consumer = PatientConsumer.__new__(PatientConsumer)
+    consumer.hub, consumer.pool, consumer.connection = None, SimpleNamespace(_pool=pool), None
+    with pytest.raises(ValueError, match="file descriptor is None"):  # as Celery has it
+        pool._track_child_process(ended, hub)
+    # when the worker connects, twice, and enters its processes in the loop
+    for _ in range(2):
+        consumer.ensure_connected(None)
+    for process in (ended, living):
+        pool._track_child_process(process, hub)
+    # then the one that lives is there
+    assert list(hub.readers) == [reader]
+    hub.close()
+    os.close(writer)
+    os.close(reader)
