@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import orjson
 
-from bus.safety.unreadable import visible, visible_json
+from bus.format.display import key_of, why_undecodable
+from bus.safety.unreadable import escaped, visible, visible_json
 from bus.values import Message
 
 #: Characters of a value shown in its row.
@@ -53,15 +54,15 @@ class MessageRow:
 def message_row(message: Message) -> MessageRow:
     """A message as text, whatever its bytes are; never raises for what a message holds."""
     fields = message.raw
-    kind, note, compact, body = _value(fields)
+    kind, note, compact, body = _value(message)
     raw = fields.get(b"v", b"")
-    key = fields.get(b"k")
+    key = key_of(message)
     return MessageRow(
         topic=message.topic,
         partition=message.partition,
         id=message.id,
         timestamp=message.timestamp,
-        key=None if key is None else _cut(_text(key), PREVIEW),
+        key=None if key is None else _cut(visible(key, keep="\n\t"), PREVIEW),
         headers=_headers(fields.get(b"h")),
         kind=kind,
         note=note,
@@ -72,18 +73,19 @@ def message_row(message: Message) -> MessageRow:
     )
 
 
-def _value(fields: Mapping[bytes, bytes]) -> tuple[Kind, str, str, str]:
-    """(kind, note, one line, many lines) of a stream entry."""
+def _value(message: Message) -> tuple[Kind, str, str, str]:
+    """(kind, note, one line, many lines) of a message."""
+    fields = message.raw
     if b"v" not in fields:
         shown = "\n".join(f"{_text(name)}: {_text(value[:BODY])}" for name, value in fields.items())
-        return "undecodable", "The entry has no field “v”.", shown, shown[:BODY]
+        return "undecodable", why_undecodable(message), shown, shown[:BODY]
     raw = fields[b"v"]
     if fields.get(b"e") == b"raw":
         return _bytes(raw)
     if len(raw) > BODY:
         shown = _text(raw[:BODY])
         return "json", "", shown, shown
-    return _json(raw)
+    return _json(message, raw)
 
 
 def _bytes(raw: bytes) -> tuple[Kind, str, str, str]:
@@ -94,7 +96,7 @@ def _bytes(raw: bytes) -> tuple[Kind, str, str, str]:
     return "text", "Published as bytes.", shown, shown
 
 
-def _json(raw: bytes) -> tuple[Kind, str, str, str]:
+def _json(message: Message, raw: bytes) -> tuple[Kind, str, str, str]:
     """A JSON value, indented. The characters of its numbers are kept."""
     try:
         value: Any = json.loads(raw, parse_int=_number, parse_float=_number, parse_constant=_number)
@@ -103,7 +105,7 @@ def _json(raw: bytes) -> tuple[Kind, str, str, str]:
     except (ValueError, TypeError, RecursionError) as error:
         shown = _text(raw)
         if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-            return "undecodable", f"The value is not JSON: {error}.", shown, shown
+            return "undecodable", why_undecodable(message) or f"The value is not JSON: {error}.", shown, shown
         return "json", "Shown as it is stored.", shown, shown
     return "json", "", compact, pretty if len(pretty) <= _PRETTY else compact
 
@@ -129,7 +131,7 @@ def _headers(raw: bytes | None) -> Mapping[str, str]:
 
 def _text(raw: bytes) -> str:
     """UTF-8, with what is not, and what would not be seen, escaped."""
-    return visible(raw.decode("utf-8", "backslashreplace"), keep="\n\t")
+    return visible(escaped(raw), keep="\n\t")
 
 
 def _cut(text: str, length: int) -> str:

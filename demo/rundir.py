@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bus.safety import private
 
+#: Runs that are kept to look at, besides the one that runs.
 KEPT = 5
 
 

@@ -55,6 +55,7 @@ MAX_FINISHED = 1024
 RECORD_BYTES = 1 << 16
 """Room for what became of messages that are not done, in one turn. One record always fits in."""
 
+#: Where in a slot a word stands; a word has 8 bytes, a report of a lane 5 words.
 _REVOKE, _WANT, _PID, _CLIENT, _HANDLER, _STATE, _BATCH_END = 0, 1, 2, 3, 4, 5, 6
 _EPOCH, _REPORTED, _SINCE, _RECORDED, _TOOK_IN, _REPORTS = 12, 13, 14, 15, 16, 17
 _REPORT_WORDS = 5

@@ -15,6 +15,7 @@ from bus.cli.session import Session, pass_session
 from bus.cli.values import key_words, message_record, value_words
 from bus.operating import deadletters, filters
 from bus.operating.deadletters import DeadLetter, Place, Selection, Tally
+from bus.safety.unreadable import escaped
 
 #: Characters of a reason in a table; `show` has all of it.
 _SHORT = 80
@@ -169,7 +170,7 @@ def _facts(found: DeadLetter) -> Table:
         ["attempts", count(found.attempts)],
         ["reason", found.reason],
         ["key", key_words(message)],
-        ["headers", message.raw.get(b"h", b"-").decode("utf-8", "backslashreplace")],
+        ["headers", escaped(message.raw.get(b"h", b"-"))],
         ["value", value_words(message)],
     ]
     return Table(["", ""], rows)

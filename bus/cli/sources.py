@@ -19,6 +19,7 @@ Format = Literal["jsonl", "csv"]
 #: A value and the number of the line on which it begins, from 1.
 Row = tuple[int, Any]
 
+#: Bytes of a file that are read at once, and so kept beside what is on its way.
 _BLOCK = 256 * 1024
 
 

@@ -15,14 +15,14 @@ from bus.format import state as states
 from bus.format.keys import PartitionKeys, unpad_id
 from bus.moments import MAX_EXACT
 from bus.observe.facts import ask
-from bus.safety.unreadable import Unreadable, shown
+from bus.safety.unreadable import Unreadable, escaped, shown
 from bus.streams.commands import fields_of, is_nogroup, is_wrongtype, text
 from bus.streams.connect import check, seconds_of
 from bus.streams.wire import Command
 from bus.upkeep.retention import ahead_words
 from bus.values import id_pair, known_id
 
-#: Records named in one text, and members or fields looked at in one key.
+#: Records named in one text, and members or fields looked at in one key: a sample.
 _NAMED = 5
 _LOOKED_AT = 100
 #: Ids may be so far ahead of the clock: clocks are set by small steps all the time. Milliseconds.
@@ -190,7 +190,7 @@ class _Found:
         return True
 
     def _strange(self, key: str, member: bytes, why: str) -> None:
-        name = member.decode("utf-8", "backslashreplace")
+        name = escaped(member)
         self._note("unreadable", Unreadable(key, name, "a member that", why))
 
     def _note(self, kind: str, found: Unreadable) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import orjson
 
 from bus.errors import ConfigurationError
-from bus.safety.unreadable import Unreadable, shown
+from bus.safety.unreadable import Unreadable, escaped, shown
 from bus.streams import commands
 from bus.streams.connect import check
 from bus.values import ORDERINGS, Ordering, TopicSpec, is_name, known_id
@@ -164,4 +164,4 @@ def _is_number(value: object) -> bool:
 
 
 def _unreadable(key: str, name: bytes, raw: bytes, why: str, newer: object = False) -> Unreadable:
-    return Unreadable(key, name.decode("utf-8", "backslashreplace"), shown(raw), why, bool(newer))
+    return Unreadable(key, escaped(name), shown(raw), why, bool(newer))

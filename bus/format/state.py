@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from bus.moments import MAX_EXACT
-from bus.safety.unreadable import Unreadable, shown, tell
+from bus.safety.unreadable import Unreadable, escaped, shown, tell
 from bus.values import id_pair, known_id
 
 #: Longest error text kept with a message; Redis holds one for each failing message.
@@ -151,4 +151,4 @@ def read_counter(key: str, name: str, raw: bytes | None) -> int | Unreadable:
 
 
 def _unreadable(key: str, name: bytes, raw: bytes, why: str) -> Unreadable:
-    return Unreadable(key, name.decode("utf-8", "backslashreplace"), shown(raw), why)
+    return Unreadable(key, escaped(name), shown(raw), why)

@@ -13,12 +13,13 @@ from typing import Any
 import orjson
 
 from bus.format.lane_id import LaneId
-from bus.safety.unreadable import Unreadable, shown
+from bus.safety.unreadable import Unreadable, escaped, shown
 
 #: A longer record is not read. Bytes. 20,000 declined lanes with long names take a tenth of it.
 MAX_BYTES = 16 << 20
 #: The last millisecond that Python's datetime knows.
 _LAST_MS = 253_402_300_799_999
+#: Bytes of an incarnation that is believed. Ours have at most 40 of the host's name and some 30 more.
 _MAX_NAME = 200
 
 
@@ -89,7 +90,7 @@ def read_table(key: str, reply: Sequence[bytes]) -> WorkerTable:
 
 def _read(key: str, name: bytes, raw: bytes) -> WorkerRecord | Unreadable:
     def unreadable(why: str) -> Unreadable:
-        return Unreadable(key, name.decode("utf-8", "backslashreplace"), shown(raw), why)
+        return Unreadable(key, escaped(name), shown(raw), why)
 
     if not _is_incarnation(name):
         return unreadable("stands under what is no name of a worker")

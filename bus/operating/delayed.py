@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bus.errors import ConfigurationError
 from bus.format import codec, netstrings
+from bus.safety.unreadable import escaped
 from bus.safety.verbs import verb
 from bus.streams.commands import run
 from bus.streams.connect import check
@@ -205,7 +206,7 @@ def _message(topic: str, ref: DelayedRef, due: float, body: bytes) -> DelayedMes
     return DelayedMessage(
         ref=ref,
         due=moment(due),
-        message_id=message_id.decode("utf-8", "backslashreplace") or None,
+        message_id=escaped(message_id) or None,
         message=Message(topic, ref.partition, f"d{ref.number}", fields, codec.decode),
     )
 

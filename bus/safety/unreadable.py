@@ -24,6 +24,11 @@ _BLANK |= frozenset(map(chr, [*range(0xFE00, 0xFE0E), *range(0xE0100, 0xE01F0)])
 _SPACES = frozenset("\u00a0\u202f\u3000")
 
 
+def escaped(raw: bytes) -> str:
+    """Bytes as text: those that are not UTF-8 as `\\xff`."""
+    return raw.decode("utf-8", "backslashreplace")
+
+
 def visible(text: str, keep: str = "") -> str:
     """Foreign text for people: what would not be seen, or would turn the text around it, as an escape.
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.format.partition import partition_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -33,3 +37,10 @@ def test_keys_are_spread_over_all_partitions():
         counts[partition_of(f"sku-{number}", 8)] += 1
     assert min(counts) > 800
     assert max(counts) < 1200
+
+
+def test_the_rule_stands_in_one_place() -> None:
+    packages = ("bus", "workers", "admin_ui", "demo", "benchmarks")
+    paths = [path for package in packages for path in (ROOT / package).rglob("*.py")]
+    users = [path.relative_to(ROOT).as_posix() for path in paths if "crc32" in path.read_text()]
+    assert users == ["bus/format/partition.py"]

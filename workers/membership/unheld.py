@@ -21,7 +21,7 @@ logger = logging.getLogger("jitney.workers")
 #: How long a lane may have no owner before that is said. Seconds. A lane that changes hands has none for
 #: about a beat; that of a dead worker is not free before the worker is known to be dead.
 UNHELD_SECONDS = 10.0
-#: Lanes named in a record, and in a line of the log, at most.
+#: Lanes named in a record, and in a line of the log, at most: a record is read by every worker each 3 s.
 MAX_NAMED = 500
 _IN_LOG = 10
 
