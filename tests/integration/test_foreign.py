@@ -18,6 +18,7 @@ from bus.client import Bus
 from bus.doctor import Finding
 from bus.errors import ConfigurationError, ForeignData, PartitionFull
 from bus.format.keys import TYPES
+from bus.format.lane_id import LaneId
 from bus.format.records import GroupSpec
 from bus.streams import commands
 from bus.streams.embedded import EmbeddedServer
@@ -454,3 +455,28 @@ def test_a_stream_that_is_full_is_told_of_and_made_again_when_it_is_deleted(
     world.bus.client.call("DEL", stream)
     world.assert_goes_on(SICK)
     assert not findings(world.bus)
+
+
+def test_who_waits_for_more_than_an_id_in_the_far_future_hears_that_another_has_made_the_stream_anew(
+    world: World,
+) -> None:
+    # given groups that were given an id that no clock reaches, and are idle
+    keys = world.bus.keys.partition(SICK, 0)
+    last = f"{2**64 - 1}-{2**64 - 1}"
+    world.bus.client.call("XADD", keys.stream, last, "v", "1")
+    scheduler, membership = world.worker.consumer.scheduler, world.worker.consumer._membership
+    assert membership is not None
+    wait_until(
+        lambda: _idle(scheduler.watched(), last) >= len(GROUPS), 20, "all groups to be idle at that id"
+    )
+    # when the stream is removed, and a slice of one of them notices it before anybody publishes
+    world.bus.client.call("DEL", keys.stream)
+    membership.repair()
+    wait_until(lambda: world.bus.client.call("EXISTS", keys.stream), 20, "the stream to be made again")
+    # then what is published now is handled by all of them
+    world.assert_goes_on(SICK)
+
+
+def _idle(watched: dict[LaneId, str], position: str) -> int:
+    """How many groups wait for more than this id."""
+    return len({lane.group for lane, last_id in watched.items() if last_id == position})
