@@ -29,22 +29,27 @@ PARTITIONS = 1_024
 _ATTEMPTS = 5
 
 
-def make(client: Client, era: str, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]]) -> list[ForeignData]:
-    """Make sure that partitions exist, each with its groups; return what stands in the way in single ones.
-    All others are made then.
+def make(
+    client: Client, era: str, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]]
+) -> tuple[list[ForeignData], bool]:
+    """Make sure that partitions exist, each with its groups; return what stands in the way in single ones,
+    and whether groups that had been there were made again. All others are made then.
 
     `era`: a token never used before. Idempotent. Raises BusUnavailable, BusError.
     """
     troubles: list[ForeignData] = []
     rest = iter(wanted)
+    restored = False
     while page := list(islice(rest, PARTITIONS)):
-        _make_page(client, era, {keys: wanted[keys] for keys in page}, troubles)
-    return troubles
+        restored |= _make_page(client, era, {keys: wanted[keys] for keys in page}, troubles)
+    return troubles, restored
 
 
 def _make_page(
     client: Client, era: str, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]], troubles: list[ForeignData]
-) -> None:
+) -> bool:
+    """The same for so many; return whether groups that had been there were made again."""
+    restored = False
     left: dict[PartitionKeys, dict[str, str]] = {keys: {} for keys in wanted}
     for _ in range(_ATTEMPTS):
         replies = commands.run_many(
@@ -55,7 +60,8 @@ def _make_page(
             if commands.is_of_one_partition(reply):
                 troubles.append(ForeignData(f"{keys.stream} cannot be made: {reply}. See `bus doctor`."))
                 continue
-            uncounted, giving = check(reply)
+            uncounted, giving, again_there = check(reply)
+            restored |= bool(again_there)
             for group in giving:
                 try:
                     give_back(client, keys, commands.text(group))
@@ -64,7 +70,7 @@ def _make_page(
             if uncounted:
                 again[keys] = dict(_counted(client, keys.stream, each) for each in uncounted)
         if not again:
-            return
+            return restored
         left = again
     names = ", ".join(keys.stream for keys in left)
     raise BusError(f"Groups cannot be made on {names}: the streams are made anew all the time.")

@@ -343,7 +343,12 @@ class Registry(Catalog):
     def _make_streams(self, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]]) -> list[ForeignData]:
         """Make the missing streams of partitions, with these groups. Returns what stands in the way there."""
         # With the prefix: databases may hold the inboxes of more than one bus.
-        return making.make(self._client, f"{self._keys.prefix}:{secrets.token_hex(8)}", wanted)
+        era = f"{self._keys.prefix}:{secrets.token_hex(8)}"
+        troubles, restored = making.make(self._client, era, wanted)
+        if restored:
+            # New ids may lie before those that idle lanes, in whatever worker, wait to see exceeded.
+            self.hint(RESTORED)
+        return troubles
 
 
 def _by_topic(groups: Iterable[GroupSpec]) -> defaultdict[str, list[GroupSpec]]:

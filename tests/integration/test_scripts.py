@@ -102,7 +102,7 @@ class Partition:
         before = self.groups()
         named = zip(pairs[::2], pairs[1::2], strict=True)
         groups = [GroupSpec(topic="orders", name=name, start=start) for name, start in named]
-        for trouble in making.make(self.client, f"era-{next(self._eras)}", {self.keys: groups}):
+        for trouble in making.make(self.client, f"era-{next(self._eras)}", {self.keys: groups})[0]:
             raise trouble
         return len(self.groups() - before)
 

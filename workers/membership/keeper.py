@@ -25,7 +25,7 @@ from bus.errors import BusError, BusUnavailable, ForeignData, UnknownTopic
 from bus.format.lane_id import ORDERED_LANE, LaneId
 from bus.format.lease import freed
 from bus.safety.complaints import Complaints
-from bus.topics.registry import RESTORED, GroupSpec, Tables
+from bus.topics.registry import GroupSpec, Tables
 from bus.transactions import marks
 from bus.upkeep.newcomers import Newcomers
 from workers.forks import forks
@@ -277,10 +277,6 @@ class Membership(threading.Thread):
             # Of workers with different code the one that started last decides, not that repaired last.
             keep_ordering=self._announced,
         )
-        if self._announced and well:
-            # Streams or groups had vanished: new ids may lie before those that idle lanes, here and in other
-            # workers, wait to see exceeded.
-            self._bus.registry.hint(RESTORED)
         self._declared = self._announced = True
         self._advance()
         return well
