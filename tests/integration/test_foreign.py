@@ -138,8 +138,9 @@ def test_a_field_that_cannot_be_read_is_passed_over(
     world.assert_goes_on(SICK, fail=1)
     world.publish(SICK, fail=9)
     world.assert_goes_on(SICK)
-    strange.assert_pages_answer(admin_client, [SICK], GROUPS)
-    strange.assert_commands_answer(world.bus, Audited, SICK, GROUPS)
+    for group in GROUPS:
+        strange.assert_pages_answer(admin_client, SICK, group)
+        strange.assert_commands_answer(world.bus, Audited, SICK, group)
     key = strange.every_key(world.bus, SICK, 0, "keyed")[name]
     # A letter is one whatever it says, a count is a count, and a mark is written anew by the next turn.
     assert key in told(world.bus) or name in ("dead", "mark") or str(2**63 - 1) in command
@@ -189,8 +190,10 @@ def test_a_key_of_another_type_stops_its_partition_alone_until_it_is_removed(
     world.assert_goes_on(WELL, fail=1)
     # it is told of,
     assert keys["keyed"] in told(world.bus)
-    strange.assert_pages_answer(admin_client, (SICK, WELL), GROUPS)
-    strange.assert_commands_answer(world.bus, Audited, SICK, GROUPS)
+    for group in GROUPS:
+        strange.assert_pages_answer(admin_client, SICK, group)
+        strange.assert_pages_answer(admin_client, WELL, group)
+        strange.assert_commands_answer(world.bus, Audited, SICK, group)
     if name == "stream":
         assert keys["keyed"] in caplog.text
     # and when it is removed all goes on by itself.
@@ -210,8 +213,8 @@ def test_a_table_of_another_type_stops_nobody(world: World, admin_client: Client
     world.assert_goes_on(WELL)
     world.assert_goes_on(WELL, fail=1)
     assert key in " ".join(finding.text for finding in doctor.examine(world.bus) if finding.level != "ok")
-    strange.assert_pages_answer(admin_client, [WELL], ["keyed"])
-    strange.assert_commands_answer(world.bus, Audited, WELL, ["keyed"])
+    strange.assert_pages_answer(admin_client, WELL, "keyed")
+    strange.assert_commands_answer(world.bus, Audited, WELL, "keyed")
 
     world.bus.client.call("DEL", key)
     world.bus.registry.forget_cache()
@@ -248,8 +251,9 @@ def test_a_record_that_cannot_be_read_is_shown_as_such_and_mended_by_what_declar
         world.bus.client.call("HSET", key, field, raw)
 
     world.assert_goes_on(WELL)
-    strange.assert_pages_answer(admin_client, (WELL, SICK), ["keyed"])
-    strange.assert_commands_answer(world.bus, Audited, SICK, ["keyed"])
+    strange.assert_pages_answer(admin_client, WELL, "keyed")
+    strange.assert_pages_answer(admin_client, SICK, "keyed")
+    strange.assert_commands_answer(world.bus, Audited, SICK, "keyed")
     assert "stray" in told(world.bus)
     assert b"stray" in admin_client.get("/admin/jitney/overview/").content
 
@@ -375,8 +379,9 @@ def test_an_id_in_the_far_future_breaks_nothing(
     world.assert_goes_on(SICK)
     world.assert_goes_on(SICK, fail=1)
     world.publish(SICK, fail=9)
-    strange.assert_pages_answer(admin_client, [SICK], GROUPS)
-    strange.assert_commands_answer(world.bus, Audited, SICK, GROUPS)
+    for group in GROUPS:
+        strange.assert_pages_answer(admin_client, SICK, group)
+        strange.assert_commands_answer(world.bus, Audited, SICK, group)
     assert "time out of range" in capsys.readouterr().out
     assert b"time out of range" in admin_client.get(f"/admin/jitney/topic/named/{SICK}/messages/").content
     assert f"{stream}' by " in told(world.bus)
@@ -447,8 +452,8 @@ def test_a_stream_that_is_full_is_told_of_and_made_again_when_it_is_deleted(
     with pytest.raises(PartitionFull, match="doctor"):
         world.publish(SICK)
     world.assert_goes_on(WELL)
-    strange.assert_pages_answer(admin_client, [SICK], ["keyed"])
-    strange.assert_commands_answer(world.bus, Audited, SICK, ["keyed"])
+    strange.assert_pages_answer(admin_client, SICK, "keyed")
+    strange.assert_commands_answer(world.bus, Audited, SICK, "keyed")
     assert "greatest that there can be" in told(world.bus)
 
     wait_until(lambda: world.has_handled(SICK, [-1]), what="the last message to be handled")
