@@ -36,6 +36,8 @@ RECONNECT = RetryPolicy(delay=0.1, max_delay=2.0, jitter=0.5)
 DEAF_SECONDS = 0.25
 #: Longest block: well below any sensible socket timeout, so that a server that hangs is noticed. Seconds.
 BLOCK_SECONDS = 4.0
+#: An id of the control stream that is so far ahead of our clock is not waited for. Seconds.
+AHEAD_SECONDS = 60.0
 #: How long a key that is no stream, since somebody has put something in its place, is left out. Seconds.
 STRANGER_SECONDS = 5.0
 
@@ -96,6 +98,10 @@ class Watcher(threading.Thread):
 
     def _watch_once(self) -> None:
         link = self._connected()
+        if self._control_id != "$" and id_pair(self._control_id)[0] > (time.time() + AHEAD_SECONDS) * 1000:
+            # Somebody else's id: if that is removed, no hint would ever exceed it.
+            before, self._control_id = self._control_id, self._last_control_id(link)
+            self._doubting = self._doubting or self._control_id != before
         if self._doubting:
             self._doubting = False
             self._scheduler.doubt()
