@@ -462,12 +462,19 @@ def test_a_stream_that_is_full_is_told_of_and_made_again_when_it_is_deleted(
     assert not findings(world.bus)
 
 
+@pytest.mark.parametrize("control", [False, True])
 def test_who_waits_for_more_than_an_id_in_the_far_future_hears_that_another_has_made_the_stream_anew(
-    world: World,
+    world: World, control: bool
 ) -> None:
-    # given groups that were given an id that no clock reaches, and are idle
+    # given groups that were given an id that no clock reaches, and are idle; such an id may have been in the
+    # control stream, too
     keys = world.bus.keys.partition(SICK, 0)
     last = f"{2**64 - 1}-{2**64 - 1}"
+    if control:
+        watcher = world.worker.consumer._watcher
+        world.bus.client.call("XADD", world.bus.keys.control, last, "v", "1")
+        wait_until(lambda: watcher._control_id == last, 20, "the watcher to have heard it")
+        world.bus.client.call("DEL", world.bus.keys.control)
     world.bus.client.call("XADD", keys.stream, last, "v", "1")
     scheduler, membership = world.worker.consumer.scheduler, world.worker.consumer._membership
     assert membership is not None
