@@ -46,8 +46,7 @@ def check_runs(handler: Any, where: str) -> None:
     if kind in ("generator", "async generator"):
         raise ConfigurationError(
             f"{where}: the handler has a `yield`, so a call of it makes a generator and runs nothing. "
-            f"Write a "
-            "function without `yield`; for many messages at once use batch=."
+            "Write a function without `yield`; for many messages at once use batch=."
         )
     if kind == "coroutine" and _is_task(handler):
         raise ConfigurationError(
@@ -82,8 +81,7 @@ def refuse_awaitable(result: object) -> None:
         )
     raise TypeError(
         f"The handler returned a {type(result).__name__}, so it has not run: nobody iterates over it. "
-        f"Write a "
-        "function that does its work before it returns."
+        "Write a function that does its work before it returns."
     )
 
 

@@ -57,9 +57,7 @@ class Lane:
         seen: str | None = None,
         history: int = 0,
     ) -> None:
-        """`last_id`: where the last slice left it, in `history` of the server. `seen`: the furthest position
-        ever.
-        """
+        """`last_id`: where the last slice left it, in `history` of the server. `seen`: the furthest ever."""
         self.id = id
         self.keys = keys
         self.lease = lease
@@ -84,13 +82,9 @@ class Lane:
         self.closed = False
         """True: fetch nothing new. Another ordering is declared, and waits until nothing is pending."""
         self.trouble: BusError | None = None
-        """The error, if a key of this lane holds something foreign: the slice dropped the lane, as if it were
-        lost.
-        """
+        """The error, if a key of this lane holds something foreign: then the lane counts as lost."""
         self.era = ""
-        """The era: which messages the ids stand for (see bus.transactions.inbox); "": a group older than
-        eras.
-        """
+        """Which messages the ids stand for (see bus.transactions.inbox); "": a group older than eras."""
         self.prove: Callable[[], bool] | None = None
         """Asks Redis whether the lease is still ours (see Message.lease_valid)."""
         self.failing: dict[str, set[tuple[int, int]]] = {}
@@ -122,9 +116,7 @@ class Lane:
         self.history = link.history
 
     def at(self, position: str) -> bool:
-        """Take in how far the group is by the server. False if it was further before: the server's data are
-        older.
-        """
+        """Take in how far the group is by the server. False if it was further: the data are older."""
         self.last_id = position
         if self.seen is not None and id_pair(position) < id_pair(self.seen):
             return False
@@ -132,8 +124,7 @@ class Lane:
         return True
 
     def new_mark(self) -> str | None:
-        """Return the id up to which all but what waits is settled with this turn; None: as before, or
-        unknown.
+        """Return the id up to which this turn settles all but what waits; None: as before, or unknown.
 
         To be asked when nothing fetched is in hand. In unordered groups other lanes are at work, too.
         """
@@ -262,8 +253,7 @@ class Lane:
         self.finish(message.id)
 
     def retry(self, message: Message, delay: float, error: str, now: int) -> bytes:
-        """Have a message tried again `delay` seconds after it is settled. `now`: ms, the first failure's
-        time.
+        """Have a message tried again `delay` seconds after it is settled. `now`: ms, of its first failure.
 
         Returns what `refused` takes, in case this process dies before it is settled.
         """
@@ -319,9 +309,7 @@ class Lane:
         return orjson.dumps(("dead", message_id, reason, failure.dump()))
 
     def refused(self, record: bytes) -> None:
-        """Take in what became of a message in a child that died before it could settle it: retry or dead
-        letter.
-        """
+        """Take in what became of a message whose process died before it could settle it."""
         kind, message_id, detail, failure = orjson.loads(record)
         known = Failure.load(failure.encode(), self.keys.state(self.id.group), message_id)
         (self._retry if kind == "retry" else self._dead)(message_id, detail, known)
@@ -335,9 +323,7 @@ class Lane:
             self.acks.append(message_id)
 
     def blame(self, message_id: str, reason: str, attempts: int | None, now: int) -> None:
-        """Count an attempt for a message whose process died while it ran; after `attempts` it is a dead
-        letter.
-        """
+        """Count an attempt for a message that killed its process; after `attempts` it is a dead letter."""
         failure = self.failures.setdefault(message_id, Failure(""))
         if not failure.noted:
             failure.attempts += 1

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: Messages looked at in one script.
 PAGE = 200
-#: Keys that are let go in one turn: `turn.lua` releases up to 500 messages of them.
+#: Keys that are let go in one turn: `turn.lua` releases up to 150 messages of them.
 RELEASE = 50
 
 _complaints = Complaints(logging.getLogger("bus.mending"))

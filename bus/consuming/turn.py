@@ -124,21 +124,21 @@ class Turns:
                 ]
         return late
 
-    def learn(self, lane: Lane) -> None:
-        """Read anew what Redis knows of this lane."""
-        lane.link = None
+    def learn(self, *lanes: Lane) -> None:
+        """Read anew what Redis knows of these lanes, which fits together."""
+        for lane in lanes:
+            lane.link = None
         self._learn()
-        lane.mended = True
+        for lane in lanes:
+            lane.mended = True
 
-    def relearn(self, lanes: Iterable[Lane]) -> None:
+    def relearn(self, lanes: Sequence[Lane]) -> None:
         """Read anew what Redis knows of these lanes, and put it right, after they took in what others left.
 
         That may be of another history of the server, or of another ordering. Then a message fails that is not
         pending, or is tied to other messages than it was, and what waits behind it would wait for ever.
         """
-        for lane in lanes:
-            lane.link = None
-        self._learn()
+        self.learn(*lanes)
         for lane in lanes:
             lane.mended = False
         self._mend()

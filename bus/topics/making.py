@@ -60,8 +60,8 @@ def _make_page(
             if commands.is_of_one_partition(reply):
                 troubles.append(ForeignData(f"{keys.stream} cannot be made: {reply}. See `bus doctor`."))
                 continue
-            uncounted, giving, again_there = check(reply)
-            restored |= bool(again_there)
+            uncounted, giving, lost = check(reply)
+            restored |= bool(lost)
             for group in giving:
                 try:
                     give_back(client, keys, commands.text(group))

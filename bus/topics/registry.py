@@ -167,10 +167,8 @@ class Registry(Catalog):
     def restore_partition(self, name: str, partition: int) -> None:
         """Make a stream that has vanished again, with its declared groups. Raises ForeignData."""
         spec = self.spec(name)
-        troubles = self._make_streams({self._keys.partition(spec.name, partition): self.groups(name)})
-        # The ids of the new stream may lie before those that idle lanes wait to see exceeded.
-        self.hint(RESTORED)
-        _raise_first(troubles)
+        wanted = {self._keys.partition(spec.name, partition): self.groups(name)}
+        _raise_first(self._make_streams(wanted, vanished=True))
 
     def delete(self, name: str) -> int:
         """Remove a topic with all its keys from Redis; return how many messages went with it."""
@@ -340,12 +338,17 @@ class Registry(Catalog):
     def _partitions(self, spec: TopicSpec, groups: list[GroupSpec]) -> dict[PartitionKeys, list[GroupSpec]]:
         return {self._keys.partition(spec.name, number): groups for number in range(spec.partitions)}
 
-    def _make_streams(self, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]]) -> list[ForeignData]:
-        """Make the missing streams of partitions, with these groups. Returns what stands in the way there."""
+    def _make_streams(
+        self, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]], *, vanished: bool = False
+    ) -> list[ForeignData]:
+        """Make the missing streams of partitions, with these groups. Returns what stands in the way there.
+
+        `vanished`: a stream is known to be gone, also where its groups have left no trace.
+        """
         # With the prefix: databases may hold the inboxes of more than one bus.
         era = f"{self._keys.prefix}:{secrets.token_hex(8)}"
         troubles, restored = making.make(self._client, era, wanted)
-        if restored:
+        if restored or vanished:
             # New ids may lie before those that idle lanes, in whatever worker, wait to see exceeded.
             self.hint(RESTORED)
         return troubles

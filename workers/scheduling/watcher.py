@@ -98,10 +98,7 @@ class Watcher(threading.Thread):
 
     def _watch_once(self) -> None:
         link = self._connected()
-        if self._control_id != "$" and id_pair(self._control_id)[0] > (time.time() + AHEAD_SECONDS) * 1000:
-            # Somebody else's id: if that is removed, no hint would ever exceed it.
-            before, self._control_id = self._control_id, self._last_control_id(link)
-            self._doubting = self._doubting or self._control_id != before
+        self._look_below_what_is_ahead(link)
         if self._doubting:
             self._doubting = False
             self._scheduler.doubt()
@@ -130,6 +127,15 @@ class Watcher(threading.Thread):
             self._find_strangers(link, positions, watched)
         else:
             self._take_in(check(reply), watched)
+
+    def _look_below_what_is_ahead(self, link: Link) -> None:
+        """If the last id of the control stream is ahead of the clock, somebody else wrote it. Once that is
+        removed no hint would ever exceed it.
+        """
+        before = self._control_id
+        if before != "$" and id_pair(before)[0] > (time.time() + AHEAD_SECONDS) * 1000:
+            self._control_id = self._last_control_id(link)
+            self._doubting = self._doubting or self._control_id != before
 
     def _find_strangers(self, link: Link, positions: dict[str, str], watched: dict[LaneId, str]) -> None:
         """One of the keys is no stream, and it would end the wait for all: it is left out for a while."""

@@ -6,7 +6,7 @@
 --         and what was counted for it: "" or "id offset basis", see below
 -- Reply   {[[name, id, basis, messages ever added], …] of groups that need a count first,
 --          [name, …] of groups to which something is still to be given back (giveback.lua),
---          1 if a group that had been there was created again, else 0}
+--          1 if a group was lost and is created again, else 0}
 --
 -- A group is created with the right ENTRIESREAD, or its lag would be unknown or wrong for ever. Where that has
 -- to be counted and is more than a little, whoever calls counts it in portions (count.lua): how many messages
@@ -70,7 +70,7 @@ local function begin_era(state, lease)
 end
 
 local uncounted, giving = {}, {}
-local again = 0
+local lost = 0
 for i = 2, #ARGV, 3 do
   local group, start, counted = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local first = 2 + ((i + 1) / 3 - 1) * 5
@@ -83,7 +83,7 @@ for i = 2, #ARGV, 3 do
     mark = mark and unpad(mark)
     local younger = mark and less(info['last-generated-id'], mark)
     local known = redis.call('HEXISTS', state, 'era') == 1
-    if known then again = 1 end
+    if known then lost = 1 end
     if fresh or younger or not known then begin_era(state, lease) end
     if younger then
       start = 'earliest'
@@ -113,4 +113,4 @@ for i = 2, #ARGV, 3 do
   end
   if redis.call('HEXISTS', state, 'giving') == 1 then giving[#giving + 1] = group end
 end
-return {uncounted, giving, again}
+return {uncounted, giving, lost}
