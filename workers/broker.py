@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from billiard.exceptions import WorkerLostError
 from celery.worker import loops, state
 from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
@@ -41,6 +42,7 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
     end_at_once: Callable[[], None] | None = None
     """Told that the worker is to end at once; set by the same step."""
     _events: Any = None
+    restart_count: int
 
     @property
     def event_dispatcher(self) -> Any:
@@ -108,6 +110,8 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
                 return
         if not self.strategies:
             self.update_strategies()
+        if not self.restart_count and not self.pool.did_start_ok():  # as asynloop asks, before its first loop
+            raise WorkerLostError("Could not start worker processes")
         if self.begin is not None:
             self.begin()
         before = loops._timer_entries(self.hub.timer)
@@ -130,6 +134,9 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
             probe.stop()
             self.hub.reset()
             loops._cancel_timer_entries(self.hub.timer, loops._timer_entries(self.hub.timer) - before)
+        # The first loop was this one. A process that dies between it and Celery's is replaced like any other;
+        # as the first thing of a worker it would be one that cannot start, and end the worker.
+        self.restart_count = max(1, self.restart_count)
         logger.warning("The Celery broker is back.")
 
 

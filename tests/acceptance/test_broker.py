@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -126,6 +127,27 @@ def test_a_worker_consumes_beside_a_broker_that_is_frozen_as_it_starts_and_runs_
     broker.thaw()
     worker.wait_ready()
     wait_until(lambda: "sum 1" in shop.ledger.read_text(), 60, "the task")
+    shop.publish("keyed", 20, first=20)
+    shop.wait_idle("keyed")
+    shop.assert_each_once("keyed", 40)
+    assert worker.stop() == 0
+
+
+@pytest.mark.timeout(200)
+def test_a_process_that_dies_as_the_first_connection_to_the_broker_is_made_does_not_end_the_worker(
+    shop: Shop, broker: EmbeddedServer
+) -> None:
+    # Given a worker that consumes, and was never connected to its broker
+    shop.publish("keyed", 20)
+    broker.freeze()
+    worker = shop.worker("one", "-c", "2", "-E", chatty=True)
+    shop.wait_lines(20, topic="keyed", timeout=60)
+    # When one of its processes dies while it is connecting (it waits a second for the answers of others)
+    broker.thaw()
+    wait_until(lambda: worker.says("The Celery broker is back"), 60, "the broker")
+    os.kill(worker.children()[0], signal.SIGKILL)
+    # Then the worker goes on
+    worker.wait_ready()
     shop.publish("keyed", 20, first=20)
     shop.wait_idle("keyed")
     shop.assert_each_once("keyed", 40)

@@ -298,7 +298,9 @@ def drain(scene: Scene, ordering: Ordering = "key") -> list[str]:
             else:
                 handled.append(message.id)
                 lane.done(message)
-        empty = 0 if messages or lane.recovering else empty + 1
+        # What was just released is due a millisecond later.
+        due = turns.due_in()
+        empty = 0 if messages or lane.recovering or (due is not None and due < 1) else empty + 1
     turns.settle()
     if (link := turns.close()) is not None:
         link.close()

@@ -108,7 +108,8 @@ def drain(turns: Turns, *, keep: bool = False) -> list[Message]:
                 found.append(message)
                 if not keep:
                     lane.done(message)
-        empty = 0 if messages or lane.recovering else empty + 1
+        due = turns.due_in()  # what was just released is due a millisecond later
+        empty = 0 if messages or lane.recovering or (due is not None and due < 1) else empty + 1
     turns.settle()
     return found
 
