@@ -98,7 +98,9 @@ class Consumer:
         """Begin: the threads start, lanes come in. Raises nothing when Redis is away; it goes on trying."""
         self._host = host
         self.bus.registry.find_elsewhere = _guarded_find(self.bus.registry.find_elsewhere)
-        self._watcher = Watcher(self.bus, self.scheduler, on_work=host.wake, on_hint=self._hint)
+        self._watcher = Watcher(
+            self.bus, self.scheduler, on_work=host.wake, on_hint=self._hint, on_strays=self._strays
+        )
         self._membership = Membership(
             self.bus,
             self.identity,
@@ -238,6 +240,10 @@ class Consumer:
     def _hint(self) -> None:
         if self._membership is not None:
             self._membership.look()
+
+    def _strays(self) -> None:
+        if self._membership is not None:
+            self._membership.strays.hear()
 
     def _loop_changed(self) -> None:
         self.scheduler.standing = self._loop.standing

@@ -36,7 +36,7 @@ from bus.topics.catalog import Catalog, Tables
 from bus.topics.declared import Declared
 from bus.values import MAX_PARTITIONS, Position, TopicSpec, check_name
 
-__all__ = ["LAYOUT", "RESTORED", "SPEC_SECONDS", "Declared", "GroupSpec", "Registry", "Tables"]
+__all__ = ["LAYOUT", "RESTORED", "SPEC_SECONDS", "STRAYS", "Declared", "GroupSpec", "Registry", "Tables"]
 
 logger = logging.getLogger("bus.registry")
 
@@ -52,6 +52,8 @@ MANY, RECORDS = 50, 500
 
 #: The hint that a stream had vanished and was made again.
 RESTORED = "restored"
+#: The hint that leases may bear names of workers that do not hold the lanes (workers.membership.strays).
+STRAYS = "strays"
 
 
 class Registry(Catalog):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tests.chaos.faults import Fault
 from tests.chaos.ledger import Call, Handling, Published
+from tests.chaos.ownership import UNCLEAN
 from tests.chaos.plan import FREEZES, SERVER_KINDS
 from tests.chaos.service import Spell, idle
 
@@ -85,6 +86,8 @@ class Attribution:
         self._endings: dict[int, list[int]] = defaultdict(list)
         self._wells: dict[int, list[int]] = defaultdict(list)
         """By process: when something ended that had not failed."""
+        self._begun: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+        """By lane: when something began."""
         self._ends: dict[Delivery, list[Handling]] = defaultdict(list)
         running: dict[tuple[int, Delivery], tuple[Handling, int]] = {}
         for entry in handled:
@@ -93,6 +96,7 @@ class Attribution:
             if entry.what == "start":
                 running[entry.pid, delivery] = entry, len(spans)
                 spans.append((entry, math.inf))
+                self._begun[lane_of(entry)].append(entry.at)
                 continue
             self._endings[entry.pid].append(entry.at)
             start, number = running[entry.pid, delivery]
@@ -215,8 +219,21 @@ class Attribution:
         began = self._began[again]
         if began < fault.at:
             return False
-        waited = self._served(again.group, fault.at, began)
+        waited = self._served(again.group, fault.at, began) - self._ownerless(again, fault.at, began)
         return waited <= max(PROMISE, self._recovery(fault, again.group)) + SLACK
+
+    def _ownerless(self, again: Handling, since: int, until: int) -> int:
+        """For how long nothing began in the lane after a worker was lost that may have owned it: others take
+        the lane when they know. ns.
+        """
+        begun, found, over = self._begun[lane_of(again)], 0, since
+        for loss in sorted(self._faults, key=lambda each: each.at):
+            if loss.kind in UNCLEAN and since < loss.at < until:
+                after = bisect.bisect_right(begun, loss.at + SECOND)
+                ends = min(until, begun[after] if after < len(begun) else until, loss.at + PROMISE + SLACK)
+                found += max(0, ends - max(loss.at, over))
+                over = max(over, ends)
+        return found
 
     def _recovery(self, fault: Fault, group: str) -> int:
         """How long the group was served until it had handled all that was published before the fault. ns."""

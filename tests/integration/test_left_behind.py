@@ -20,6 +20,7 @@ from tests.integration.inline import InlineWorker
 from tests.integration.views import Clock, Seer
 from tests.waiting import wait_until
 from workers.liveness import DEAD_SECONDS
+from workers.membership.strays import HINT_SECONDS, STRAY_SECONDS
 from workers.membership.sweep import PAGE_SECONDS, REST_SECONDS
 
 PARTITIONS, SLOTS = 3, 2
@@ -192,6 +193,48 @@ def test_a_group_that_is_deleted_leaves_no_lease_even_if_one_is_taken_meanwhile(
     groups.delete(bus, "loose", "l")
     # Then no lease of it is there
     assert not [key for key in leases(bus) if "{loose:" in key]
+
+
+@pytest.mark.parametrize("reordered", [False, True], ids=["ordering kept", "ordering changed"])
+@pytest.mark.parametrize("whose", ["dead-9.0", "its own.7"])
+def test_a_lane_in_the_name_of_a_live_worker_that_does_not_hold_it_is_drained_all_the_same(
+    bus: Bus, whose: str, reordered: bool
+) -> None:
+    # Given two workers, of which each has homes in an unordered group
+    clock = Clock()
+    one, two = (Seer(bus, SERVES, clock, loose=LOOSE, slots=SLOTS) for _ in range(2))
+
+    def go_on_both(seconds: float) -> None:
+        for _ in range(int(seconds // 3)):
+            clock.now += 3
+            one.look()
+            two.look()
+
+    go_on_both(15)
+    # When a server that comes back with older data says, in a home of the one, that a lane with something
+    # pending is in the hands of the other
+    home = next(lane for lane in sorted(one.scheduler.owned()) if (lane.group, lane.lane) == ("l", "0"))
+    keys = bus.keys.partition("loose", home.partition)
+    name = whose.replace("its own", two.name)
+    bus.client.call("XADD", keys.stream, "*", "v", "1")
+    bus.client.call("XREADGROUP", "GROUP", "l", name, "COUNT", 1, "STREAMS", keys.stream, ">")
+    bus.client.call("SET", keys.lease("l", name), f"{two.name}:9999")
+    if reordered:
+        spec = next(group for group in bus.registry.groups() if group.topic == "loose")
+        bus.registry.set_group(replace(spec, ordering="key"))
+        bus.registry.hint("ordering")
+    go_on_both(STRAY_SECONDS + HINT_SECONDS + 30)
+    # Then the one who has the home has it, to drain it
+    held = {
+        lane.lane: value for lane, value in one.scheduler.owned().items() if lane.partition == home.partition
+    }
+    in_good_hands = whose != "dead-9.0" and not reordered
+    if in_good_hands:  # a worker looks after the lanes of its own slots, as long as they are wanted
+        assert bus.client.call("GET", keys.lease("l", name)).decode().startswith(two.name)
+    else:
+        assert name in held
+        assert bus.client.call("GET", keys.lease("l", name)) == held[name].encode()
+        assert bus.client.call("HEXISTS", keys.state("l"), f"suspect:{name}") == 1
 
 
 @pytest.mark.both_servers

@@ -8,6 +8,7 @@ from typing import Any
 
 from bus.client import Bus
 from bus.consuming.subscriptions import Subscription
+from bus.topics.registry import STRAYS
 from workers.membership.identity import this_process
 from workers.membership.keeper import Membership
 from workers.progress import Progress
@@ -70,6 +71,8 @@ class Seer:
         newest = self._bus.client.call("XREVRANGE", self._bus.keys.control, "+", "-", "COUNT", 1)
         if newest and newest[0][0] != self._heard:
             self._heard = newest[0][0]
+            if STRAYS.encode() in newest[0][1]:
+                self.membership.strays.hear()
             self.membership.look()  # as the watcher has it done
         while not self.membership._errands.empty():
             self.membership._errands.get()

@@ -38,6 +38,7 @@ from workers.membership.leases import Leases, Swap
 from workers.membership.orderings import Orderings
 from workers.membership.orphans import Orphans
 from workers.membership.roster import Roster
+from workers.membership.strays import Strays
 from workers.membership.sweep import Sweep
 from workers.membership.unheld import Unheld
 from workers.scheduling.owned import OwnedLane
@@ -78,7 +79,9 @@ class Membership(threading.Thread):
         self._leases = Leases(bus, identity.incarnation)
         self._homes = Homes(bus, clock)
         self._orderings = Orderings(bus, self._leases, scheduler)
-        self._orphans = Orphans(bus, self._me, self._roster, self._leases, self._orderings, scheduler, clock)
+        self.strays = Strays(bus, self._me, self._leases, scheduler, clock)
+        around = self._roster, self._leases, self._orderings, self.strays
+        self._orphans = Orphans(bus, self._me, *around, scheduler, clock)
         self._sweep = Sweep(bus, self._roster, self._leases, clock)
         self._unheld = Unheld(clock)
         self._division = Division(self._me, self._roster)
@@ -225,6 +228,8 @@ class Membership(threading.Thread):
             self._acquire(wanted, view)
             self._tend_unordered(slot_lanes, view)
             self._orphans.tend(wanted)
+            if self.strays.heard:
+                self._orphans.free_strays()
             self._orderings.change()
         if self.leads:
             self._unheld.say(unheld)

@@ -71,6 +71,15 @@ class Orderings:
             if effect == "none" == self._wanted(place) and (place.topic, place.group) in served
         ]
 
+    def homes_under(self, ordering: Ordering) -> list[LaneId]:
+        """Return the homes where this ordering is in effect, of the groups that we serve."""
+        return [_home(place) for place, effect in self._effect.items() if effect == ordering]
+
+    def is_changing(self, lane: LaneId) -> bool:
+        """Return whether another ordering is wanted where this lane is than is in effect."""
+        place = _place(lane)
+        return self._effect.get(place) != self._wanted(place)
+
     def take(self, swaps: Iterable[Swap], *, drain_only: bool = False) -> Taken:
         """Acquire lanes, each by the ordering in effect there.
 

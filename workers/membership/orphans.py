@@ -19,6 +19,7 @@ from bus.streams import commands
 from workers.membership.leases import Leases, Swap
 from workers.membership.orderings import Orderings
 from workers.membership.roster import Roster
+from workers.membership.strays import Strays
 from workers.scheduling.scheduler import Scheduler
 
 #: How often homes are looked at where something may have been left behind. Seconds.
@@ -43,6 +44,7 @@ class Orphans:
         roster: Roster,
         leases: Leases,
         orderings: Orderings,
+        strays: Strays,
         scheduler: Scheduler,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -51,6 +53,7 @@ class Orphans:
         self._roster = roster
         self._leases = leases
         self._orderings = orderings
+        self._strays = strays
         self._scheduler = scheduler
         self._clock = clock
         self._next_look = 0.0
@@ -96,6 +99,15 @@ class Orphans:
                 for value in [leases.get(each.lane, "")]
             ]
         )
+        self._strays.suspect(
+            homes,
+            {
+                each.lane: leases[each.lane]
+                for each in found
+                if each.pending and owner_of(leases.get(each.lane, "")) in self._others()
+                if not self._is_in_good_hands(each.lane, leases) or self._orderings.is_changing(each.lane)
+            },
+        )
         unsettled = {
             _home(each.lane)
             for each in found
@@ -113,6 +125,15 @@ class Orphans:
         """Return whether it is a lane of a live worker's own slot, not one that was adopted and will go."""
         owner = owner_of(leases.get(lane, ""))
         return owner in self._roster.peers and lane.lane.startswith(f"{owner}.")
+
+    def free_strays(self) -> None:
+        """Free the lanes that bear our name though we do not hold them, in all partitions that we serve."""
+        found = self._consumers(self._orderings.homes_under("none"))
+        if self._strays.free(each.lane for each in found):
+            self._bus.registry.hint("release")  # whoever has the home adopts it
+
+    def _others(self) -> frozenset[str]:
+        return self._roster.peers - {self._me}
 
     def _adopt(self, swaps: list[Swap]) -> None:
         """Take over lanes with something pending: it is handled, then the lane goes."""

@@ -23,7 +23,7 @@ from bus.safety.unreadable import tell
 from bus.streams.commands import is_wrongtype
 from bus.streams.connect import check, is_forbidden
 from bus.streams.wire import Link, pack
-from bus.topics.registry import RESTORED
+from bus.topics.registry import RESTORED, STRAYS
 from bus.values import RetryPolicy, id_pair
 from workers.scheduling.scheduler import Scheduler
 
@@ -46,14 +46,23 @@ class Watcher(threading.Thread):
     """The waiting thread of one worker."""
 
     def __init__(
-        self, bus: Bus, scheduler: Scheduler, *, on_work: Callable[[], None], on_hint: Callable[[], None]
+        self,
+        bus: Bus,
+        scheduler: Scheduler,
+        *,
+        on_work: Callable[[], None],
+        on_hint: Callable[[], None],
+        on_strays: Callable[[], None],
     ) -> None:
-        """`on_work`: lanes became ready. `on_hint`: something happened that membership should look at."""
+        """`on_work`: lanes became ready. `on_hint`: something happened that membership should look at.
+        `on_strays`: before such a hint, that lanes may bear our name that we do not hold.
+        """
         super().__init__(name="jitney-watcher", daemon=True)
         self._bus = bus
         self._scheduler = scheduler
         self._on_work = on_work
         self._on_hint = on_hint
+        self._on_strays = on_strays
         self._stopping = threading.Event()
         self._hear, self._say = os.pipe()
         os.set_blocking(self._say, False)
@@ -179,6 +188,8 @@ class Watcher(threading.Thread):
         if control:
             self._control_id = control[-1][0].decode()
             self._doubting = self._doubting or RESTORED.encode() in control[-1][1]
+            if STRAYS.encode() in control[-1][1]:
+                self._on_strays()
             self._on_hint()
         if not news:
             return
