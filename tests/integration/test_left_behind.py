@@ -195,6 +195,39 @@ def test_a_group_that_is_deleted_leaves_no_lease_even_if_one_is_taken_meanwhile(
     assert not [key for key in leases(bus) if "{loose:" in key]
 
 
+@pytest.mark.both_servers
+def test_who_starts_after_a_worker_was_found_dead_drains_its_lanes_at_once(bus: Bus) -> None:
+    # Given a worker that was killed with a message in hand in each partition of an unordered group
+    clock = Clock()
+    witness = Seer(bus, {"keyed/k", "loose/l"}, clock, loose=LOOSE, slots=SLOTS)
+    go_on(witness, clock, 6)
+    victim = Seer(bus, SERVES, clock, loose=LOOSE, slots=SLOTS)
+    for _ in range(3):
+        clock.now += 3
+        witness.look()
+        victim.look()
+    for number in range(PARTITIONS):
+        stream = bus.keys.partition("loose", number).stream
+        bus.client.call("XADD", stream, "*", "v", "1")
+        bus.client.call("XREADGROUP", "GROUP", "l", f"{victim.name}.0", "COUNT", 1, "STREAMS", stream, ">")
+    # When another sees it dead, and is replaced right after that, before it adopts them
+    witness.membership._orphans.tend = lambda homes: None  # type: ignore[method-assign]
+    for _ in range(int(DEAD_SECONDS // 3) + 2):
+        clock.now += 3
+        witness.look()
+    witness.leave()
+    successor = Seer(bus, SERVES, clock, loose=LOOSE, slots=SLOTS)
+    go_on(successor, clock, 6)
+    # Then the one that came has them, message by message, without watching for as long as it takes to be dead
+    drained = {lane for lane in successor.scheduler.owned() if lane.lane == f"{victim.name}.0"}
+    homes = {lane.partition for lane in successor.scheduler.owned() if (lane.group, lane.lane) == ("l", "0")}
+    assert {lane.partition for lane in drained} == homes
+    assert homes
+    for lane in drained:
+        state = bus.keys.partition("loose", lane.partition).state("l")
+        assert bus.client.call("HEXISTS", state, f"suspect:{lane.lane}") == 1
+
+
 @pytest.mark.parametrize("reordered", [False, True], ids=["ordering kept", "ordering changed"])
 @pytest.mark.parametrize("whose", ["dead-9.0", "its own.7"])
 def test_a_lane_in_the_name_of_a_live_worker_that_does_not_hold_it_is_drained_all_the_same(

@@ -322,9 +322,9 @@ class Membership(threading.Thread):
         )
         for swap in swapped:
             view.leases[swap.lane], view.owners[swap.lane] = swap.new, ""
-        struck = self._roster.strike_off()
-        # Only where something changed: whoever sees a hint looks again, and would hint again, and so on.
-        if swapped or struck:
+        changed = [swapped, self._orphans.bury(gone), self._roster.strike_off()]
+        # Only where something changed: whoever sees a hint looks again, and would hint again.
+        if any(changed):
             self._homes.forget()
             logger.warning("Workers that are gone: %s. Their lanes are taken over.", ", ".join(sorted(gone)))
             self._bus.registry.hint("release")

@@ -8,13 +8,13 @@ drained by us, then it goes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from bus.client import Bus
 from bus.format.lane_id import ORDERED_LANE, LaneId
-from bus.format.lease import owner_of
+from bus.format.lease import freed, owner_of
 from bus.streams import commands
 from workers.membership.leases import Leases, Swap
 from workers.membership.orderings import Orderings
@@ -63,6 +63,8 @@ class Orphans:
         self._homes: set[LaneId] = set()
         self._suspected: set[LaneId] = set()
         """Homes of unordered groups where something may have been left behind."""
+        self._buried: set[str] = set()
+        """Workers that are gone whose lanes of unordered groups are free."""
         self._round: list[LaneId] = []
         """The homes to be looked at in turn."""
 
@@ -125,6 +127,24 @@ class Orphans:
         """Return whether it is a lane of a live worker's own slot, not one that was adopted and will go."""
         owner = owner_of(leases.get(lane, ""))
         return owner in self._roster.peers and lane.lane.startswith(f"{owner}.")
+
+    def bury(self, gone: Collection[str]) -> bool:
+        """Free the lanes of workers that are gone, in all partitions that we serve; return whether any went.
+
+        Whoever has the home adopts them. That worker may have started after they were gone, and would have to
+        watch for long before it knew it.
+        """
+        new = set(gone) - self._buried
+        if not new:
+            return False
+        found = [each.lane for each in self._consumers(self._orderings.homes_under("none"))]
+        swapped = self._leases.swap(
+            Swap(lane, value, freed(value), suspect=True)
+            for lane, value in self._leases.read(found).items()
+            if owner_of(value) in new
+        )
+        self._buried = (self._buried | new) & set(gone)
+        return bool(swapped)
 
     def free_strays(self) -> None:
         """Free the lanes that bear our name though we do not hold them, in all partitions that we serve."""

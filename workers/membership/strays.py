@@ -59,8 +59,8 @@ class Strays:
         return heard
 
     def suspect(self, looked_at: Iterable[LaneId], lanes: Mapping[LaneId, str]) -> None:
-        """Take in what a look at these homes has found: lanes with something pending whose workers may not hold
-        them, with their leases. Gives the hint if it has been so for long.
+        """Take in what a look at these homes has found: lanes with something pending whose workers may not
+        hold them, with their leases. Gives the hint if it has been so for long.
         """
         now, homes = self._clock(), set(looked_at)
         before = self._seen
