@@ -86,8 +86,6 @@ class Attribution:
         self._endings: dict[int, list[int]] = defaultdict(list)
         self._wells: dict[int, list[int]] = defaultdict(list)
         """By process: when something ended that had not failed."""
-        self._begun: dict[tuple[str, str, int], list[int]] = defaultdict(list)
-        """By lane: when something began."""
         self._ends: dict[Delivery, list[Handling]] = defaultdict(list)
         running: dict[tuple[int, Delivery], tuple[Handling, int]] = {}
         for entry in handled:
@@ -96,7 +94,6 @@ class Attribution:
             if entry.what == "start":
                 running[entry.pid, delivery] = entry, len(spans)
                 spans.append((entry, math.inf))
-                self._begun[lane_of(entry)].append(entry.at)
                 continue
             self._endings[entry.pid].append(entry.at)
             start, number = running[entry.pid, delivery]
@@ -219,21 +216,23 @@ class Attribution:
         began = self._began[again]
         if began < fault.at:
             return False
-        waited = self._served(again.group, fault.at, began) - self._ownerless(again, fault.at, began)
+        since = self._last_delay(fault)
+        waited = self._served(again.group, since, began)
         return waited <= max(PROMISE, self._recovery(fault, again.group)) + SLACK
 
-    def _ownerless(self, again: Handling, since: int, until: int) -> int:
-        """For how long nothing began in the lane after a worker was lost that may have owned it: others take
-        the lane when they know. ns.
+    def _last_delay(self, fault: Fault) -> int:
+        """When the promised time begins: at the last of the faults that follow each other within it.
+
+        To find a worker dead takes others that watch it for a while. An outage of the server begins that
+        anew, and whoever watches may be lost as well.
         """
-        begun, found, over = self._begun[lane_of(again)], 0, since
-        for loss in sorted(self._faults, key=lambda each: each.at):
-            if loss.kind in UNCLEAN and since < loss.at < until:
-                after = bisect.bisect_right(begun, loss.at + SECOND)
-                ends = min(until, begun[after] if after < len(begun) else until, loss.at + PROMISE + SLACK)
-                found += max(0, ends - max(loss.at, over))
-                over = max(over, ends)
-        return found
+        last = fault.at
+        for later in sorted(self._faults, key=lambda each: each.at):
+            if later.kind in SERVER_KINDS and last < later.at <= last + PROMISE + SLACK:
+                last = later.until or later.at
+            elif later.kind in UNCLEAN and last < later.at <= last + PROMISE + SLACK:
+                last = later.at
+        return last
 
     def _recovery(self, fault: Fault, group: str) -> int:
         """How long the group was served until it had handled all that was published before the fault. ns."""

@@ -291,24 +291,23 @@ def test_while_nobody_serves_a_group_the_time_for_its_repeats_stands_still() -> 
     assert late({"bykey": [*nobody, (70 * SECOND, 120 * SECOND)]}, again=125.0) == 0
 
 
-def test_a_repeat_may_come_late_where_the_owner_of_its_lane_was_lost_meanwhile() -> None:
+def test_a_repeat_may_come_late_where_faults_follow_each_other() -> None:
     older = Fault("failover", 5 * SECOND, 6 * SECOND, since=3 * SECOND)
     frozen = Fault("freeze", 20 * SECOND, 45 * SECOND, worker="w9")
+    away = Fault("redis-kill", 40 * SECOND, 42 * SECOND)
 
-    def unexplained(again: float, faults: list[Fault], *, between: float = 0.0) -> int:
+    def unexplained(again: float, *faults: Fault) -> int:
         lines = [*handled(0, 3.5), *handled(0, again, worker="w2", pid=2)]
-        if between:
-            lines += handled(1, between, worker="w3", pid=3)
-        messages = [published(0), published(1, at=40.0)]
-        lines.sort(key=lambda line: line.at)
-        return len(judge(messages, lines, faults, {"bykey": "keyed"}).unexplained)
+        return len(judge([published(0)], lines, faults, {"bykey": "keyed"}).unexplained)
 
-    assert unexplained(44.0, [older]) == 1
-    assert unexplained(44.0, [older, frozen]) == 0
-    assert unexplained(44.0, [older, frozen], between=24.0) == 1, "somebody had the lane"
-    assert unexplained(70.0, [older, frozen]) == 1, "it had to be taken long before"
-    stopped = Fault("stop", 20 * SECOND, 21 * SECOND, worker="w9")
-    assert unexplained(44.0, [older, stopped]) == 1, "who stops gives its lanes back"
+    assert unexplained(44.0, older) == 1
+    assert unexplained(44.0, older, frozen) == 0, "others had to find out that a worker is lost"
+    assert unexplained(70.0, older, frozen) == 1, "they had found out long before"
+    assert unexplained(70.0, older, frozen, away) == 0, "they had to begin anew"
+    assert unexplained(80.0, older, frozen, away) == 1
+    late = Fault("freeze", 40 * SECOND, 60 * SECOND, worker="w9")
+    assert unexplained(60.0, older, late) == 1, "that came when all was over"
+    assert unexplained(44.0, older, fault("stop", 20.0, worker="w9")) == 1, "who stops gives its lanes back"
 
 
 def test_that_nobody_served_a_group_does_not_count_as_its_recovery() -> None:
