@@ -12,6 +12,7 @@ from bus.conf import Settings, masking
 from bus.durations import parse_duration
 from bus.format.keys import Keys
 from bus.publishing.asynchronous import AsyncPublisher
+from bus.publishing.options import BulkOptions, PublishOptions
 from bus.publishing.publisher import Publisher
 from bus.streams.connect import Client, Endpoint
 from bus.streams.url import Url
@@ -91,7 +92,9 @@ class Bus:
         at: datetime | None = None,
     ) -> Receipt:
         """Store one message; see bus.publish for the arguments, Publisher.publish for the errors."""
-        return self.publisher.publish(topic, value, key, headers, message_id=message_id, delay=delay, at=at)
+        if headers is None and message_id is None and delay is None and at is None:
+            return self.publisher.publish(topic, value, key)  # the hot path: without options
+        return self.publisher.publish_with(topic, value, PublishOptions(key, headers, message_id, delay, at))
 
     def publish_many(
         self,
@@ -106,7 +109,7 @@ class Bus:
 
         `key`, `headers` and `message_id` are called with each value. Raises as Publisher.publish_many.
         """
-        return self.publisher.publish_many(topic, values, key, headers, message_id)
+        return self.publisher.publish_many(topic, values, BulkOptions(key, headers, message_id))
 
     def publish_iter(
         self,
@@ -118,7 +121,7 @@ class Bus:
         message_id: Callable[[Any], str | None] | None = None,
     ) -> Iterator[Receipt]:
         """Like publish_many, but yields each receipt as its reply arrives."""
-        return self.publisher.publish_iter(topic, values, key, headers, message_id)
+        return self.publisher.publish_iter(topic, values, BulkOptions(key, headers, message_id))
 
     async def apublish(
         self,
@@ -132,9 +135,8 @@ class Bus:
         at: datetime | None = None,
     ) -> Receipt:
         """`publish` for an event loop, which it never blocks."""
-        return await self.async_publisher.publish(
-            topic, value, key, headers, message_id=message_id, delay=delay, at=at
-        )
+        options = PublishOptions(key, headers, message_id, delay, at)
+        return await self.async_publisher.publish(topic, value, options)
 
     async def apublish_many(
         self,
@@ -146,7 +148,8 @@ class Bus:
         message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
         """`publish_many` for an event loop, which it never blocks; `values` may be asynchronous."""
-        return await self.async_publisher.publish_many(topic, values, key, headers, message_id)
+        options = BulkOptions(key, headers, message_id)
+        return await self.async_publisher.publish_many(topic, values, options)
 
     def close(self) -> None:
         """Write what apublish has buffered, and close idle connections. You can use the bus again then."""
@@ -174,8 +177,8 @@ class Bus:
         """Publish when the database transaction commits; see bus.publish_on_commit. Needs Django."""
         from bus.transactions.on_commit import send_on_commit
 
-        draft = self.publisher.draft(topic, value, key, headers, message_id=message_id, delay=delay, at=at)
-        send_on_commit(self.publisher, draft, using)
+        options = PublishOptions(key, headers, message_id, delay, at)
+        send_on_commit(self.publisher, self.publisher.draft(topic, value, options), using)
 
     def publish_in_transaction(
         self,
@@ -190,7 +193,7 @@ class Bus:
         """Write a message into the outbox; see bus.publish_in_transaction. Needs Django."""
         from bus.transactions.outbox import write
 
-        write(self, topic, value, key=key, headers=headers, message_id=message_id, using=using)
+        write(self, topic, value, PublishOptions(key, headers, message_id), using)
 
 
 @dataclass(frozen=True, slots=True)

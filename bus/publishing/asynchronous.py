@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from bus.errors import BufferFull, BusError
 from bus.publishing.future import PublishFuture, call_in_loop
+from bus.publishing.options import BulkOptions, PublishOptions
 from bus.publishing.producer import Producer
 from bus.values import Receipt
 
@@ -34,33 +34,16 @@ class AsyncPublisher:
         room = max(32 * 1024 * 1024, 2 * bus.settings.max_message_bytes)
         self._producer = Producer(bus, linger=0, on_full="raise", buffer_bytes=room)
 
-    async def publish(
-        self,
-        topic: str,
-        value: Any,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        *,
-        message_id: str | None = None,
-        delay: float | timedelta | None = None,
-        at: datetime | None = None,
-    ) -> Receipt:
+    async def publish(self, topic: str, value: Any, options: PublishOptions) -> Receipt:
         """Store one message and return its receipt. Raises what Publisher.publish raises.
 
         If the task is cancelled, the message may still be stored.
         """
-        future = await self._send(
-            topic, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
-        )
+        future = await self._send(topic, value, options)
         return await future
 
     async def publish_many(
-        self,
-        topic: str,
-        values: Iterable[Any] | AsyncIterable[Any],
-        key: Callable[[Any], str | None] | None = None,
-        headers: Callable[[Any], Mapping[str, str] | None] | None = None,
-        message_id: Callable[[Any], str | None] | None = None,
+        self, topic: str, values: Iterable[Any] | AsyncIterable[Any], options: BulkOptions
     ) -> int:
         """Store messages in their order and return how many. `values` may be asynchronous.
 
@@ -71,15 +54,7 @@ class AsyncPublisher:
         failure: Exception | None = None
         try:
             async for value in _each(values):
-                waiting.append(
-                    await self._send(
-                        topic,
-                        value,
-                        key=key and key(value),
-                        headers=headers and headers(value),
-                        message_id=message_id and message_id(value),
-                    )
-                )
+                waiting.append(await self._send(topic, value, options.of(value)))
                 if len(waiting) >= _WINDOW:
                     await waiting.popleft()
                     stored += 1
@@ -100,12 +75,12 @@ class AsyncPublisher:
         """Write what is buffered and end the thread."""
         self._producer.close()
 
-    async def _send(self, topic: str, value: Any, **how: Any) -> PublishFuture:
+    async def _send(self, topic: str, value: Any, options: PublishOptions) -> PublishFuture:
         while True:
             if self._bus.registry.known(topic) is None:
                 await asyncio.to_thread(self._bus.registry.spec, topic)
             try:
-                return self._producer.send(topic, value, **how)
+                return self._producer.send(topic, value, **options._asdict())
             except BufferFull:
                 await self._room()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,11 +13,10 @@ from bus.format import codec
 from bus.format.keys import PartitionKeys
 from bus.format.partition import partition_of
 from bus.moments import delay_seconds
+from bus.publishing.options import PublishOptions
 from bus.streams.commands import add_command, script
 from bus.streams.wire import Argument, Command
 from bus.values import Receipt
-
-Headers = Mapping[str, str]
 
 #: Longest message_id, in bytes of UTF-8: it becomes a part of the name of a key.
 MAX_MESSAGE_ID = 200
@@ -65,21 +64,12 @@ class Draft:
         return delay.by_text(own, args) if by_text else delay.by_sha(own, args)
 
 
-def make(
-    topic: str,
-    value: Any,
-    key: str | None = None,
-    headers: Headers | None = None,
-    *,
-    message_id: str | None = None,
-    delay: float | timedelta | None = None,
-    at: datetime | None = None,
-    max_bytes: int,
-) -> Draft:
+def make(topic: str, value: Any, options: PublishOptions, *, max_bytes: int) -> Draft:
     """Check and encode a message. Opens no connection. Raises InvalidMessage, which says what is wrong.
 
-    `message_id`: 1 to MAX_MESSAGE_ID bytes. `delay`: seconds, 0 or more. `at`: an aware datetime.
+    A message_id has 1 to MAX_MESSAGE_ID bytes, a delay is 0 or more, and `at` is aware.
     """
+    key, headers, message_id, delay, at = options
     fields = codec.encode(topic, value, key, headers, max_bytes=max_bytes)
     if message_id is not None:
         _check_message_id(topic, message_id)

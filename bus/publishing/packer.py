@@ -8,7 +8,6 @@ wrong) goes through `bus.publishing.draft`, which also says what is wrong. Both 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
@@ -17,7 +16,8 @@ from bus.format import codec
 from bus.format.keys import Keys
 from bus.format.partition import checksum
 from bus.publishing import draft as drafts
-from bus.publishing.draft import Draft, Headers
+from bus.publishing.draft import Draft
+from bus.publishing.options import PublishOptions
 from bus.streams.wire import add_head, pack
 from bus.values import TopicSpec
 
@@ -70,47 +70,27 @@ class Packer:
                 length = lengths[size] if size < _TABLE else b"%d\r\n" % size
                 if key is None:
                     if size > max_bytes:
-                        return general(value, key, turn=turn)
+                        return general(value, PublishOptions(key), turn)
                     partition = turn % partitions
                     return places[partition], join((heads[partition], length, packed, b"\r\n"))
                 if key.__class__ is not str:
-                    return general(value, key, turn=turn)
+                    return general(value, PublishOptions(key), turn)
                 name = key.encode()
                 key_size = len(name)
                 if key_size >= _KEY_TABLE or size + key_size > max_bytes:
-                    return general(value, key, turn=turn)
+                    return general(value, PublishOptions(key), turn)
                 partition = crc(name) % partitions  # partition_of, without its call
                 return places[partition], join(
                     (keyed_heads[partition], length, packed, key_lengths[key_size], name, b"\r\n")
                 )
             except (TypeError, ValueError, RecursionError):  # bytes, or what the general way explains
-                return general(value, key, turn=turn)
+                return general(value, PublishOptions(key), turn)
 
         return pack
 
-    def pack_any(
-        self,
-        value: Any,
-        key: str | None = None,
-        headers: Headers | None = None,
-        *,
-        turn: int,
-        message_id: str | None = None,
-        delay: float | timedelta | None = None,
-        at: datetime | None = None,
-    ) -> Packed:
+    def pack_any(self, value: Any, options: PublishOptions, turn: int) -> Packed:
         """Pack any message, and say what is wrong with one that cannot be packed. Raises InvalidMessage."""
-        draft = drafts.make(
-            self.spec.name,
-            value,
-            key,
-            headers,
-            message_id=message_id,
-            delay=delay,
-            at=at,
-            max_bytes=self._max_bytes,
-        )
-        return self.pack_draft(draft, turn)
+        return self.pack_draft(drafts.make(self.spec.name, value, options, max_bytes=self._max_bytes), turn)
 
     def pack_draft(self, draft: Draft, turn: int, *, by_text: bool = False) -> Packed:
         """Pack a draft. `by_text`: with its whole script, which the server does not know."""

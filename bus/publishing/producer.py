@@ -25,6 +25,7 @@ from bus.errors import ConfigurationError
 from bus.publishing import future
 from bus.publishing.buffer import Buffer, Limits
 from bus.publishing.future import Batch, PublishFuture
+from bus.publishing.options import PublishOptions
 from bus.publishing.packer import Packer
 from bus.publishing.sender import Sender
 
@@ -132,9 +133,7 @@ class Producer:
             if full:
                 time.sleep(0)  # lets the sender have Python's lock now: see Buffer
             return PublishFuture(batch, index)
-        message = packer.pack_any(
-            value, key, headers, turn=self._turn, message_id=message_id, delay=delay, at=at
-        )
+        message = packer.pack_any(value, PublishOptions(key, headers, message_id, delay, at), self._turn)
         with self._buffer.lock:
             batch = self._buffer.open
             if not batch or batch.size + len(message[1]) > batch.most_bytes:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
 from typing import Any
 
 from bus.errors import BusError, ReplyLost, ServerError
 from bus.format.keys import Keys
 from bus.publishing import draft as drafts
-from bus.publishing.draft import Draft, Headers, once_command, receipt_of
+from bus.publishing.draft import Draft, once_command, receipt_of
+from bus.publishing.options import BulkOptions, PublishOptions
 from bus.publishing.packer import Packed, Packer, Place
 from bus.publishing.waves import Waves, uncertain, vanished
 from bus.safety.complaints import Complaints
@@ -55,43 +55,23 @@ class Publisher:
 
     # ------------------------------------------------------------------ one
 
-    def publish(
-        self,
-        topic: str,
-        value: Any,
-        key: str | None = None,
-        headers: Headers | None = None,
-        *,
-        message_id: str | None = None,
-        delay: float | timedelta | None = None,
-        at: datetime | None = None,
-    ) -> Receipt:
-        """Store one message and return its receipt.
+    def publish(self, topic: str, value: Any, key: str | None = None) -> Receipt:
+        """Store a message that has no more than a key, and return its receipt.
 
         Raises InvalidMessage, UnknownTopic, BusUnavailable, BusFull (nothing was written) or
         PublishUncertain (the reply was lost; with a message_id it is safe to publish again).
         """
-        if headers is None and message_id is None and delay is None and at is None:
-            place, packed = self.packer(topic).pack(value, key, next(self._turn))
-            reply = self._call(*place, lambda: self._convoy.call(packed))
-            return Receipt(*place, reply.decode())
-        return self.send(self.draft(topic, value, key, headers, message_id=message_id, delay=delay, at=at))
+        place, packed = self.packer(topic).pack(value, key, next(self._turn))
+        reply = self._call(*place, lambda: self._convoy.call(packed))
+        return Receipt(*place, reply.decode())
 
-    def draft(
-        self,
-        topic: str,
-        value: Any,
-        key: str | None = None,
-        headers: Headers | None = None,
-        *,
-        message_id: str | None = None,
-        delay: float | timedelta | None = None,
-        at: datetime | None = None,
-    ) -> Draft:
+    def publish_with(self, topic: str, value: Any, options: PublishOptions) -> Receipt:
+        """Store any message and return its receipt. Raises what `publish` raises."""
+        return self.send(self.draft(topic, value, options))
+
+    def draft(self, topic: str, value: Any, options: PublishOptions) -> Draft:
         """Check and encode a message, to be sent later by `send`; no I/O. Raises InvalidMessage."""
-        return drafts.make(
-            topic, value, key, headers, message_id=message_id, delay=delay, at=at, max_bytes=self._max_bytes
-        )
+        return drafts.make(topic, value, options, max_bytes=self._max_bytes)
 
     def send(self, draft: Draft) -> Receipt:
         """Store a draft and return its receipt. Raises what `publish` raises, except InvalidMessage."""
@@ -165,14 +145,7 @@ class Publisher:
 
     # ------------------------------------------------------------------ many
 
-    def publish_many(
-        self,
-        topic: str,
-        values: Iterable[Any],
-        key: Callable[[Any], str | None] | None = None,
-        headers: Callable[[Any], Headers | None] | None = None,
-        message_id: Callable[[Any], str | None] | None = None,
-    ) -> int:
+    def publish_many(self, topic: str, values: Iterable[Any], options: BulkOptions) -> int:
         """Store messages in their order, BATCH in a write, two writes in flight, and return how many.
 
         On an error, all messages before the one at fault are stored, and a note on the error says which it
@@ -182,70 +155,52 @@ class Publisher:
         """
         stored = 0
         try:
-            for _, replies in self._waves(topic, values, key, headers, message_id):
+            for _, replies in self._waves(topic, values, options):
                 stored += len(replies)
         except BusError as error:
             error.add_note(f"{stored:,} messages of this call are known to be stored; the next is at fault.")
             raise
         return stored
 
-    def publish_iter(
-        self,
-        topic: str,
-        values: Iterable[Any],
-        key: Callable[[Any], str | None] | None = None,
-        headers: Callable[[Any], Headers | None] | None = None,
-        message_id: Callable[[Any], str | None] | None = None,
-    ) -> Iterator[Receipt]:
+    def publish_iter(self, topic: str, values: Iterable[Any], options: BulkOptions) -> Iterator[Receipt]:
         """Store messages like publish_many, and yield each receipt as its reply arrives.
 
         It is lazy: it writes nothing before the first receipt is asked for. On an error, the message at fault
         is the one after the last receipt.
         """
-        for places, replies in self._waves(topic, values, key, headers, message_id):
+        for places, replies in self._waves(topic, values, options):
             for place, reply in zip(places, replies, strict=True):
                 yield receipt_of(*place, reply)
 
     def _waves(
-        self,
-        topic: str,
-        values: Iterable[Any],
-        key: Callable[[Any], str | None] | None,
-        headers: Callable[[Any], Headers | None] | None,
-        message_id: Callable[[Any], str | None] | None,
+        self, topic: str, values: Iterable[Any], options: BulkOptions
     ) -> Iterator[tuple[Sequence[Place], Sequence[Any]]]:
         """Yield places and replies of what is stored, in the order of the values; raise the error, if any."""
         waves = Waves(topic, self._client.borrow(), self.mend)
         try:
-            if message_id is not None:
+            if options.message_id is not None:
                 self.load_scripts(waves.link)
-            yield from waves.run(self._writes(topic, values, key, headers, message_id))
+            yield from waves.run(self._writes(topic, values, options))
         finally:
             waves.end(self._client)
 
     def _writes(
-        self,
-        topic: str,
-        values: Iterable[Any],
-        key: Callable[[Any], str | None] | None,
-        headers: Callable[[Any], Headers | None] | None,
-        message_id: Callable[[Any], str | None] | None,
+        self, topic: str, values: Iterable[Any], options: BulkOptions
     ) -> Iterator[tuple[list[Packed], Exception | None]]:
         """Yield what goes with one write. The last comes with the error that ended them, so all before it is
         stored.
         """
         write: list[Packed] = []
-        size, turn, simple = 0, self._turn, headers is None and message_id is None
+        size, turn, key = 0, self._turn, options.key
+        simple = options.headers is None and options.message_id is None
         packer = self.packer(topic)
         pack, pack_any, take = packer.pack, packer.pack_any, write.append
         try:
             for value in values:
-                name = None if key is None else key(value)
                 if simple:
-                    packed = pack(value, name, next(turn))
+                    packed = pack(value, None if key is None else key(value), next(turn))
                 else:
-                    packed = pack_any(value, name, headers and headers(value), turn=next(turn),
-                                      message_id=message_id and message_id(value))  # fmt: skip
+                    packed = pack_any(value, options.of(value), next(turn))
                 take(packed)
                 size += len(packed[1])
                 if len(write) == BATCH or size > BATCH_BYTES:

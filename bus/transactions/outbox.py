@@ -22,7 +22,7 @@ import fcntl
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,6 +39,7 @@ from bus.safety.complaints import Complaints
 
 if TYPE_CHECKING:
     from bus.client import Bus
+    from bus.publishing.options import PublishOptions
     from bus.values import TopicSpec
 
 logger = logging.getLogger("bus.outbox")
@@ -55,16 +56,7 @@ KEEP_SECONDS = 86_400
 COUNTED = 10_000
 
 
-def write(
-    bus: Bus,
-    topic: str,
-    value: Any,
-    *,
-    key: str | None = None,
-    headers: Mapping[str, str] | None = None,
-    message_id: str | None = None,
-    using: str | None = None,
-) -> None:
+def write(bus: Bus, topic: str, value: Any, options: PublishOptions, using: str | None = None) -> None:
     """Write a message into the outbox of the database `using`, in the transaction that is open there.
 
     Raises InvalidMessage, NotInTransaction, UnknownTopic, the database's errors; and BusUnavailable for a
@@ -78,8 +70,8 @@ def write(
             f"publish_in_transaction({topic!r}) was called without a transaction in database {alias!r}. Use "
             "it inside of transaction.atomic(), with the changes that the message tells of; else publish()."
         )
-    message_id = uuid.uuid4().hex if message_id is None else message_id
-    draft = bus.publisher.draft(topic, value, key, headers, message_id=message_id)
+    message_id = uuid.uuid4().hex if options.message_id is None else options.message_id
+    draft = bus.publisher.draft(topic, value, options._replace(message_id=message_id))
     if "\0" in message_id:
         raise InvalidMessage(f"Message for {topic!r}: a message_id in a database cannot hold a zero byte.")
     OutboxRow.objects.using(alias).create(
