@@ -24,6 +24,9 @@ if (redis.call('HGET', KEYS[5], 'era') or '') ~= ARGV[8] then return {0, ''} end
 -- @include less
 -- @include pad
 -- @include last_delivered
+-- @include size_of
+-- @include key_hash
+-- @include held_member
 
 local position = last_delivered(redis.call('XINFO', 'GROUPS', stream), group)
 if not position or not less(position, target) then return {0, ''} end
@@ -35,15 +38,10 @@ local holds = redis.call('EXISTS', held) == 1
 
 local function is_held(id)
   if not holds then return false end
-  local hash = ordering == 'partition' and '*' or ''
-  if ordering == 'key' then
-    local entry = redis.call('XRANGE', stream, id, id)[1]
-    for i = 1, entry and #entry[2] or 0, 2 do
-      bytes = bytes + #entry[2][i] + #entry[2][i + 1]
-      if entry[2][i] == 'k' then hash = redis.sha1hex(entry[2][i + 1]):sub(1, 16) end
-    end
-  end
-  return redis.call('ZSCORE', held, hash .. ':' .. pad(id))
+  local entry = ordering == 'key' and redis.call('XRANGE', stream, id, id)[1]
+  local fields = entry and entry[2] or {}
+  bytes = bytes + size_of(fields)
+  return redis.call('ZSCORE', held, held_member(key_hash(ordering, fields), pad(id)))
 end
 
 for i = 6, #KEYS do

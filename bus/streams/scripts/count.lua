@@ -4,6 +4,9 @@
 -- ARGV    1 count what comes after this id   2 up to this one   3 how many at most   4 after how many bytes it is enough
 -- Reply   {how many, the last of them, or "" if that were all}
 local stream, after, up_to, most, enough = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+
+-- @include size_of
+
 -- So few at once, because XRANGE reads them whole, and any may be large, whatever stands before it.
 local found, bytes, page = 0, 0, 3
 while found < most and bytes < enough do
@@ -11,8 +14,6 @@ while found < most and bytes < enough do
   found = found + #entries
   if #entries < page then return {found, ''} end
   after = entries[page][1]
-  for _, entry in ipairs(entries) do
-    for _, text in ipairs(entry[2]) do bytes = bytes + #text end
-  end
+  for _, entry in ipairs(entries) do bytes = bytes + size_of(entry[2]) end
 end
 return {found, after}

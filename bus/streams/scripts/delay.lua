@@ -14,8 +14,9 @@ redis.call('XLEN', stream) -- refuses a key of another type now, not when the me
 local known = once and redis.call('GET', once)
 if known then return {{known, 1}} end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- @include milliseconds
+
+local now = milliseconds(redis.call('TIME'))
 local due = tonumber(ARGV[2])
 if ARGV[1] == 'in' then due = now + due end
 

@@ -16,8 +16,11 @@ local group, lane, claim = ARGV[2], ARGV[3], ARGV[5] == '1'
 local current = redis.call('GET', lease) or ''
 if current ~= ARGV[1] then return {0, current} end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- @include milliseconds
+-- @include size_of
+-- @include next_due
+
+local now = milliseconds(redis.call('TIME'))
 local entries, states, trimmed = {}, {}, {}
 redis.call('XLEN', stream) -- a key of another type is no fault of the ids
 -- What comes after so many bytes, or messages, stays due, for the next turn: no script holds the server for more than
@@ -36,7 +39,7 @@ end
 local function take(id)
   local entry = entry_of(id)
   local known = entry ~= false and redis.call('HGET', state, id) or ''
-  for _, text in ipairs(entry and entry[2] or {}) do bytes = bytes + #text end
+  if entry then bytes = bytes + size_of(entry[2]) end
   if entry == false then
     -- It is never due: else it would be in the way of those behind it, again and again.
     redis.call('ZADD', retry, 'XX', '+inf', id)
@@ -64,5 +67,4 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', retry, '-inf', now + 1, 'LIMIT',
   if bytes >= enough then break end
   take(id)
 end
-local next_due = redis.call('ZRANGE', retry, 0, 0, 'WITHSCORES')[2]
-return {1, entries, states, trimmed, next_due and math.floor(math.max(0, math.min(tonumber(next_due), 2 ^ 53))) or -1}
+return {1, entries, states, trimmed, next_due(retry)}

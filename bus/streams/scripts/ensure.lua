@@ -29,19 +29,14 @@ if fresh then
   redis.call('XGROUP', 'DESTROY', stream, '__jitney__')
 end
 
-local info = {}
-local raw = redis.call('XINFO', 'STREAM', stream)
-for i = 1, #raw, 2 do info[raw[i]] = raw[i + 1] end
-
-local present = {}
-for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-  for i = 1, #group, 2 do
-    if group[i] == 'name' then present[group[i + 1]] = true end
-  end
-end
-
+-- @include named
 -- @include less
 -- @include unpad
+-- @include size_of
+
+local info = named(redis.call('XINFO', 'STREAM', stream))
+local present = {}
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do present[named(group)['name']] = true end
 
 -- How many messages were added up to this id; nil where that must be counted.
 local function offset_of(id, counted)
@@ -56,9 +51,7 @@ local function offset_of(id, counted)
     after, most = after + #entries, most - #entries
     if #entries < page then return info['entries-added'] - after end
     from = '(' .. entries[page][1]
-    for _, entry in ipairs(entries) do
-      for _, text in ipairs(entry[2]) do enough = enough - #text end
-    end
+    for _, entry in ipairs(entries) do enough = enough - size_of(entry[2]) end
   end
   return nil
 end

@@ -23,6 +23,9 @@ local stage, place = at:match('^(%a+):(.*)$')
 -- @include pad
 -- @include decoded
 -- @include last_delivered
+-- @include milliseconds
+-- @include held_member
+-- @include held_parts
 
 local function claim(id, hash)
   local claimed = redis.pcall('XCLAIM', stream, group, '0', 0, id, 'RETRYCOUNT', 0, 'FORCE', 'JUSTID')
@@ -47,7 +50,7 @@ local function is_open(id, raw)
   if redis.call('ZSCORE', retry, id) then return false end
   local known = decoded(raw)
   local hash = known and type(known.k) == 'string' and known.k or ''
-  if redis.call('ZSCORE', held, hash .. ':' .. pad(id)) then return false end
+  if redis.call('ZSCORE', held, held_member(hash, pad(id))) then return false end
   return #redis.call('XPENDING', stream, group, id, id, 1) == 0
 end
 
@@ -57,7 +60,7 @@ if stage == 'state' then
   if not position then return redis.error_reply('NOGROUP No such consumer group') end
   position = pad(position)
   local time = redis.pcall('TIME') -- who may not ask for it can give back all the same: due at once
-  local now = time.err and 0 or time[1] * 1000 + math.floor(time[2] / 1000)
+  local now = time.err and 0 or milliseconds(time)
   local page = redis.call('HSCAN', state, ARGV[3], 'COUNT', math.ceil(count / 2)) -- up to ten commands for each
   for i = 1, #page[2], 2 do
     local id = page[2][i]
@@ -77,8 +80,8 @@ if stage ~= 'retry' then
   local from = (place and place ~= '') and '(' .. place or '-'
   local members = redis.call('ZRANGEBYLEX', held, from, '+', 'LIMIT', 0, count)
   for _, member in ipairs(members) do
-    local hash, ms, seq = member:match('^(.*):0*(%d+)%-0*(%d+)$')
-    local failed = hash and claim(ms .. '-' .. seq, hash)
+    local hash, id = held_parts(member)
+    local failed = hash and claim(id, hash)
     if failed then return failed end
   end
   if #members == count then return go_on('held', members[count]) end

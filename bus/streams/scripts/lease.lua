@@ -41,6 +41,7 @@ if ARGV[5] == '1' then
 end
 
 -- @include last_delivered
+-- @include named
 
 local function at_rest()
   local pending = redis.pcall('XPENDING', KEYS[2], ARGV[3])
@@ -53,10 +54,7 @@ local function at_rest()
   if redis.call('XLEN', KEYS[2]) > 0 then
     newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1][1]
   else
-    local info = redis.call('XINFO', 'STREAM', KEYS[2])
-    for i = 1, #info, 2 do
-      if info[i] == 'last-generated-id' then newest = info[i + 1] end
-    end
+    newest = named(redis.call('XINFO', 'STREAM', KEYS[2]))['last-generated-id']
   end
   return position == newest and position or ''
 end

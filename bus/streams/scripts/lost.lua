@@ -20,14 +20,11 @@ local most, enough = 2000, 256 * 1024
 
 if redis.call('EXISTS', stream) == 0 then return {} end
 
-local function named(flat)
-  local fields = {}
-  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
-  return fields
-end
-
+-- @include named
 -- @include less
 -- @include decoded
+-- @include size_of
+-- @include milliseconds
 
 local info = named(redis.call('XINFO', 'STREAM', stream))
 local added, length, last = info['entries-added'], info['length'], info['last-generated-id']
@@ -50,9 +47,7 @@ local function ahead(position)
     local page = redis.call('XRANGE', stream, from, '+', 'COUNT', 3) -- few: any of them may be large
     found, most = found + #page, most - #page
     if #page < 3 then return found end
-    for _, entry in ipairs(page) do
-      for _, text in ipairs(entry[2]) do enough = enough - #text end
-    end
+    for _, entry in ipairs(page) do enough = enough - size_of(entry[2]) end
     from = '(' .. page[3][1]
   end
 end
@@ -106,9 +101,8 @@ local function count(name, group, state)
     end
     local time = redis.pcall('TIME')
     if not time.err then -- who may not ask for it counts all the same: entries-read is right by now
-      local at = time[1] * 1000 + math.floor(time[2] / 1000)
-      redis.call('HSET', state, 'lost_last',
-        cjson.encode({n = lost + maybe, maybe = maybe, after = after, before = before, at = at}))
+      local last_loss = {n = lost + maybe, maybe = maybe, after = after, before = before, at = milliseconds(time)}
+      redis.call('HSET', state, 'lost_last', cjson.encode(last_loss))
     end
     redis.pcall('HINCRBY', state, 'lost', lost) -- unless somebody has overwritten it
     redis.pcall('HINCRBY', state, 'lost_maybe', maybe)

@@ -14,8 +14,9 @@
 local stream, delayed, bodies = KEYS[1], KEYS[2], KEYS[3]
 local most, enough = tonumber(ARGV[1]), tonumber(ARGV[2])
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- @include milliseconds
+
+local now = milliseconds(redis.call('TIME'))
 
 local function parts_of(body)
   local parts, at = {}, 1

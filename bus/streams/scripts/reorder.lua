@@ -21,13 +21,13 @@ local pending = redis.pcall('XPENDING', stream, group)
 local waiting = math.max(pending.err and 0 or pending[1], redis.call('ZCARD', retry) + redis.call('ZCARD', held))
 if waiting > 0 then return {effect, waiting} end
 
+-- @include named
+
 local given = {}
 for i = 5, #ARGV do given[ARGV[i]] = true end
 local consumers = redis.pcall('XINFO', 'CONSUMERS', stream, group)
 for _, raw in ipairs(consumers.err and {} or consumers) do
-  for i = 1, #raw, 2 do
-    if raw[i] == 'name' and not given[raw[i + 1]] then return {effect, -1} end
-  end
+  if not given[named(raw)['name']] then return {effect, -1} end
 end
 
 redis.call('HSET', state, 'ordering', wanted)

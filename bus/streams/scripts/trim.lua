@@ -19,11 +19,12 @@ if redis.call('EXISTS', stream) == 0 then return {0, 0} end
 
 -- @include less
 -- @include pad
+-- @include named
+-- @include size_of
 
 local present, newest, unsettled = {}, nil, nil
 for _, raw in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-  local group = {}
-  for i = 1, #raw, 2 do group[raw[i]] = raw[i + 1] end
+  local group = named(raw)
   present[group['name']] = true
   local last = group['last-delivered-id']
   if not newest or less(newest, last) then newest = last end
@@ -80,7 +81,7 @@ while trimmed < 20000 and bytes < enough do
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
   local some = redis.call('XTRIM', stream, 'MINID', '~', floor, 'LIMIT', at_once)
   if some == 0 then break end
-  for _, text in ipairs(first[2]) do bytes = bytes + #text * some end
+  bytes = bytes + size_of(first[2]) * some
   trimmed = trimmed + some
 end
 -- Nodes may be made larger than that (stream-node-max-entries).

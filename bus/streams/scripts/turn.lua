@@ -44,8 +44,11 @@ if redis.call('ZCARD', held) > 0 then
   end
 end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- @include milliseconds
+-- @include held_member
+-- @include next_due
+
+local now = milliseconds(redis.call('TIME'))
 
 -- A counter that somebody else has overwritten must not undo, half way, what is settled: it counts no more.
 local function count(name, by)
@@ -103,7 +106,7 @@ end
 for _, item in ipairs(outcomes.held) do
   if is_pending(item[1]) then
     redis.call('ZREM', retry, item[1])
-    redis.call('ZADD', held, 0, item[3] .. ':' .. item[2])
+    redis.call('ZADD', held, 0, held_member(item[3], item[2]))
   end
 end
 
@@ -162,8 +165,4 @@ if fetch > 0 then
   if reply then entries = reply[1][2] end
 end
 
-local next_due = redis.call('ZRANGE', retry, 0, 0, 'WITHSCORES')[2]
-return {
-  1, entries, released, redis.call('ZCARD', retry), redis.call('ZCARD', held),
-  next_due and math.floor(math.max(0, math.min(tonumber(next_due), 2 ^ 53))) or -1,
-}
+return {1, entries, released, redis.call('ZCARD', retry), redis.call('ZCARD', held), next_due(retry)}
