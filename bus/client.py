@@ -1,4 +1,4 @@
-"""`Bus`: one bus, with all its verbs. The functions of the `bus` module are those of the default one."""
+"""`Bus`: one bus, with all that you can do on it. The functions of module `bus` use the default bus."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bus.values import Receipt, TopicSpec
 
 
 class Bus:
-    """A bus on one Redis. Makes no connection before the first call; safe across threads and forks."""
+    """A bus on one Redis. It connects at the first call. Safe across threads and forks."""
 
     def __init__(
         self,
@@ -48,18 +48,22 @@ class Bus:
 
     @cached_property
     def endpoint(self) -> Endpoint:
+        """The server of this bus."""
         return Endpoint(self.settings.address, timeout=self.settings.timeout, autostart=self._autostart)
 
     @cached_property
     def client(self) -> Client:
+        """Calls to the server, over a pool of connections."""
         return Client(self.endpoint)
 
     @cached_property
     def registry(self) -> Registry:
+        """The topics and groups in Redis."""
         return Registry(self.client, self.keys, self.declared)
 
     @cached_property
     def publisher(self) -> Publisher:
+        """Publishes in the caller's thread."""
         return Publisher(
             self.client,
             self.registry,
@@ -70,6 +74,7 @@ class Bus:
 
     @cached_property
     def async_publisher(self) -> AsyncPublisher:
+        """Publishes from event loops."""
         return AsyncPublisher(self)
 
     def topic(
@@ -91,7 +96,7 @@ class Bus:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> Receipt:
-        """Store one message; see bus.publish for the arguments, Publisher.publish for the errors."""
+        """Store one message and return its receipt. Arguments and errors are those of bus.publish."""
         if headers is None and message_id is None and delay is None and at is None:
             return self.publisher.publish(topic, value, key)  # the hot path: without options
         return self.publisher.publish_with(topic, value, PublishOptions(key, headers, message_id, delay, at))
@@ -105,9 +110,10 @@ class Bus:
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
-        """Store messages in their order from any iterable, however long; return how many.
+        """Store messages in their order, from any iterable however long, and return how many.
 
-        `key`, `headers` and `message_id` are called with each value. Raises as Publisher.publish_many.
+        `key`, `headers` and `message_id` are called with each value. The errors are those of
+        bus.publish_many.
         """
         return self.publisher.publish_many(topic, values, BulkOptions(key, headers, message_id))
 
@@ -120,7 +126,11 @@ class Bus:
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> Iterator[Receipt]:
-        """Like publish_many, but yields each receipt as its reply arrives."""
+        """Store messages as publish_many does, and yield each receipt when its reply arrives.
+
+        It writes nothing before you ask for the first receipt. On an error, the message at fault is the one
+        after the last receipt.
+        """
         return self.publisher.publish_iter(topic, values, BulkOptions(key, headers, message_id))
 
     async def apublish(
@@ -134,7 +144,7 @@ class Bus:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> Receipt:
-        """`publish` for an event loop, which it never blocks."""
+        """Publish from an event loop, which this never blocks; otherwise as `publish`."""
         options = PublishOptions(key, headers, message_id, delay, at)
         return await self.async_publisher.publish(topic, value, options)
 
@@ -147,12 +157,12 @@ class Bus:
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
-        """`publish_many` for an event loop, which it never blocks; `values` may be asynchronous."""
+        """Publish many from an event loop, which this never blocks; `values` may be asynchronous."""
         options = BulkOptions(key, headers, message_id)
         return await self.async_publisher.publish_many(topic, values, options)
 
     def close(self) -> None:
-        """Write what apublish has buffered, and close idle connections. You can use the bus again then."""
+        """Write what apublish has buffered, and close idle connections. You can use the bus again."""
         asynchronous = self.__dict__.pop("async_publisher", None)
         try:
             if asynchronous is not None:
@@ -174,7 +184,7 @@ class Bus:
         at: datetime | None = None,
         using: str | None = None,
     ) -> None:
-        """Publish when the database transaction commits; see bus.publish_on_commit. Needs Django."""
+        """Publish when the database transaction commits, as bus.publish_on_commit says. Needs Django."""
         from bus.transactions.on_commit import send_on_commit
 
         options = PublishOptions(key, headers, message_id, delay, at)
@@ -190,7 +200,7 @@ class Bus:
         message_id: str | None = None,
         using: str | None = None,
     ) -> None:
-        """Write a message into the outbox; see bus.publish_in_transaction. Needs Django."""
+        """Write a message into the outbox, as bus.publish_in_transaction says. Needs Django."""
         from bus.transactions.outbox import write
 
         write(self, topic, value, PublishOptions(key, headers, message_id), using)
@@ -214,7 +224,7 @@ class TopicHandle:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> Receipt:
-        """Store one message in this topic; see bus.publish."""
+        """Store one message in this topic and return its receipt, as bus.publish does."""
         return self.get_bus().publish(
             self.name, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
         )
@@ -227,7 +237,7 @@ class TopicHandle:
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
-        """Store messages in their order; return how many."""
+        """Store messages in this topic in their order and return how many, as bus.publish_many does."""
         return self.get_bus().publish_many(self.name, values, key=key, headers=headers, message_id=message_id)
 
     async def apublish(
@@ -240,7 +250,7 @@ class TopicHandle:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> Receipt:
-        """`publish` for an event loop, which it never blocks."""
+        """Publish from an event loop, which this never blocks; otherwise as `publish`."""
         return await self.get_bus().apublish(
             self.name, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
         )
@@ -253,7 +263,7 @@ class TopicHandle:
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
-        """`publish_many` for an event loop, which it never blocks; `values` may be asynchronous."""
+        """Publish many from an event loop, which this never blocks; `values` may be asynchronous."""
         return await self.get_bus().apublish_many(
             self.name, values, key=key, headers=headers, message_id=message_id
         )
@@ -269,7 +279,7 @@ class TopicHandle:
         at: datetime | None = None,
         using: str | None = None,
     ) -> None:
-        """Publish to this topic when the transaction commits; see bus.publish_on_commit."""
+        """Publish to this topic when the transaction commits, as bus.publish_on_commit does."""
         self.get_bus().publish_on_commit(
             self.name, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at, using=using
         )
@@ -283,7 +293,7 @@ class TopicHandle:
         message_id: str | None = None,
         using: str | None = None,
     ) -> None:
-        """Write a message for this topic into the outbox; see bus.publish_in_transaction."""
+        """Write a message for this topic into the outbox, as bus.publish_in_transaction does."""
         self.get_bus().publish_in_transaction(
             self.name, value, key=key, headers=headers, message_id=message_id, using=using
         )

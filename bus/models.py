@@ -1,4 +1,4 @@
-"""What the database holds: declared topics, who did what to the bus, copies of marks, inbox and outbox."""
+"""The tables in the database: declared topics, the audit, copies of marks, inbox and outbox, alerts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bus.values import MAX_PARTITIONS, TopicSpec, check_name, check_new_name
 class Topic(models.Model):
     """A declared topic.
 
-    Redis has a projection of it: change topics by `bus.operating.operate`, which sees to both.
+    Redis has a copy of it. Change topics by `bus.operating.operate`, which changes both.
     """
 
     class Origin(models.TextChoices):
@@ -116,7 +116,7 @@ class Topic(models.Model):
 
 
 class AuditRecord(models.Model):
-    """One verb of an operator, with what became of it. Never changed afterwards."""
+    """One verb of an operator, and its outcome. A record is never changed."""
 
     class Source(models.TextChoices):
         ADMIN = "admin", "admin"
@@ -198,7 +198,7 @@ class InboxRow(models.Model):
 
 
 class InboxFloor(models.Model):
-    """Up to here messages of a place are settled for good, except open ones (see bus.transactions.floor)."""
+    """How far a place's messages are settled for good, except open ones (see bus.transactions.floor)."""
 
     group = ExactCharField(max_length=100)
     topic = ExactCharField(max_length=100)
@@ -243,7 +243,7 @@ class InboxOpen(models.Model):
 
 
 class OutboxRow(models.Model):
-    """A message that was published in a transaction and is not in Redis yet (see bus.outbox)."""
+    """A message that was published in a transaction and is not in Redis yet (see bus.transactions.outbox)."""
 
     prefix = ExactCharField(max_length=100)
     topic = ExactCharField(max_length=100)
@@ -261,7 +261,7 @@ class OutboxRow(models.Model):
 
 
 class OutboxShard(models.Model):
-    """What a relay locks while it sends the rows of one partition (see bus.outbox)."""
+    """The row that a relay locks while it sends the rows of one partition (see bus.transactions.outbox)."""
 
     prefix = ExactCharField(max_length=100)
     topic = ExactCharField(max_length=100)

@@ -20,14 +20,14 @@ from bus.values import Receipt
 if TYPE_CHECKING:
     from bus.client import Bus
 
-#: Messages of one apublish_many that are on their way at once; so many are then awaited one by one.
+#: The most messages of one apublish_many that are on their way. Then each new one waits for the oldest.
 _WINDOW = 2000
-#: After so many messages other tasks of the loop have their turn.
-_TURN = 200
+#: After so many messages the other tasks of the loop get some time.
+_MESSAGES_AT_A_STRETCH = 200
 
 
 class AsyncPublisher:
-    """`apublish` and `apublish_many` of one bus, for any number of event loops, also in several threads."""
+    """`apublish` and `apublish_many` of one bus, for any number of event loops and threads."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -35,7 +35,7 @@ class AsyncPublisher:
         self._producer = Producer(bus, linger=0, on_full="raise", buffer_bytes=room)
 
     async def publish(self, topic: str, value: Any, options: PublishOptions) -> Receipt:
-        """Store one message and return its receipt. Raises what Publisher.publish raises.
+        """Store one message and return its receipt. Raises what `bus.publish` raises.
 
         If the task is cancelled, the message may still be stored.
         """
@@ -47,7 +47,7 @@ class AsyncPublisher:
     ) -> int:
         """Store messages in their order and return how many. `values` may be asynchronous.
 
-        Raises what Publisher.publish_many raises. On an error, what was handed in before it is awaited first.
+        Raises what `bus.publish_many` raises, when all messages before the one at fault are stored or failed.
         """
         waiting: deque[PublishFuture] = deque()
         stored = 0
@@ -72,7 +72,7 @@ class AsyncPublisher:
         return stored
 
     def close(self) -> None:
-        """Write what is buffered and end the thread."""
+        """Write what is buffered, and end the thread of the producer."""
         self._producer.close()
 
     async def _send(self, topic: str, value: Any, options: PublishOptions) -> PublishFuture:
@@ -97,6 +97,6 @@ async def _each(values: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any
             yield value
         return
     for number, value in enumerate(values):
-        if number % _TURN == 0:
+        if number % _MESSAGES_AT_A_STRETCH == 0:
             await asyncio.sleep(0)
         yield value

@@ -8,7 +8,7 @@
 -- time, then through the state, where a cursor counts only for who was given it: another server may order a hash
 -- otherwise. What is released meanwhile goes from held to retry, and so is met there; what is already pending may
 -- be met twice, which changes nothing. Until the field is gone nothing is trimmed (trim.lua), and no state is
--- removed as that of a settled message (mend.lua). What has vanished from the stream stays where it is, or the
+-- removed as that of a settled message (mend.lua). What is gone from the stream stays where it is, or the
 -- next of its key would wait for ever; `g` in its state has turn.lua count it when it is due.
 --
 -- In the state are the messages that a lane of an unordered group had in hand when the group was lost, having

@@ -22,8 +22,8 @@ if ARGV[6] and ARGV[6] ~= '' then
   local made = redis.pcall('XGROUP', 'CREATECONSUMER', KEYS[2], ARGV[3], ARGV[4])
   if type(made) == 'table' then
     local err = made.err
-    local absent = err:find('NOGROUP', 1, true) or err:find('WRONGTYPE', 1, true) or err:find('key to exist', 1, true)
-    if not absent then return made end -- such as a refusal by access rules: not to be taken for a group that is gone
+    local missing = err:find('NOGROUP', 1, true) or err:find('WRONGTYPE', 1, true) or err:find('key to exist', 1, true)
+    if not missing then return made end -- such as a refusal by access rules: not to be taken for a group that is gone
     return {2, ''}
   end
   if not effect then redis.call('HSET', KEYS[3], 'ordering', ARGV[6]) end
