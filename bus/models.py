@@ -149,12 +149,34 @@ class AuditRecord(models.Model):
         self.outcome, self.error = self.Outcome.FAILED, str(error)
 
 
-class MarkCopy(models.Model):
-    """A copy of how far a group has settled one partition (see bus.transactions.marks)."""
+class _OfPartition(models.Model):
+    """A row that belongs to a partition of a bus."""
 
     prefix = ExactCharField(max_length=100)
     topic = ExactCharField(max_length=100)
     partition = models.PositiveIntegerField()
+
+    class Meta:
+        abstract = True
+        default_permissions = ()
+
+
+class _OfPlace(models.Model):
+    """A row that belongs to a place: a group in a partition, in one era (see bus.transactions.floor)."""
+
+    group = ExactCharField(max_length=100)
+    topic = ExactCharField(max_length=100)
+    partition = models.PositiveIntegerField()
+    era = ExactCharField(max_length=120, blank=True)
+
+    class Meta:
+        abstract = True
+        default_permissions = ()
+
+
+class MarkCopy(_OfPartition):
+    """A copy of how far a group has settled one partition (see bus.transactions.marks)."""
+
     group = ExactCharField(max_length=100)
     born = ExactCharField(max_length=16)
     # With a default in the database, since workers of a version before it go on while others start.
@@ -164,8 +186,7 @@ class MarkCopy(models.Model):
     safe = models.CharField(max_length=41, blank=True, default="", db_default="")
     copied = models.DateTimeField(auto_now=True)
 
-    class Meta:
-        default_permissions = ()
+    class Meta(_OfPartition.Meta):
         constraints = [
             models.UniqueConstraint(fields=["prefix", "topic", "partition", "group"], name="jitney_mark_copy")
         ]
@@ -174,18 +195,13 @@ class MarkCopy(models.Model):
         return f"{self.topic}/{self.partition} for {self.group}: {self.position}"
 
 
-class InboxRow(models.Model):
+class InboxRow(_OfPlace):
     """A message that an atomic handler has handled (see bus.transactions.inbox)."""
 
-    group = ExactCharField(max_length=100)
-    topic = ExactCharField(max_length=100)
-    partition = models.PositiveIntegerField()
-    era = ExactCharField(max_length=120, blank=True)
     ms = IdPartField()
     seq = IdPartField()
 
-    class Meta:
-        default_permissions = ()
+    class Meta(_OfPlace.Meta):
         constraints = [
             # In this order deletion finds its places and its rows by the same index.
             models.UniqueConstraint(
@@ -197,13 +213,9 @@ class InboxRow(models.Model):
         return f"{self.topic}/{self.partition}/{self.ms}-{self.seq} for {self.group}"
 
 
-class InboxFloor(models.Model):
+class InboxFloor(_OfPlace):
     """How far a place's messages are settled for good, except open ones (see bus.transactions.floor)."""
 
-    group = ExactCharField(max_length=100)
-    topic = ExactCharField(max_length=100)
-    partition = models.PositiveIntegerField()
-    era = ExactCharField(max_length=120, blank=True)
     ms = IdPartField(default=0)
     seq = IdPartField(default=0)
     letter_ms = IdPartField(default=0)
@@ -211,8 +223,7 @@ class InboxFloor(models.Model):
     letters = models.PositiveIntegerField(default=0)
     version = models.BigIntegerField(default=0)
 
-    class Meta:
-        default_permissions = ()
+    class Meta(_OfPlace.Meta):
         constraints = [
             models.UniqueConstraint(fields=["group", "topic", "partition", "era"], name="jitney_inbox_floor")
         ]
@@ -242,33 +253,24 @@ class InboxOpen(models.Model):
         return f"{self.ms}-{self.seq}"
 
 
-class OutboxRow(models.Model):
+class OutboxRow(_OfPartition):
     """A message that was published in a transaction and is not in Redis yet (see bus.transactions.outbox)."""
 
-    prefix = ExactCharField(max_length=100)
-    topic = ExactCharField(max_length=100)
-    partition = models.PositiveIntegerField()
     message_id = ExactCharField(max_length=200)
     fields = models.BinaryField()
     created = models.DateTimeField(auto_now_add=True)
 
-    class Meta:
-        default_permissions = ()
+    class Meta(_OfPartition.Meta):
         indexes = [models.Index(fields=["prefix", "topic", "partition", "id"], name="jitney_outbox_order")]
 
     def __str__(self) -> str:
         return f"{self.topic}/{self.partition}: {self.message_id}"
 
 
-class OutboxShard(models.Model):
+class OutboxShard(_OfPartition):
     """The row that a relay locks while it sends the rows of one partition (see bus.transactions.outbox)."""
 
-    prefix = ExactCharField(max_length=100)
-    topic = ExactCharField(max_length=100)
-    partition = models.PositiveIntegerField()
-
-    class Meta:
-        default_permissions = ()
+    class Meta(_OfPartition.Meta):
         constraints = [
             models.UniqueConstraint(fields=["prefix", "topic", "partition"], name="jitney_outbox_shard")
         ]
