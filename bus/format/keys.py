@@ -170,7 +170,7 @@ class PartitionKeys:
             self.dead(group): TYPES["dead"],
         }
 
-    def of_lost_group(self, group: str) -> list[str]:
+    def of_gone_group(self, group: str) -> list[str]:
         """Return mark, retry, held, state, and the lease of lane "0": the keys that ensure.lua needs."""
         waiting = [self.mark(group), self.retry(group), self.held(group), self.state(group)]
         return [*waiting, self.lease(group, "0")]

@@ -1,8 +1,8 @@
 """Makes the streams of partitions with their groups, and makes them again where they are gone.
 
 `ensure.lua` does it for one partition. What could take the server long is done here, in portions: counting
-how far a group is, and giving back to a lost group what waits for a retry or is held back. Each portion
-leaves a right state, and whoever comes next goes on: workers when they start, upkeep before it trims.
+how far a group is, and giving back to a group that was gone what waits for a retry or is held back. Each
+portion leaves a right state, and whoever comes next goes on: workers when they start, upkeep before it trims.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def _make_page(
             if commands.is_of_one_partition(reply):
                 troubles.append(ForeignData(f"{keys.stream} cannot be made: {reply}. See `bus doctor`."))
                 continue
-            uncounted, giving, lost = check(reply)
-            restored |= bool(lost)
+            uncounted, giving, remade = check(reply)
+            restored |= bool(remade)
             for group in giving:
                 try:
                     give_back(client, keys, commands.text(group))
@@ -82,7 +82,7 @@ def _make_page(
 def _call(
     keys: PartitionKeys, era: str, groups: Sequence[GroupSpec], counted: dict[str, str]
 ) -> tuple[list[str], list[Argument]]:
-    names = [name for group in groups for name in keys.of_lost_group(group.name)]
+    names = [name for group in groups for name in keys.of_gone_group(group.name)]
     args: list[Argument] = [era]
     for group in groups:
         args += [group.name, group.start, counted.get(group.name, "")]
@@ -103,5 +103,5 @@ def give_back(client: Client, keys: PartitionKeys, group: str) -> None:
     while at:
         reply = commands.run_many(client, "giveback", [(own, [group, MESSAGES_A_SCRIPT, at])])[0]
         if commands.is_nogroup(reply):
-            return  # lost once more: then it begins anew when the group is made again
+            return  # gone again: then it begins anew when the group is made again
         at = check(reply)

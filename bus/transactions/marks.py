@@ -1,6 +1,6 @@
 """Marks: ids up to which groups have settled all messages but those that wait.
 
-What waits for a retry or is held back waits. Turns keep marks in Redis, where a group that was lost (XGROUP
+What waits for a retry or is held back waits. Turns keep marks in Redis, where a group that is gone (XGROUP
 DESTROY, DEL) is made again at its mark. Upkeep copies them to the database, so that a server that comes back
 with older data does not make the workers handle again what was settled since: at most what was settled after
 the last copy comes again.

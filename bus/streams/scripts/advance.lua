@@ -60,7 +60,7 @@ for _, row in ipairs(page) do
 end
 if #settled > 0 then
   redis.call('XACK', stream, group, unpack(settled))
-  redis.call('HDEL', KEYS[5], unpack(settled)) -- what has a state counts as open when a group is lost (giveback.lua)
+  redis.call('HDEL', KEYS[5], unpack(settled)) -- what has a state counts as open when a group is gone (giveback.lua)
 end
 if last and (#page == count or last ~= page[#page][1]) then return {#settled, '(' .. last} end
 

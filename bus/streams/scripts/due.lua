@@ -8,7 +8,7 @@
 -- In ordered groups a due message stays in the retry zset until it is settled: it keeps its key
 -- held back. Claiming (ordering "none", where lanes share the zset) takes it out, so that no other
 -- lane runs it too; it is then an ordinary left-over of the lane that claimed it. Its state stays until it is
--- settled: it may lie below the mark, and if the group is lost now nothing else says that it is open
+-- settled: it may lie below the mark, and if the group is gone now nothing else says that it is open
 -- (giveback.lua).
 local stream, lease, retry, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, lane, claim = ARGV[2], ARGV[3], ARGV[5] == '1'
@@ -44,7 +44,7 @@ local function take(id)
     -- It is never due: else it would be in the way of those behind it, again and again.
     redis.call('ZADD', retry, 'XX', '+inf', id)
   elseif entry then
-    -- FORCE: a group that was lost and made again does not know it as pending, so nothing could be settled.
+    -- FORCE: a group that was gone and made again does not know it as pending, so nothing could be settled.
     if claim or #redis.call('XPENDING', stream, group, id, id, 1, lane) == 0 then
       redis.call('XCLAIM', stream, group, lane, 0, id, 'FORCE', 'JUSTID')
     end

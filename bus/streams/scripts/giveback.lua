@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- After a lost group was made again (ensure.lua): have what waits be pending again, a page at a time.
+-- Make what waits pending again in a group that was gone and made again (ensure.lua), a page at a time.
 -- KEYS    1 stream   2 retry   3 held   4 state     (all of one group)
 -- ARGV    1 group   2 how many   3 where to go on in the state ("0" = at the beginning)
 -- Reply   "" if that was all, else where to go on in the state
@@ -11,7 +11,7 @@
 -- removed as that of a settled message (mend.lua). What is gone from the stream stays where it is, or the
 -- next of its key would wait for ever; `g` in its state has turn.lua count it when it is due.
 --
--- In the state are the messages that a lane of an unordered group had in hand when the group was lost, having
+-- In the state are the messages that a lane of an unordered group had in hand when the group was gone, having
 -- claimed them from retry (due.lua): failing, not settled, and below the mark. They wait for a retry once more.
 local stream, retry, held, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, count = ARGV[1], tonumber(ARGV[2])

@@ -3,7 +3,7 @@
 -- older dump, or because somebody removed a key. One page; the stages go in this order:
 --   retry   what waits for its retry is pending in this lane, has a state with its key, and is not held as well
 --   held    what is held back is pending in this lane, under its own key, and not waiting for a retry as well
---   state   what is settled has no state (not while a lost group is given back what waits: giveback.lua)
+--   state   what is settled has no state (not while a group is given back what waits: giveback.lua)
 -- KEYS    1 stream   2 lease   3 retry   4 held   5 state
 -- ARGV    1 lease value   2 group   3 lane   4 ordering ("key", "partition" or "none")
 --         5 stage   6 where to go on in it ("" = at the beginning)   7 how many to look at, over all stages

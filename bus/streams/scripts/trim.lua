@@ -4,7 +4,7 @@
 -- ARGV    1 now, by the server's clock   2 older messages may go   3 how far apart looks are noted   (all ms)
 --         4… declared groups
 -- Reply   {how many messages were trimmed, at most about 20,000: ask again until it is none; -1 if a declared
---          group is missing, -2 if one that was lost is not given back all of it yet (nothing is trimmed then),
+--          group is missing, -2 if one that was gone is not given back all of it yet (nothing is trimmed then),
 --          by how many ms ids are ahead of the clock, or 0}
 --
 -- An id is the time of its message, unless ids are ahead of the clock: it has been set back, or somebody gave an

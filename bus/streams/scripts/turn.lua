@@ -113,7 +113,7 @@ end
 for _, id in ipairs(outcomes.done) do forget(id) end
 for _, id in ipairs(outcomes.trimmed) do
   -- One that was held back is counted already if recovery found it gone, and has acknowledged it.
-  -- One that was gone when its lost group was made again is not pending (see giveback.lua).
+  -- One that was gone when its group was made again is not pending (see giveback.lua).
   local known = redis.call('HGET', state, id)
   local gone = known and known:find('"g":1', 1, true)
   if gone or #redis.call('XPENDING', stream, group, id, id, 1) == 1 then count('trimmed', 1) end
