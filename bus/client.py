@@ -96,7 +96,12 @@ class Bus:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> Receipt:
-        """Store one message and return its receipt. Arguments and errors are those of bus.publish."""
+        """Store one message and return its receipt; bus.publish says more of the arguments.
+
+        `value`: JSON or bytes. `delay`: seconds or a timedelta. `at`: an aware datetime. Raises
+        InvalidMessage, UnknownTopic, BusUnavailable or BusFull (nothing was written), or PublishUncertain
+        (the reply was lost).
+        """
         if headers is None and message_id is None and delay is None and at is None:
             return self.publisher.publish(topic, value, key)  # the hot path: without options
         return self.publisher.publish_with(topic, value, PublishOptions(key, headers, message_id, delay, at))
@@ -112,8 +117,8 @@ class Bus:
     ) -> int:
         """Store messages in their order, from any iterable however long, and return how many.
 
-        `key`, `headers` and `message_id` are called with each value. The errors are those of
-        bus.publish_many.
+        `key`, `headers` and `message_id` are called with each value. Raises what `publish` raises, for the
+        message at fault. The messages before it are stored, and a note on the error says how many.
         """
         return self.publisher.publish_many(topic, values, BulkOptions(key, headers, message_id))
 
@@ -144,7 +149,10 @@ class Bus:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> Receipt:
-        """Publish from an event loop, which this never blocks; otherwise as `publish`."""
+        """Publish from an event loop, which this never blocks; otherwise as `publish`.
+
+        If the task is cancelled, the message may still be stored.
+        """
         options = PublishOptions(key, headers, message_id, delay, at)
         return await self.async_publisher.publish(topic, value, options)
 
@@ -184,7 +192,11 @@ class Bus:
         at: datetime | None = None,
         using: str | None = None,
     ) -> None:
-        """Publish when the database transaction commits, as bus.publish_on_commit says. Needs Django."""
+        """Publish when the database transaction commits; at once without one. Needs Django.
+
+        `using`: alias of the database. Raises InvalidMessage now. A failure after the commit is logged, and
+        raised after all other on_commit hooks; the message is lost then.
+        """
         from bus.transactions.on_commit import send_on_commit
 
         options = PublishOptions(key, headers, message_id, delay, at)
@@ -200,7 +212,10 @@ class Bus:
         message_id: str | None = None,
         using: str | None = None,
     ) -> None:
-        """Write a message into the outbox, as bus.publish_in_transaction says. Needs Django."""
+        """Write a message into the outbox, in the open transaction; workers publish it soon after.
+
+        Needs Django. `using`: alias of the database. Raises InvalidMessage, UnknownTopic or NotInTransaction.
+        """
         from bus.transactions.outbox import write
 
         write(self, topic, value, PublishOptions(key, headers, message_id), using)
@@ -224,7 +239,11 @@ class TopicHandle:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> Receipt:
-        """Store one message in this topic and return its receipt, as bus.publish does."""
+        """Store one message in this topic and return its receipt; bus.publish says more of the arguments.
+
+        `value`: JSON or bytes. `delay`: seconds or a timedelta. `at`: an aware datetime. Raises
+        InvalidMessage, UnknownTopic, BusUnavailable, BusFull or PublishUncertain.
+        """
         return self.get_bus().publish(
             self.name, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
         )
@@ -237,7 +256,10 @@ class TopicHandle:
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
-        """Store messages in this topic in their order and return how many, as bus.publish_many does."""
+        """Store messages in this topic in their order and return how many; see bus.publish_many.
+
+        `key`, `headers` and `message_id` are called with each value. Raises what `publish` raises.
+        """
         return self.get_bus().publish_many(self.name, values, key=key, headers=headers, message_id=message_id)
 
     async def apublish(
@@ -250,7 +272,10 @@ class TopicHandle:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> Receipt:
-        """Publish from an event loop, which this never blocks; otherwise as `publish`."""
+        """Publish from an event loop, which this never blocks; otherwise as `publish`.
+
+        If the task is cancelled, the message may still be stored.
+        """
         return await self.get_bus().apublish(
             self.name, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
         )
@@ -279,7 +304,10 @@ class TopicHandle:
         at: datetime | None = None,
         using: str | None = None,
     ) -> None:
-        """Publish to this topic when the transaction commits, as bus.publish_on_commit does."""
+        """Publish to this topic when the database transaction commits; see bus.publish_on_commit.
+
+        `using`: alias of the database. Raises InvalidMessage now.
+        """
         self.get_bus().publish_on_commit(
             self.name, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at, using=using
         )
@@ -293,7 +321,10 @@ class TopicHandle:
         message_id: str | None = None,
         using: str | None = None,
     ) -> None:
-        """Write a message for this topic into the outbox, as bus.publish_in_transaction does."""
+        """Write a message for this topic into the outbox; see bus.publish_in_transaction.
+
+        `using`: alias of the database. Raises InvalidMessage, UnknownTopic or NotInTransaction.
+        """
         self.get_bus().publish_in_transaction(
             self.name, value, key=key, headers=headers, message_id=message_id, using=using
         )

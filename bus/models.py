@@ -1,4 +1,4 @@
-"""The tables in the database: declared topics, the audit, copies of marks, inbox and outbox, alerts."""
+"""The tables in the database: declared topics, the audit, copies of marks, inbox and outbox."""
 
 from __future__ import annotations
 

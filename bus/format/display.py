@@ -1,4 +1,4 @@
-"""Shows messages to people, on the pages and on the command line alike, whatever their bytes are."""
+"""Shows messages to people, on the pages and on the command line alike."""
 
 from __future__ import annotations
 

@@ -104,8 +104,11 @@ class Sender(threading.Thread):
         window: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`delivery_timeout`: seconds after which a message fails that could not be written.
-        `window`: seconds for which the server knows a message_id."""
+        """Make a thread that does not run yet.
+
+        `delivery_timeout`: seconds after which a message fails that could not be written. `window`: seconds
+        for which the server knows a message_id.
+        """
         super().__init__(name="jitney-producer", daemon=True)
         self._client = client
         self._publisher = publisher

@@ -74,10 +74,12 @@ class Address:
 
     @property
     def has_tls(self) -> bool:
+        """True if the connection to the server is encrypted."""
         return self.scheme in TLS
 
     @property
     def has_sentinels(self) -> bool:
+        """True if `hosts` are sentinels."""
         return self.scheme in SENTINEL
 
 

