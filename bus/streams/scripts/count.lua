@@ -8,12 +8,12 @@ local stream, after, up_to, most, enough = KEYS[1], ARGV[1], ARGV[2], tonumber(A
 -- @include size_of
 
 -- So few at once, because XRANGE reads them whole, and any may be large, whatever stands before it.
-local found, bytes, page = 0, 0, 3
-while found < most and bytes < enough do
+local counted, bytes, page = 0, 0, 3
+while counted < most and bytes < enough do
   local entries = redis.call('XRANGE', stream, '(' .. after, up_to, 'COUNT', page)
-  found = found + #entries
-  if #entries < page then return {found, ''} end
+  counted = counted + #entries
+  if #entries < page then return {counted, ''} end
   after = entries[page][1]
   for _, entry in ipairs(entries) do bytes = bytes + size_of(entry[2]) end
 end
-return {found, after}
+return {counted, after}

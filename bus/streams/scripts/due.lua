@@ -31,14 +31,14 @@ local most = math.min(150, tonumber(ARGV[4]))
 -- The entry; nil if it is gone; false for a member that is no id, which only somebody else can have put here.
 local function entry_of(id)
   if not id:match('^%d+%-%d+$') then return false end
-  local found = redis.pcall('XRANGE', stream, id, id) -- an error for what is beyond 64 bits
-  if found.err or (found[1] and found[1][1] ~= id) then return false end
-  return found[1]
+  local reply = redis.pcall('XRANGE', stream, id, id) -- an error for what is beyond 64 bits
+  if reply.err or (reply[1] and reply[1][1] ~= id) then return false end
+  return reply[1]
 end
 
 local function take(id)
   local entry = entry_of(id)
-  local known = entry ~= false and redis.call('HGET', state, id) or ''
+  local record = entry ~= false and redis.call('HGET', state, id) or ''
   if entry then bytes = bytes + size_of(entry[2]) end
   if entry == false then
     -- It is never due: else it would be in the way of those behind it, again and again.
@@ -49,17 +49,17 @@ local function take(id)
       redis.call('XCLAIM', stream, group, lane, 0, id, 'FORCE', 'JUSTID')
     end
     if claim then
-      if known == '' then
-        known = '{"k":"","a":0}'
-        redis.call('HSET', state, id, known)
+      if record == '' then
+        record = '{"k":"","a":0}'
+        redis.call('HSET', state, id, record)
       end
       redis.call('ZREM', retry, id)
     end
     entries[#entries + 1] = entry
-    states[#states + 1] = known
+    states[#states + 1] = record
   else
     -- Forgotten by the turn that releases the next of its key, or that would wait for ever.
-    trimmed[#trimmed + 1] = {id, known}
+    trimmed[#trimmed + 1] = {id, record}
   end
 end
 

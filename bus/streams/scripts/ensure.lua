@@ -75,9 +75,9 @@ for i = 2, #ARGV, 3 do
     local mark = redis.call('GET', KEYS[first])
     mark = mark and unpad(mark)
     local younger = mark and less(info['last-generated-id'], mark)
-    local known = redis.call('HEXISTS', state, 'era') == 1
-    if known then remade = 1 end
-    if fresh or younger or not known then begin_era(state, lease) end
+    local was_there = redis.call('HEXISTS', state, 'era') == 1
+    if was_there then remade = 1 end
+    if fresh or younger or not was_there then begin_era(state, lease) end
     if younger then
       start = 'earliest'
       redis.call('DEL', KEYS[first])

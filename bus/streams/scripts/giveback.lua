@@ -34,9 +34,9 @@ local function claim(id, hash)
     return nil -- no id: a stranger's
   end
   if #claimed == 0 then
-    local known = decoded(redis.call('HGET', state, id)) or {k = hash, a = 0}
-    known.g = 1
-    redis.call('HSET', state, id, cjson.encode(known))
+    local record = decoded(redis.call('HGET', state, id)) or {k = hash, a = 0}
+    record.g = 1
+    redis.call('HSET', state, id, cjson.encode(record))
   end
   return nil
 end
@@ -48,8 +48,8 @@ end
 
 local function is_open(id, raw)
   if redis.call('ZSCORE', retry, id) then return false end
-  local known = decoded(raw)
-  local hash = known and type(known.k) == 'string' and known.k or ''
+  local record = decoded(raw)
+  local hash = record and type(record.k) == 'string' and record.k or ''
   if redis.call('ZSCORE', held, held_member(hash, pad(id))) then return false end
   return #redis.call('XPENDING', stream, group, id, id, 1) == 0
 end

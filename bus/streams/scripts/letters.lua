@@ -13,8 +13,8 @@ if redis.call('EXISTS', dead) == 0 then return {0, '0-0', {}} end
 
 local last = named(redis.call('XINFO', 'STREAM', dead))['last-generated-id']
 
-local found, read = {}, 0
-while #found < count and read < enough do
+local letters, read = {}, 0
+while #letters < count and read < enough do
   local entry = redis.call('XRANGE', dead, '(' .. after, '+', 'COUNT', 1)[1]
   if not entry then break end
   local id = ''
@@ -23,6 +23,6 @@ while #found < count and read < enough do
   end
   read = read + size_of(entry[2])
   after = entry[1]
-  found[#found + 1] = {after, id}
+  letters[#letters + 1] = {after, id}
 end
-return {redis.call('XLEN', dead), last, found}
+return {redis.call('XLEN', dead), last, letters}

@@ -42,11 +42,11 @@ local function ahead(position)
   if not first or not less(position, last) then return 0 end
   if less(position, first) then return length end
   if position == first then return length - 1 end
-  local found, from = 0, '(' .. position
+  local counted, from = 0, '(' .. position
   while most > 0 and enough > 0 do
     local page = redis.call('XRANGE', stream, from, '+', 'COUNT', 3) -- few: any of them may be large
-    found, most = found + #page, most - #page
-    if #page < 3 then return found end
+    counted, most = counted + #page, most - #page
+    if #page < 3 then return counted end
     for _, entry in ipairs(page) do enough = enough - size_of(entry[2]) end
     from = '(' .. page[3][1]
   end
@@ -114,16 +114,16 @@ local function count(name, group, state)
   return lost, maybe
 end
 
-local found = {}
+local losses = {}
 for i = 2, #ARGV do
   local group = groups[ARGV[i]]
   if group then
     local lost, maybe = count(ARGV[i], group, KEYS[i])
     if lost + maybe > 0 then
-      found[#found + 1] = ARGV[i]
-      found[#found + 1] = lost
-      found[#found + 1] = maybe
+      losses[#losses + 1] = ARGV[i]
+      losses[#losses + 1] = lost
+      losses[#losses + 1] = maybe
     end
   end
 end
-return found
+return losses

@@ -63,13 +63,13 @@ local function is_hash(text)
 end
 
 local function state_of(id)
-  local known = decoded(redis.call('HGET', state, id))
-  return known and type(known.k) == 'string' and known or nil
+  local record = decoded(redis.call('HGET', state, id))
+  return record and type(record.k) == 'string' and record or nil
 end
 
 local function waiting_as(id, padded)
-  local known = state_of(id)
-  return held_member(known and known.k or '', padded)
+  local record = state_of(id)
+  return held_member(record and record.k or '', padded)
 end
 
 -- Due at once. Who may not ask for the time puts it right all the same: an error here would undo nothing of what
@@ -109,17 +109,17 @@ function stages.retry()
       kept = kept + 1
       if padded and ordering ~= 'none' then
         claim(id)
-        local known = state_of(id)
-        if not known or not is_hash(known.k) then
+        local record = state_of(id)
+        if not record or not is_hash(record.k) then
           local hash = hash_of(id)
-          if not known or known.k ~= hash then
-            known = known or {a = 0}
-            known.k = hash
-            redis.call('HSET', state, id, cjson.encode(known))
+          if not record or record.k ~= hash then
+            record = record or {a = 0}
+            record.k = hash
+            redis.call('HSET', state, id, cjson.encode(record))
             fixed = fixed + 1
           end
         end
-        fixed = fixed + redis.call('ZREM', held, held_member(known.k, padded))
+        fixed = fixed + redis.call('ZREM', held, held_member(record.k, padded))
       end
     end
   end

@@ -37,10 +37,10 @@ local function move(number, body)
   local parts = parts_of(body)
   if not parts then return false end
   local once = parts[1] ~= '' and stream .. ':once:' .. parts[1]
-  local known = once and redis.pcall('GET', once) -- a foreign type of key is none of ours
+  local receipt = once and redis.pcall('GET', once) -- a foreign type of key is none of ours
   local id = redis.call('XADD', stream, 'NOMKSTREAM', '*', unpack(parts, 2))
   -- Whoever publishes under this id again gets the receipt of the message, and not of its waiting.
-  if known == 'd' .. string.format('%.0f', tonumber(number)) then
+  if receipt == 'd' .. string.format('%.0f', tonumber(number)) then
     redis.call('SET', once, id, 'KEEPTTL')
   end
   return true

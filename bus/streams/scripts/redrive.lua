@@ -43,14 +43,14 @@ end
 
 -- The letter's own fields stand first; the message follows, whatever its fields are called.
 local function parts(fields)
-  local known, message = {}, {}
+  local facts, message = {}, {}
   local at = 1
-  while at < #fields and about[fields[at]] and not known[fields[at]] do
-    known[fields[at]] = fields[at + 1]
+  while at < #fields and about[fields[at]] and not facts[fields[at]] do
+    facts[fields[at]] = fields[at + 1]
     at = at + 2
   end
   for i = at, #fields do message[#message + 1] = fields[i] end
-  return known, message
+  return facts, message
 end
 
 local groups = redis.pcall('XINFO', 'GROUPS', stream)
@@ -105,16 +105,16 @@ end
 
 local function stands_in_stream(id)
   if not id or not id:match('^%d+%-%d+$') then return false end
-  local found = redis.pcall('XRANGE', stream, id, id) -- an error where it is no 64-bit number
-  return not found.err and #found == 1
+  local reply = redis.pcall('XRANGE', stream, id, id) -- an error where it is no 64-bit number
+  return not reply.err and #reply == 1
 end
 
 local function redrive(letter)
   local entry = redis.call('XRANGE', dead, letter, letter)[1]
   if not entry then return 0 end
   bytes = bytes + size_of(entry[2])
-  local known, message = parts(entry[2])
-  local id = known['id']
+  local facts, message = parts(entry[2])
+  local id = facts['id']
   if stands_in_stream(id) then
     -- After a reset the group may have it again, or before it: then it is delivered without our help.
     -- What somebody else wrote may be no id to us, though the server takes it for one (leading zeros).
