@@ -18,7 +18,7 @@ from bus.client import Bus
 from bus.errors import ConfigurationError
 from bus.moments import moment
 from bus.operating import deadletters, filters
-from bus.operating.deadletters import DeadLetter, Place, Selection
+from bus.operating.deadletters import DeadLetter, Origin, Selection
 from bus.safety.unreadable import shown, visible
 
 #: Letters on one page.
@@ -83,7 +83,7 @@ def letter_row(letter: DeadLetter) -> LetterRow:
 def searched(query: QueryDict) -> Selection:
     """What the page of dead letters is to list; all where nothing is asked for."""
     values = asked(query, ("id", *FILTERS, "before", "live"))
-    return replace(_selection(values, filters.since), before=value(values, "before", Place.parse))
+    return replace(_selection(values, filters.since), before=value(values, "before", Origin.parse))
 
 
 def meant(query: QueryDict) -> Selection:
@@ -147,7 +147,7 @@ def _said(query: QueryDict) -> dict[str, str]:
 
 
 def _selection(values: Mapping[str, str], since: Callable[[str], datetime]) -> Selection:
-    place = value(values, "id", Place.parse)
+    place = value(values, "id", Origin.parse)
     return Selection(
         places=None if place is None else (place,),
         partition=value(values, "partition", filters.partition),

@@ -13,7 +13,7 @@ from bus.consuming.turn import Turns
 from bus.format.keys import PartitionKeys, pad_id
 from bus.format.lane_id import LaneId
 from bus.operating import deadletters, delayed, groups
-from bus.operating.deadletters import LetterRef, Place
+from bus.operating.deadletters import LetterRef, Origin
 from bus.operating.delayed import DelayedRef
 from bus.streams import commands
 from bus.transactions import marks
@@ -49,9 +49,9 @@ def advanced(bench: Bench) -> None:
     bench.give(keys, 2 * bench.waiting)
     bench.fail(keys, range(0, bench.waiting, 2))
     with bench.watched("a group moved to its copied mark"):
-        place, mark = marks.Place(name, 0, GROUP, ""), id_of(bench.entries - 1000)
+        place, mark = marks.MarkRef(name, 0, GROUP, ""), id_of(bench.entries - 1000)
         era = bench.client.call("HGET", keys.state(GROUP), "era").decode()
-        marks.advance_place(bench.bus, place, mark, era, "key", [keys.lease(GROUP, "0")])
+        marks.advance_one(bench.bus, place, mark, era, "key", [keys.lease(GROUP, "0")])
     assert bench.client.call("XPENDING", keys.stream, GROUP)[0] == bench.waiting // 2
 
 
@@ -68,7 +68,7 @@ def trimmed(bench: Bench) -> None:
     _, keys = bench.topic()
     bench.fill(keys, bench.entries)
     bench.client.call("XGROUP", "SETID", keys.stream, GROUP, "$")
-    name = keys.place.partition(":")[0]
+    name = keys.due_member.partition(":")[0]
     with bench.watched("all messages are trimmed"):
         retention.trim(bench.bus, TopicSpec(name=name, retention=timedelta(milliseconds=1)))
     assert bench.client.call("XLEN", keys.stream) < 2
@@ -117,7 +117,7 @@ def opened(bench: Bench) -> None:
     bench.lease(keys)
     bench.fail(keys, range(count))
     bench.hold(keys, range(count, 2 * count))
-    name = keys.place.partition(":")[0]
+    name = keys.due_member.partition(":")[0]
     lane = Lane(LaneId(name, 0, GROUP), keys, LEASE, "key")
     turns = Turns(bench.bus.endpoint, [lane], held_limit=10_000, dead_limit=10_000)
     with bench.watched("a slice begins where all that waits"):
@@ -140,7 +140,7 @@ def redriven(bench: Bench) -> None:
             if not kept:
                 bench.client.call("XTRIM", keys.stream, "MAXLEN", 0)
             letters = [
-                LetterRef(Place(0, raw.decode()), "", "")
+                LetterRef(Origin(0, raw.decode()), "", "")
                 for raw, _ in bench.client.call("XRANGE", keys.dead(GROUP), "-", "+")
             ]
             with bench.watched(f"{count} dead letters of {what}, {'kept' if kept else 'trimmed'}"):

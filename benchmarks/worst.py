@@ -21,7 +21,7 @@ from bus.errors import BusError
 from bus.format.keys import PartitionKeys, pad_id
 from bus.format.lane_id import LaneId
 from bus.operating import deadletters, groups
-from bus.operating.deadletters import LetterRef, Place
+from bus.operating.deadletters import LetterRef, Origin
 from bus.streams import commands
 from bus.streams.wire import Argument
 from bus.topics import reordering
@@ -156,7 +156,7 @@ def dead_letters(bench: Bench) -> None:
     with bench.watched("dead letters of 1 MiB are looked through for ids"):
         commands.run(bench.client, "letters", [keys.dead(GROUP)], ["0-0", 100, 256 * 1024])
     bench.client.call("XGROUP", "DESTROY", keys.stream, GROUP)
-    letters = [LetterRef(Place(0, f"{n + 1}-0"), "", "") for n in range(min(100, large))]
+    letters = [LetterRef(Origin(0, f"{n + 1}-0"), "", "") for n in range(min(100, large))]
     with bench.watched("dead letters of 1 MiB whose group is gone are retried"):
         deadletters.retry(bench.bus, name, GROUP, letters)
     with bench.watched("a list of large dead letters gets a limit of 1"):
@@ -193,7 +193,7 @@ def many_lanes(bench: Bench) -> None:
         bench.client.call("XACK", keys.stream, GROUP, *[row[0] for row in page])
         at = b"(" + page[-1][0]
     with bench.watched(f"an ordering is changed that had {count} lanes"):
-        [change] = reordering.change(bench.bus, [(reordering.Place(name, GROUP, 0), "none", "key")])
+        [change] = reordering.change(bench.bus, [(reordering.GroupPartition(name, GROUP, 0), "none", "key")])
     assert change.waiting == 0
     for lane in lanes:
         bench.client.call("XGROUP", "CREATECONSUMER", keys.stream, GROUP, lane)

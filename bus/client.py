@@ -1,4 +1,4 @@
-"""`Bus`: one bus, with all its verbs. The functions of the `bus` module are those of the default one."""
+"""`Bus`: one bus, with all that you can do on it. The functions of module `bus` use the default bus."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bus.conf import Settings, masking
 from bus.durations import parse_duration
 from bus.format.keys import Keys
 from bus.publishing.asynchronous import AsyncPublisher
+from bus.publishing.options import BulkOptions, PublishOptions
 from bus.publishing.publisher import Publisher
 from bus.streams.connect import Client, Endpoint
 from bus.streams.url import Url
@@ -21,7 +22,7 @@ from bus.values import Receipt, TopicSpec
 
 
 class Bus:
-    """A bus on one Redis. Makes no connection before the first call; safe across threads and forks."""
+    """A bus on one Redis. It connects at the first call. Safe across threads and forks."""
 
     def __init__(
         self,
@@ -47,18 +48,22 @@ class Bus:
 
     @cached_property
     def endpoint(self) -> Endpoint:
+        """The server of this bus."""
         return Endpoint(self.settings.address, timeout=self.settings.timeout, autostart=self._autostart)
 
     @cached_property
     def client(self) -> Client:
+        """Calls to the server, over a pool of connections."""
         return Client(self.endpoint)
 
     @cached_property
     def registry(self) -> Registry:
+        """The topics and groups in Redis."""
         return Registry(self.client, self.keys, self.declared)
 
     @cached_property
     def publisher(self) -> Publisher:
+        """Publishes in the caller's thread."""
         return Publisher(
             self.client,
             self.registry,
@@ -69,6 +74,7 @@ class Bus:
 
     @cached_property
     def async_publisher(self) -> AsyncPublisher:
+        """Publishes from event loops."""
         return AsyncPublisher(self)
 
     def topic(
@@ -90,8 +96,15 @@ class Bus:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> Receipt:
-        """Store one message; see bus.publish for the arguments, Publisher.publish for the errors."""
-        return self.publisher.publish(topic, value, key, headers, message_id=message_id, delay=delay, at=at)
+        """Store one message and return its receipt; bus.publish says more of the arguments.
+
+        `value`: JSON or bytes. `delay`: seconds or a timedelta. `at`: an aware datetime. Raises
+        InvalidMessage, UnknownTopic, BusUnavailable or BusFull (nothing was written), or PublishUncertain
+        (the reply was lost).
+        """
+        if headers is None and message_id is None and delay is None and at is None:
+            return self.publisher.publish(topic, value, key)  # the hot path: without options
+        return self.publisher.publish_with(topic, value, PublishOptions(key, headers, message_id, delay, at))
 
     def publish_many(
         self,
@@ -102,11 +115,12 @@ class Bus:
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
-        """Store messages in their order from any iterable, however long; return how many.
+        """Store messages in their order, from any iterable however long, and return how many.
 
-        `key`, `headers` and `message_id` are called with each value. Raises as Publisher.publish_many.
+        `key`, `headers` and `message_id` are called with each value. Raises what `publish` raises, for the
+        message at fault. The messages before it are stored, and a note on the error says how many.
         """
-        return self.publisher.publish_many(topic, values, key, headers, message_id)
+        return self.publisher.publish_many(topic, values, BulkOptions(key, headers, message_id))
 
     def publish_iter(
         self,
@@ -117,8 +131,12 @@ class Bus:
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> Iterator[Receipt]:
-        """Like publish_many, but yields each receipt as its reply arrives."""
-        return self.publisher.publish_iter(topic, values, key, headers, message_id)
+        """Store messages as publish_many does, and yield each receipt when its reply arrives.
+
+        It writes nothing before you ask for the first receipt. On an error, the message at fault is the one
+        after the last receipt.
+        """
+        return self.publisher.publish_iter(topic, values, BulkOptions(key, headers, message_id))
 
     async def apublish(
         self,
@@ -131,10 +149,12 @@ class Bus:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> Receipt:
-        """`publish` for an event loop, which it never blocks."""
-        return await self.async_publisher.publish(
-            topic, value, key, headers, message_id=message_id, delay=delay, at=at
-        )
+        """Publish from an event loop, which this never blocks; otherwise as `publish`.
+
+        If the task is cancelled, the message may still be stored.
+        """
+        options = PublishOptions(key, headers, message_id, delay, at)
+        return await self.async_publisher.publish(topic, value, options)
 
     async def apublish_many(
         self,
@@ -145,11 +165,12 @@ class Bus:
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
-        """`publish_many` for an event loop, which it never blocks; `values` may be asynchronous."""
-        return await self.async_publisher.publish_many(topic, values, key, headers, message_id)
+        """Publish many from an event loop, which this never blocks; `values` may be asynchronous."""
+        options = BulkOptions(key, headers, message_id)
+        return await self.async_publisher.publish_many(topic, values, options)
 
     def close(self) -> None:
-        """Write what apublish has buffered, and close idle connections. You can use the bus again then."""
+        """Write what apublish has buffered, and close idle connections. You can use the bus again."""
         asynchronous = self.__dict__.pop("async_publisher", None)
         try:
             if asynchronous is not None:
@@ -171,11 +192,15 @@ class Bus:
         at: datetime | None = None,
         using: str | None = None,
     ) -> None:
-        """Publish when the database transaction commits; see bus.publish_on_commit. Needs Django."""
+        """Publish when the database transaction commits; at once without one. Needs Django.
+
+        `using`: alias of the database. Raises InvalidMessage now. A failure after the commit is logged, and
+        raised after all other on_commit hooks; the message is lost then.
+        """
         from bus.transactions.on_commit import send_on_commit
 
-        draft = self.publisher.draft(topic, value, key, headers, message_id=message_id, delay=delay, at=at)
-        send_on_commit(self.publisher, draft, using)
+        options = PublishOptions(key, headers, message_id, delay, at)
+        send_on_commit(self.publisher, self.publisher.draft(topic, value, options), using)
 
     def publish_in_transaction(
         self,
@@ -187,10 +212,13 @@ class Bus:
         message_id: str | None = None,
         using: str | None = None,
     ) -> None:
-        """Write a message into the outbox; see bus.publish_in_transaction. Needs Django."""
+        """Write a message into the outbox, in the open transaction; workers publish it soon after.
+
+        Needs Django. `using`: alias of the database. Raises InvalidMessage, UnknownTopic or NotInTransaction.
+        """
         from bus.transactions.outbox import write
 
-        write(self, topic, value, key=key, headers=headers, message_id=message_id, using=using)
+        write(self, topic, value, PublishOptions(key, headers, message_id), using)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +239,11 @@ class TopicHandle:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> Receipt:
-        """Store one message in this topic; see bus.publish."""
+        """Store one message in this topic and return its receipt; bus.publish says more of the arguments.
+
+        `value`: JSON or bytes. `delay`: seconds or a timedelta. `at`: an aware datetime. Raises
+        InvalidMessage, UnknownTopic, BusUnavailable, BusFull or PublishUncertain.
+        """
         return self.get_bus().publish(
             self.name, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
         )
@@ -224,7 +256,10 @@ class TopicHandle:
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
-        """Store messages in their order; return how many."""
+        """Store messages in this topic in their order and return how many; see bus.publish_many.
+
+        `key`, `headers` and `message_id` are called with each value. Raises what `publish` raises.
+        """
         return self.get_bus().publish_many(self.name, values, key=key, headers=headers, message_id=message_id)
 
     async def apublish(
@@ -237,7 +272,10 @@ class TopicHandle:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> Receipt:
-        """`publish` for an event loop, which it never blocks."""
+        """Publish from an event loop, which this never blocks; otherwise as `publish`.
+
+        If the task is cancelled, the message may still be stored.
+        """
         return await self.get_bus().apublish(
             self.name, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
         )
@@ -250,7 +288,7 @@ class TopicHandle:
         headers: Callable[[Any], Mapping[str, str] | None] | None = None,
         message_id: Callable[[Any], str | None] | None = None,
     ) -> int:
-        """`publish_many` for an event loop, which it never blocks; `values` may be asynchronous."""
+        """Publish many from an event loop, which this never blocks; `values` may be asynchronous."""
         return await self.get_bus().apublish_many(
             self.name, values, key=key, headers=headers, message_id=message_id
         )
@@ -266,7 +304,10 @@ class TopicHandle:
         at: datetime | None = None,
         using: str | None = None,
     ) -> None:
-        """Publish to this topic when the transaction commits; see bus.publish_on_commit."""
+        """Publish to this topic when the database transaction commits; see bus.publish_on_commit.
+
+        `using`: alias of the database. Raises InvalidMessage now.
+        """
         self.get_bus().publish_on_commit(
             self.name, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at, using=using
         )
@@ -280,7 +321,10 @@ class TopicHandle:
         message_id: str | None = None,
         using: str | None = None,
     ) -> None:
-        """Write a message for this topic into the outbox; see bus.publish_in_transaction."""
+        """Write a message for this topic into the outbox; see bus.publish_in_transaction.
+
+        `using`: alias of the database. Raises InvalidMessage, UnknownTopic or NotInTransaction.
+        """
         self.get_bus().publish_in_transaction(
             self.name, value, key=key, headers=headers, message_id=message_id, using=using
         )

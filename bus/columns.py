@@ -1,4 +1,4 @@
-"""Columns of our tables that databases must not treat each in their own way."""
+"""Columns of our tables that mean the same in every database."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ else:
 
 
 def signed(part: int) -> int:
-    """A part of an id, of 64 bits, as databases have them: they know signed numbers only."""
+    """Return a part of an id, of 64 bits, as a signed number: databases know no others."""
     return part - 2**64 if part >= 2**63 else part
 
 
 def unsigned(stored: int) -> int:
-    """The inverse of `signed`."""
+    """Return the part of an id that `signed` returned a number for."""
     return stored + 2**64 if stored < 0 else stored
 
 
 class IdPartField(_BigIntegerField):
-    """A part of an id. Those from 2**63 on, which only somebody else can have given, are stored negative:
-    equal as they should be, and before all others where a database orders them."""
+    """A part of an id.
+
+    Those from 2**63 on, which only somebody else can have given, are stored negative. They are equal where
+    they should be, and a database puts them before all others.
+    """
 
     def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
-        """In the database it is a BigIntegerField, so that is what migrations say."""
+        """Say BigIntegerField in migrations: that is what it is in the database."""
         name, _, arguments, options = super().deconstruct()
         return name, "django.db.models.BigIntegerField", arguments, options
 
@@ -51,7 +54,7 @@ class ExactCharField(_CharField):
     """
 
     def db_parameters(self, connection: BaseDatabaseWrapper) -> dict[str, Any]:
-        found: dict[str, Any] = dict(super().db_parameters(connection))
+        parameters: dict[str, Any] = dict(super().db_parameters(connection))
         if connection.vendor == "mysql":
-            found["collation"] = "utf8mb4_bin"
-        return found
+            parameters["collation"] = "utf8mb4_bin"
+        return parameters

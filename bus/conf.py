@@ -1,4 +1,4 @@
-"""The `BUS` setting → one frozen, validated value."""
+"""Reads and checks the `BUS` setting, as one frozen value."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ ENVIRONMENT = {
     "READ_ONLY": "BUS_READ_ONLY",
 }
 
-#: Of each number: its kind, the least, the most. The most are what the server, a socket, or the calendar can
-#: take (an argument of Redis has 512 MiB); a fraction would be refused by the server, message by message.
+#: The kind of each number, the least and the most. The server, a socket, or the calendar takes no more (an
+#: argument of Redis has 512 MiB). The server would refuse a fraction, message by message.
 _NUMBERS: dict[str, tuple[Any, float, float]] = {
     "timeout": (int | float, 0.05, 86_400),
     "max_message_bytes": (int, 1, 512 * 1024 * 1024),
@@ -40,7 +40,7 @@ _NUMBERS: dict[str, tuple[Any, float, float]] = {
 }
 
 _CREDENTIALS = ("username", "password", "sentinel_username", "sentinel_password")
-#: What yes and no can be in the environment.
+#: The words for yes and no in the environment.
 WORDS = {
     "1": True, "true": True, "yes": True, "on": True,
     "0": False, "false": False, "no": False, "off": False,
@@ -110,7 +110,7 @@ class Settings:
 
     @property
     def address(self) -> Address:
-        """The place of the server and the user there. Raises ConfigurationError."""
+        """The address of the server, and the user there. Raises ConfigurationError."""
         given = {name: getattr(self, name) for name in _CREDENTIALS}
         return parse(self.url, Credentials(**given))
 
@@ -128,24 +128,27 @@ def _masking(name: str, value: Any) -> Any:
     if name == "url":
         return Url(value)
     # Under a key that is spelled wrong, which is an error soon, anything may stand.
-    known = {each.name for each in fields(Settings)} - {"password", "sentinel_password"}
-    return value if name in known else Secret(value)
+    shown = {field.name for field in fields(Settings)} - {"password", "sentinel_password"}
+    return value if name in shown else Secret(value)
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Settings:
-    """Validate the `BUS` dictionary. An unknown key is an error that names the nearest known one."""
+    """Check the `BUS` dictionary and return its settings.
+
+    Raises ConfigurationError; for an unknown key it names the nearest known one.
+    """
     mapping = masking(mapping)
-    known = {field.name.upper(): field.name for field in fields(Settings)}
+    fields_of = {field.name.upper(): field.name for field in fields(Settings)}
     values: dict[str, Any] = {}
     for key, value in mapping.items():
         if key == "TEST":
             _check_test(mapping, value)
             continue
-        if key not in known:
-            near = get_close_matches(str(key).upper(), [*known, "TEST"], n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(known)}, TEST."
+        if key not in fields_of:
+            near = get_close_matches(str(key).upper(), [*fields_of, "TEST"], n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(fields_of)}, TEST."
             raise ConfigurationError(f"BUS has an unknown key {key!r}.{hint}")
-        values[known[key]] = value
+        values[fields_of[key]] = value
     if not values.get("url"):
         raise ConfigurationError(
             "BUS['URL'] is missing: say where Redis is, such as 'redis://localhost:6379/0'."
@@ -156,7 +159,7 @@ def from_mapping(mapping: Mapping[str, Any]) -> Settings:
 
 
 def _check_test(mapping: Mapping[str, Any], test: object) -> None:
-    """Check what comes of BUS when BUS["TEST"] is laid over it, as in a test run (see bus.testrun)."""
+    """Check the settings of a test run: BUS with BUS["TEST"] laid over it (see bus.testrun)."""
     if test is None:
         return
     if not isinstance(test, Mapping) or "TEST" in test:
@@ -182,12 +185,15 @@ def _groups(groups: object) -> tuple[str, ...]:
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
-    """Settings for a process without Django, from the variables of ENVIRONMENT."""
+    """Return the settings of a process without Django, from the variables of ENVIRONMENT.
+
+    Raises ConfigurationError.
+    """
     return from_mapping(environment_mapping(os.environ if environ is None else environ))
 
 
 def environment_mapping(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the environment says, by the keys of the `BUS` dictionary."""
+    """Return the settings in the environment, by the keys of the `BUS` dictionary."""
     values: dict[str, Any] = {key: environ[name] for key, name in ENVIRONMENT.items() if environ.get(name)}
     if "READ_ONLY" in values:
         # A word that is not understood is an error when Settings see it: "no" was not meant by it.
@@ -196,14 +202,15 @@ def environment_mapping(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def from_django() -> Settings:
-    """Settings of the Django project: the `BUS` dictionary, `BUS_GROUPS` from the environment on top."""
+    """Return the settings of the Django project: `BUS`, and `BUS_GROUPS` from the environment on top.
+
+    Raises ConfigurationError.
+    """
     return from_mapping(django_mapping())
 
 
 def django_mapping(setting: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a copy of the `BUS` dictionary (or of another one), with `BUS_GROUPS` from the environment on
-    top.
-    """
+    """Return a copy of `setting` (None: `BUS`), with `BUS_GROUPS` from the environment on top."""
     if setting is None:
         from django.conf import settings
 

@@ -1,4 +1,4 @@
-"""The databases that have one of Jitney's tables; and what is read from a table."""
+"""Finds the databases that have one of Jitney's tables, and reads times and distinct values from tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOOK_SECONDS = 60.0
 
 
 class Databases:
-    """The aliases of the databases that have the table of a model. Remembers what it has found."""
+    """Finds the databases that have the table of a model, and remembers them."""
 
     def __init__(self, model: type[models.Model], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._model = model
@@ -28,7 +28,7 @@ class Databases:
         self._look_at: dict[str, float] = {}
 
     def aliases(self) -> list[str]:
-        """In the order of the settings. No query for databases that are known to have the table."""
+        """Return their aliases, in the order of the settings. A database that has the table is asked once."""
         return [alias for alias in connections if alias in self._having or self._look(alias)]
 
     def _look(self, alias: str) -> bool:
@@ -49,12 +49,12 @@ class Databases:
 
 
 def aware(moment: datetime | None) -> datetime | None:
-    """A moment as a database gives it, with its zone: with USE_TZ=False it comes without, in TIME_ZONE."""
+    """Return a moment from a database with its time zone: TIME_ZONE if it has none (USE_TZ=False)."""
     return timezone.make_aware(moment) if moment is not None and timezone.is_naive(moment) else moment
 
 
 def distinct(rows: models.QuerySet[Any], *names: str) -> Iterator[tuple[Any, ...]]:
-    """The distinct values of these columns, in order: one index seek for each value, not a scan.
+    """Yield the distinct values of these columns, in order, by one index seek for each value, not a scan.
 
     The columns must stand in this order in an index, after those that `rows` is filtered by.
     """

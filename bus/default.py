@@ -1,8 +1,8 @@
 """The default bus of this process: the `BUS` setting of Django, or `BUS_URL` where there is no Django.
 
-Made at first use, and made anew when the `BUS` setting changes, so `override_settings` works. What code
-declares (topics, handlers) belongs to the process, not to a server, and stays. In a test run it is the bus of
-the tests, if they have one, never that of the project (see `bus.testrun`).
+It is made at first use, and made anew when the `BUS` setting changes, so `override_settings` works. The
+topics and handlers that code declares belong to the process, not to a server, and stay. In a test run it is
+the bus of the tests, if they have one, never that of the project (see `bus.testrun`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ _current: list[Bus] = []
 
 
 def get() -> Bus:
-    """Return the default bus. Raises ConfigurationError if neither BUS nor BUS_URL says where Redis is, and
-    in a test run that has no bus of its own.
+    """Return the default bus.
+
+    Raises ConfigurationError if neither BUS nor BUS_URL says where Redis is, and in a test run without a bus
+    of its own.
     """
     if not _current:
         with _lock:
@@ -35,7 +37,7 @@ def get() -> Bus:
 
 
 def reset(**_signal: Any) -> None:
-    """Forget the default bus. The next use makes it anew, from the settings of that moment."""
+    """Close and forget the default bus. The next use makes it anew, from the settings of that moment."""
     with _lock:
         for bus in _current:
             bus.close()

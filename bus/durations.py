@@ -1,4 +1,4 @@
-"""Durations from text and as text: what people write, and what they read."""
+"""Durations as text: read as people write them, written as people read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _SHOWN = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
 def parse_duration(text: str | timedelta | float | None) -> timedelta | None:
-    """`"7d"`, `"12h"`, `"90s"`, a timedelta, or seconds → timedelta; None stays None (for ever)."""
+    """Return the duration in `"7d"`, `"12h"`, `"90s"`, a timedelta, or seconds; None (for ever) stays None.
+
+    Raises ConfigurationError, also for zero and less.
+    """
     if text is None or isinstance(text, timedelta):
         duration = text
     else:
@@ -38,7 +41,7 @@ def _seconds(text: object) -> float:
 
 
 def short(duration: timedelta) -> str:
-    """One number and a unit that give it back exactly, such as 7d, 36h or 90s; for forms."""
+    """Return one number and a unit that are exactly the duration, such as 7d, 36h or 90s; for forms."""
     seconds = duration.total_seconds()
     for unit, size in _SHOWN:
         if seconds >= size and seconds % size == 0:
@@ -47,7 +50,7 @@ def short(duration: timedelta) -> str:
 
 
 def words(duration: timedelta) -> str:
-    """The two greatest units, such as 3d 4h, 3m 12s or 8s; for people. Below a second: 0.4s."""
+    """Return the two greatest units, such as 3d 4h, 3m 12s or 8s, for people; below a second: 0.4s."""
     seconds = duration.total_seconds()
     if seconds < 1:
         return "0s" if seconds < 0.05 else f"{seconds:.1f}s"

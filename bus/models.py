@@ -1,4 +1,4 @@
-"""What the database holds: declared topics, who did what to the bus, copies of marks, inbox and outbox."""
+"""The tables in the database: declared topics, the audit, copies of marks, inbox and outbox."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bus.values import MAX_PARTITIONS, TopicSpec, check_name, check_new_name
 class Topic(models.Model):
     """A declared topic.
 
-    Redis has a projection of it: change topics by `bus.operating.operate`, which sees to both.
+    Redis has a copy of it. Change topics by `bus.operating.operate`, which changes both.
     """
 
     class Origin(models.TextChoices):
@@ -116,7 +116,7 @@ class Topic(models.Model):
 
 
 class AuditRecord(models.Model):
-    """One verb of an operator, with what became of it. Never changed afterwards."""
+    """One verb of an operator, and its outcome. A record is never changed."""
 
     class Source(models.TextChoices):
         ADMIN = "admin", "admin"
@@ -149,12 +149,34 @@ class AuditRecord(models.Model):
         self.outcome, self.error = self.Outcome.FAILED, str(error)
 
 
-class MarkCopy(models.Model):
-    """A copy of how far a group has settled one partition (see bus.transactions.marks)."""
+class _OfPartition(models.Model):
+    """A row that belongs to a partition of a bus."""
 
     prefix = ExactCharField(max_length=100)
     topic = ExactCharField(max_length=100)
     partition = models.PositiveIntegerField()
+
+    class Meta:
+        abstract = True
+        default_permissions = ()
+
+
+class _OfPlace(models.Model):
+    """A row that belongs to a place: a group in a partition, in one era (see bus.transactions.floor)."""
+
+    group = ExactCharField(max_length=100)
+    topic = ExactCharField(max_length=100)
+    partition = models.PositiveIntegerField()
+    era = ExactCharField(max_length=120, blank=True)
+
+    class Meta:
+        abstract = True
+        default_permissions = ()
+
+
+class MarkCopy(_OfPartition):
+    """A copy of how far a group has settled one partition (see bus.transactions.marks)."""
+
     group = ExactCharField(max_length=100)
     born = ExactCharField(max_length=16)
     # With a default in the database, since workers of a version before it go on while others start.
@@ -164,8 +186,7 @@ class MarkCopy(models.Model):
     safe = models.CharField(max_length=41, blank=True, default="", db_default="")
     copied = models.DateTimeField(auto_now=True)
 
-    class Meta:
-        default_permissions = ()
+    class Meta(_OfPartition.Meta):
         constraints = [
             models.UniqueConstraint(fields=["prefix", "topic", "partition", "group"], name="jitney_mark_copy")
         ]
@@ -174,18 +195,13 @@ class MarkCopy(models.Model):
         return f"{self.topic}/{self.partition} for {self.group}: {self.position}"
 
 
-class InboxRow(models.Model):
+class InboxRow(_OfPlace):
     """A message that an atomic handler has handled (see bus.transactions.inbox)."""
 
-    group = ExactCharField(max_length=100)
-    topic = ExactCharField(max_length=100)
-    partition = models.PositiveIntegerField()
-    era = ExactCharField(max_length=120, blank=True)
     ms = IdPartField()
     seq = IdPartField()
 
-    class Meta:
-        default_permissions = ()
+    class Meta(_OfPlace.Meta):
         constraints = [
             # In this order deletion finds its places and its rows by the same index.
             models.UniqueConstraint(
@@ -197,13 +213,9 @@ class InboxRow(models.Model):
         return f"{self.topic}/{self.partition}/{self.ms}-{self.seq} for {self.group}"
 
 
-class InboxFloor(models.Model):
-    """Up to here messages of a place are settled for good, except open ones (see bus.transactions.floor)."""
+class InboxFloor(_OfPlace):
+    """How far a place's messages are settled for good, except open ones (see bus.transactions.floor)."""
 
-    group = ExactCharField(max_length=100)
-    topic = ExactCharField(max_length=100)
-    partition = models.PositiveIntegerField()
-    era = ExactCharField(max_length=120, blank=True)
     ms = IdPartField(default=0)
     seq = IdPartField(default=0)
     letter_ms = IdPartField(default=0)
@@ -211,8 +223,7 @@ class InboxFloor(models.Model):
     letters = models.PositiveIntegerField(default=0)
     version = models.BigIntegerField(default=0)
 
-    class Meta:
-        default_permissions = ()
+    class Meta(_OfPlace.Meta):
         constraints = [
             models.UniqueConstraint(fields=["group", "topic", "partition", "era"], name="jitney_inbox_floor")
         ]
@@ -242,33 +253,24 @@ class InboxOpen(models.Model):
         return f"{self.ms}-{self.seq}"
 
 
-class OutboxRow(models.Model):
-    """A message that was published in a transaction and is not in Redis yet (see bus.outbox)."""
+class OutboxRow(_OfPartition):
+    """A message that was published in a transaction and is not in Redis yet (see bus.transactions.outbox)."""
 
-    prefix = ExactCharField(max_length=100)
-    topic = ExactCharField(max_length=100)
-    partition = models.PositiveIntegerField()
     message_id = ExactCharField(max_length=200)
     fields = models.BinaryField()
     created = models.DateTimeField(auto_now_add=True)
 
-    class Meta:
-        default_permissions = ()
+    class Meta(_OfPartition.Meta):
         indexes = [models.Index(fields=["prefix", "topic", "partition", "id"], name="jitney_outbox_order")]
 
     def __str__(self) -> str:
         return f"{self.topic}/{self.partition}: {self.message_id}"
 
 
-class OutboxShard(models.Model):
-    """What a relay locks while it sends the rows of one partition (see bus.outbox)."""
+class OutboxShard(_OfPartition):
+    """The row that a relay locks while it sends the rows of one partition (see bus.transactions.outbox)."""
 
-    prefix = ExactCharField(max_length=100)
-    topic = ExactCharField(max_length=100)
-    partition = models.PositiveIntegerField()
-
-    class Meta:
-        default_permissions = ()
+    class Meta(_OfPartition.Meta):
         constraints = [
             models.UniqueConstraint(fields=["prefix", "topic", "partition"], name="jitney_outbox_shard")
         ]

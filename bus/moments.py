@@ -1,12 +1,12 @@
-"""Numbers that stand for times, of which anybody may have written any: as datetimes that are always valid."""
+"""Times from numbers that anybody may have written: as datetimes, which are always valid."""
 
 from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta
 
-#: The last moment that a datetime can be, with room for any time zone. What is later is shown as this one is:
-#: as BEYOND_WORDS.
+#: The last moment that a datetime can be, with room for any time zone. It is shown as BEYOND_WORDS, and so is
+#: what is later.
 BEYOND = datetime(9999, 12, 30, tzinfo=UTC)
 BEYOND_WORDS = "time out of range"
 
@@ -18,20 +18,22 @@ MAX_DELAY = 100 * 366 * 86400.0
 
 
 def moment(milliseconds: float) -> datetime:
-    """Milliseconds since 1970 as a datetime; BEYOND for a time that the calendar does not have."""
+    """Return milliseconds since 1970 as a datetime; BEYOND for a time that the calendar does not have."""
     if math.isnan(milliseconds):
         return BEYOND
     return datetime.fromtimestamp(max(0, min(milliseconds, _LAST_MS)) / 1000, UTC)
 
 
 def whole(raw: bytes) -> int:
-    """A score of a zset as whole milliseconds, cut to what is exact. Raises ValueError for no number."""
+    """Return a score of a zset as whole milliseconds, cut to what is exact. Raises ValueError."""
     return int(max(-MAX_EXACT, min(float(raw), MAX_EXACT)))
 
 
 def delay_seconds(delay: object) -> float | None:
-    """A delay as people give it, seconds or a timedelta, in seconds; None for what is no number, not finite,
-    or more than MAX_DELAY."""
+    """Return a delay, given as seconds or a timedelta, in seconds.
+
+    None for what is no number, not finite, or more than MAX_DELAY.
+    """
     seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         return None

@@ -1,4 +1,4 @@
-"""Frozen values that all other modules use. Standard library only."""
+"""The values that all other modules use, mostly frozen. They need only the standard library."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _ID = re.compile(r"(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})")
 
 
 def is_name(name: object) -> bool:
-    """Whether this can name a topic, group or prefix."""
+    """Return whether this can name a topic, group or prefix."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def check_name(kind: str, name: object) -> str:
-    """Return `name` if it can name a topic, group or prefix, else raise ConfigurationError."""
+    """Return `name` if it can name a topic, group or prefix. Raises ConfigurationError."""
     if not isinstance(name, str) or not is_name(name):
         raise ConfigurationError(
             f"{kind} {name!r} is not a valid name: use 1 to 100 letters, digits, '.', '_' or '-'."
@@ -40,9 +40,7 @@ def check_name(kind: str, name: object) -> str:
 
 
 def check_new_name(kind: str, name: object) -> str:
-    """Return `name` if a new topic or group may have it, else raise ConfigurationError: it must be able to
-    have a page.
-    """
+    """Return `name` if a new topic or group may have it. Raises ConfigurationError, also for `.` and `..`."""
     checked = check_name(kind, name)
     if checked in (".", ".."):
         raise ConfigurationError(
@@ -54,12 +52,12 @@ def check_new_name(kind: str, name: object) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicSpec:
-    """What a topic is: its name, its partition count, and how long settled messages are kept."""
+    """A topic: its name, its number of partitions, and how long settled messages are kept."""
 
     name: str
     partitions: int = 1
     retention: timedelta | None = None
-    """Messages older than this are trimmed once every group has settled them; None keeps them."""
+    """Messages that are older are trimmed when every group has settled them; None keeps them for ever."""
     rest: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Fields that a newer version has added to its record in Redis. They are kept and ignored."""
 
@@ -75,7 +73,7 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof that Redis stored a message. `duplicate` is True if the same `message_id` was there."""
+    """The proof that Redis has stored a message. `duplicate`: it had stored the same `message_id` before."""
 
     topic: str
     partition: int
@@ -85,10 +83,10 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """When a failing message is tried again, and how often. All times are in seconds."""
+    """How often and when a failing message is tried again. All times are in seconds."""
 
     attempts: int = 5
-    """Tries in all, the first one included; after the last the message becomes a dead letter."""
+    """All tries, the first one included. After the last one the message is a dead letter."""
     delay: float = 1.0
     factor: float = 2.0
     max_delay: float = 600.0
@@ -107,7 +105,7 @@ class RetryPolicy:
             )
 
     def delay_after(self, attempt: int, draw: Callable[[], float] = random.random) -> float:
-        """Seconds to wait after failed attempt number `attempt` (from 1)."""
+        """Return the seconds to wait after failed attempt number `attempt`, from 1."""
         try:
             base: float = min(self.max_delay, self.delay * float(self.factor) ** (attempt - 1))
         except OverflowError:
@@ -117,14 +115,17 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a partition: `earliest`, `latest`, an exact stream `id`, or a point in time."""
+    """A position in a partition: `earliest`, `latest`, an exact message `id`, or a point in time."""
 
     kind: Literal["earliest", "latest", "id", "time"]
     value: str = ""
 
     @classmethod
     def parse(cls, text: str | datetime | Position) -> Position:
-        """`"earliest"`, `"latest"`, `"1700000000000-0"`, an aware datetime or its ISO form."""
+        """Read `"earliest"`, `"latest"`, `"1700000000000-0"`, an aware datetime or its ISO form.
+
+        Raises ConfigurationError.
+        """
         if isinstance(text, Position):
             return text
         if isinstance(text, datetime):
@@ -152,24 +153,22 @@ class Position:
 
 
 Decoded = tuple[Any, str | None, Mapping[str, str] | None]
-"""The value, key and headers of a message. None for headers: it has none, or nobody has asked for them."""
+"""The value, key and headers of a message. Headers are None if it has none, or nobody has read them."""
 
 
 class Source(NamedTuple):
-    """What the messages of one fetch share. It is held once, so that a message costs less to make and to
-    free.
-    """
+    """What the messages of one fetch share. Each holds only this, so it costs less to make and to free."""
 
     topic: str
     partition: int
     decode: Callable[[list[bytes]], Decoded]
-    """Decodes value, key and headers from the fields, when one of them is first asked for."""
+    """Decodes value, key and headers from the fields, when one of them is first read."""
     prove: Callable[[], bool] | None
     era: str
 
 
 class Message:
-    """One message of a topic, as a handler gets it. Decoded when first read, or a little before."""
+    """One message of a topic, as a handler gets it. It is decoded when first read, or a little before."""
 
     __slots__ = ("_attempt", "_fields", "_id", "_source", "_value")
 
@@ -208,7 +207,7 @@ class Message:
         prove: Callable[[], bool] | None = None,
         era: str = "",
     ) -> None:
-        """`decode`: decodes value, key and headers from the fields, when one of them is first asked for."""
+        """`decode`: decodes value, key and headers from the fields, when one of them is first read."""
         self._source = Source(topic, partition, decode, prove, era)
         self._id = id
         self._attempt = attempt
@@ -217,10 +216,10 @@ class Message:
 
     @classmethod
     def several(cls, source: Source, entries: Iterable[Sequence[Any]], unless: bytes) -> list[Message] | None:
-        """Make messages of entries (id, fields) that are delivered for the first time; None if an entry's
-        last field is `unless`.
+        """Make messages of entries (id, fields) that are delivered for the first time.
 
-        The result is the same as of single calls, without the cost of a call for each.
+        The result is that of single calls, without the cost of a call for each. Return None if an entry's
+        last field is `unless`.
         """
         messages, new = [], cls.__new__
         for message_id, fields in entries:
@@ -237,7 +236,7 @@ class Message:
 
     @property
     def value(self) -> Any:
-        """What was published. Raises Undecodable if the stream entry is not one of ours."""
+        """The value that was published. Raises Undecodable if the stream entry is not one of ours."""
         if self._value is None:
             self._value = self._source.decode(self._fields)
         return self._value[0]
@@ -249,10 +248,12 @@ class Message:
 
     @property
     def key(self) -> str | None:
+        """The key; None if it has none. Raises Undecodable."""
         return self._decoded()[1]
 
     @property
     def headers(self) -> Mapping[str, str]:
+        """The headers. Raises Undecodable."""
         value, key, headers = self._decoded()
         if headers is None:
             headers = {}
@@ -266,18 +267,18 @@ class Message:
 
     @property
     def timestamp(self) -> datetime:
-        """The time at which Redis stored the message, by the server's clock (from the id, to the
-        millisecond).
+        """The time when Redis stored the message, by the server's clock: from its id, to the millisecond.
 
         An id beyond the calendar, which only somebody else can have given, has the time `moments.BEYOND`.
         """
         return moment(int(self.id.partition("-")[0]))
 
     def lease_valid(self) -> bool:
-        """Whether this worker still owns the lane of the message: asks Redis now, in one round trip.
+        """Ask Redis whether this worker still owns the lane of the message, in one round trip.
 
         Call it in a long handler before you do what must not happen twice, in the thread in which the handler
-        runs. False if another worker has taken over, if that cannot be known, and outside of a handler.
+        runs. It returns False if another worker has taken over, if Redis cannot be asked, and outside of a
+        handler.
         """
         return self._prove is not None and self._prove()
 
@@ -293,12 +294,12 @@ def _checked_id(text: str) -> str:
 
 
 def id_pair(message_id: str | bytes) -> tuple[int, int]:
-    """`"1700-3"` → (1700, 3): ids compare as pairs of integers, never as text."""
+    """Return an id such as `"1700-3"` as (1700, 3): ids compare as pairs of integers, never as text."""
     ms, _, seq = (message_id.decode() if isinstance(message_id, bytes) else message_id).partition("-")
     return int(ms), int(seq or 0)
 
 
 def known_id(raw: bytes | str) -> str | None:
-    """The text of an id as Redis writes it; None for anything else."""
+    """Return the text of an id that is written as Redis writes it; None for anything else."""
     text = raw.decode("ascii", "replace") if isinstance(raw, bytes) else raw
     return text if _ID.fullmatch(text) and max(id_pair(text)) < 2**64 else None

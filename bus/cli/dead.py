@@ -14,7 +14,7 @@ from bus.cli.output import Table, answer, bar, count, many, remark, time_words
 from bus.cli.session import Session, pass_session
 from bus.cli.values import key_words, message_record, value_words
 from bus.operating import deadletters, filters
-from bus.operating.deadletters import DeadLetter, Place, Selection, Tally
+from bus.operating.deadletters import DeadLetter, Origin, Selection, Tally
 from bus.safety.unreadable import escaped
 
 #: Characters of a reason in a table; `show` has all of it.
@@ -62,7 +62,7 @@ def list_letters(
 @click.argument("group", type=GROUP)
 @click.argument("letter", type=LETTER, metavar="ID")
 @pass_session
-def show_letter(session: Session, topic: str, group: str, letter: Place) -> None:
+def show_letter(session: Session, topic: str, group: str, letter: Origin) -> None:
     """One dead letter: its message, the error, and when. Its ID is as `dead list` writes it: 3/1700-0."""
     found = deadletters.get(session.bus, topic, group, letter)
     if found is None:
@@ -96,7 +96,7 @@ def discard_letters(session: Session, /, topic: str, group: str, apply: bool, **
     return _deal(session, topic, group, _selection(**which), apply, "Discard")
 
 
-def _selection(letters: tuple[Place, ...], everything: bool, **chosen: Any) -> Selection:
+def _selection(letters: tuple[Origin, ...], everything: bool, **chosen: Any) -> Selection:
     """What is meant. Nothing said means nothing, never all."""
     filtered = any(value is not None for value in chosen.values())
     if not filters.is_said(letters, filtered, everything):

@@ -12,7 +12,7 @@ from bus.cli.session import Session
 from bus.durations import parse_duration
 from bus.errors import ConfigurationError
 from bus.operating import filters
-from bus.operating.deadletters import Place
+from bus.operating.deadletters import Origin
 from bus.operating.delayed import DelayedRef
 from bus.values import MAX_PARTITIONS, Position, check_name
 
@@ -92,6 +92,6 @@ SINCE = _checked("since", filters.since)
 AT = _checked("time", _at)
 PARTITION = _checked("partition", filters.partition)
 REASON = _checked("text", filters.reason)
-LETTER = _checked("id", Place.parse)
+LETTER = _checked("id", Origin.parse)
 DELAYED = _checked("id", DelayedRef.parse)
 PARTITIONS = click.IntRange(1, MAX_PARTITIONS)

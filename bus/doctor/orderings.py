@@ -10,7 +10,7 @@ from bus.doctor.finding import Finding
 from bus.streams.commands import is_nogroup
 from bus.streams.connect import check
 from bus.topics import reordering
-from bus.topics.reordering import Place
+from bus.topics.reordering import GroupPartition
 from bus.values import Ordering
 
 _HINT = (
@@ -23,13 +23,13 @@ def examine(bus: Bus) -> Iterator[Finding]:
     """One finding for each group that waits until its declared ordering can take effect."""
     specs = bus.registry.specs()
     places = [
-        (Place(group.topic, group.name, number), group.ordering)
+        (GroupPartition(group.topic, group.name, number), group.ordering)
         for group in bus.registry.groups()
         if group.topic in specs
         for number in range(specs[group.topic].partitions)
     ]
     effects = reordering.read(bus, places)
-    waiting: defaultdict[tuple[str, str, Ordering, Ordering], list[Place]] = defaultdict(list)
+    waiting: defaultdict[tuple[str, str, Ordering, Ordering], list[GroupPartition]] = defaultdict(list)
     for place, declared in places:
         if effects[place] != declared:
             waiting[place.topic, place.group, effects[place], declared].append(place)
@@ -41,6 +41,6 @@ def examine(bus: Bus) -> Iterator[Finding]:
         yield Finding("warning", "ordering", told, _HINT)
 
 
-def _pending(bus: Bus, places: list[Place]) -> int:
+def _pending(bus: Bus, places: list[GroupPartition]) -> int:
     asked = [("XPENDING", bus.keys.partition(one.topic, one.partition).stream, one.group) for one in places]
     return sum(0 if is_nogroup(reply) else check(reply)[0] for reply in bus.client.pipe(asked))

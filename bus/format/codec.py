@@ -1,7 +1,7 @@
-"""`Message` ↔ the fields of a stream entry.
+"""Encodes messages as the fields of a stream entry, and decodes them.
 
     v  the value: JSON, or the bytes as they were given
-    e  "raw" if the value was given as bytes; absent for JSON
+    e  "raw" if the value was given as bytes; no field for JSON
     k  the key, UTF-8, if there is one
     h  the headers, a JSON object of strings, if there are any
     g  of a dead letter that was retried after its original was trimmed: the one group that it is for
@@ -45,7 +45,10 @@ def encode(
     *,
     max_bytes: int,
 ) -> list[bytes]:
-    """Return the stream fields of a message. Raises InvalidMessage, which says what part is wrong and why."""
+    """Return the stream fields of a message, of at most `max_bytes`.
+
+    Raises InvalidMessage, which says what part is wrong and why.
+    """
     if isinstance(value, bytes | bytearray | memoryview):
         fields = [b"v", bytes(value), b"e", _RAW]
         marker = len(_RAW)
@@ -66,10 +69,10 @@ def encode(
 
 
 def decode_ahead(messages: Iterable[Message]) -> None:
-    """Decode messages that are about to be read, at half the price of one by one.
+    """Decode messages that are about to be read, in half the time of one by one.
 
-    Only what nearly every message is, a JSON value, perhaps with a key, and no more than AHEAD_BYTES of it.
-    The others, and those that cannot be decoded, stay as they are: `decode` says then what is wrong.
+    It decodes messages that are a JSON value, perhaps with a key, as nearly all are, up to AHEAD_BYTES. It
+    leaves the others, and those that cannot be decoded, to `decode`, which says what is wrong.
     """
     loads, room = orjson.loads, AHEAD_BYTES
     for message in messages:
@@ -95,7 +98,7 @@ def decode_ahead(messages: Iterable[Message]) -> None:
 
 
 def raw_key(message: Message) -> bytes | None:
-    """Return the key as Redis holds it, also of a message that cannot be decoded; None: it has none."""
+    """Return the key as bytes, also of a message that cannot be decoded; None if it has none."""
     fields = message._fields
     if len(fields) == 4 and fields[0] == b"v" and fields[2] == b"k":
         return fields[3]
@@ -103,7 +106,7 @@ def raw_key(message: Message) -> bytes | None:
 
 
 def is_group(name: bytes) -> bool:
-    """Return whether this can be the name of a group that a copy is for."""
+    """Return whether these bytes can be the name of a group."""
     return is_name(name.decode("ascii", "replace"))
 
 
@@ -149,17 +152,16 @@ def _json(topic: str, value: Any) -> bytes:
 
 
 def check_finite(topic: str, value: Any) -> None:
-    """Raise InvalidMessage where a value holds NaN or an infinity, with the path to it.
+    """Raise InvalidMessage, with the path, if a value holds NaN or an infinity.
 
-    To be asked where the JSON has a "null": orjson writes them so, which would change the message without
-    a word.
+    Only JSON with a "null" needs this: orjson writes them as null, which would change the message in silence.
     """
     if where := _not_finite(value, "value"):
         raise InvalidMessage(f"Message for {topic!r} cannot be written as JSON: {where}.")
 
 
 def _offender(value: Any, path: str, above: tuple[int, ...] = ()) -> str:
-    """The path to the first part that JSON cannot hold, with the reason; "" if none is found."""
+    """Return the path to the first part that JSON cannot hold, with the reason; "" if there is none."""
     if id(value) in above:
         return f"{path} is a cycle: it is the same object as one that holds it"
     if len(above) > _TOO_DEEP:
@@ -171,8 +173,8 @@ def _offender(value: Any, path: str, above: tuple[int, ...] = ()) -> str:
                 return f"{path} has the key {repr(key)[:SHOWN]}, which {reason}"
     if not isinstance(value, dict | list | tuple) and not _is_record(value):
         return _bad_leaf(value, path)
-    found = (_offender(item, f"{path}[{name!r}]", inside) for name, item in _items(value))
-    return next(filter(None, found), "")
+    reasons = (_offender(item, f"{path}[{name!r}]", inside) for name, item in _items(value))
+    return next(filter(None, reasons), "")
 
 
 def _bad_key(key: object) -> str:
@@ -190,17 +192,17 @@ def _bad_leaf(value: Any, path: str) -> str:
 
 
 def _not_finite(value: Any, path: str) -> str:
-    """The path to the first NaN or infinity; "" if there is none."""
+    """Return the path to the first NaN or infinity, with the reason; "" if there is none."""
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, float) and not math.isfinite(value):
         return f"{path} is {value}, which JSON does not have"
-    found = (_not_finite(item, f"{path}[{name!r}]") for name, item in _items(value))
-    return next(filter(None, found), "")
+    reasons = (_not_finite(item, f"{path}[{name!r}]") for name, item in _items(value))
+    return next(filter(None, reasons), "")
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    """Yield what a value holds, with keys or indexes, in the order of orjson."""
+    """Return the (key or index, item) pairs in a value, in the order of orjson."""
     if isinstance(value, dict):
         return value.items()
     if isinstance(value, list | tuple):

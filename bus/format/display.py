@@ -1,4 +1,4 @@
-"""A message as people see it, on the pages and on the command line alike, whatever its bytes are."""
+"""Shows messages to people, on the pages and on the command line alike."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from bus.values import Message
 
 
 def key_of(message: Message) -> str | None:
-    """The key as text, None where there is none."""
+    """Return the key as text; None if there is none."""
     key = message.raw.get(b"k")
     return None if key is None else escaped(key)
 
 
 def why_undecodable(message: Message) -> str:
-    """Why it cannot be decoded, as a sentence; "" where it can be. Handlers get it by the same rule."""
+    """Return why a message cannot be decoded, as a sentence; "" if it can. Handlers are told the same."""
     try:
         message.value  # noqa: B018 - decodes all of it
     except Undecodable as error:

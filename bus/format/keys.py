@@ -1,4 +1,4 @@
-"""Every Redis key name. Nothing else in the project formats a key.
+"""The names of all Redis keys. No other module makes one.
 
 All keys of one partition carry the hash tag `{topic:partition}`, so that one script may touch
 them together on a cluster too. Names cannot hold braces or colons (see values.check_name).
@@ -60,12 +60,12 @@ class Keys:
 
     @property
     def refused(self) -> str:
-        """hash: `topic/group` of new groups that were not made → how many messages, when (bus.newcomers)."""
+        """hash: `topic/group` of a new group that is refused → messages, when (see bus.upkeep.newcomers)."""
         return f"{self.prefix}:refused"
 
     @property
     def workers(self) -> str:
-        """hash: incarnation → what is known of the worker, with its beat counter, as JSON."""
+        """hash: incarnation → the worker's record as JSON, with its beat counter."""
         return f"{self.prefix}:workers"
 
     @property
@@ -92,14 +92,15 @@ class Keys:
         return f"{self.prefix}:{{*:*}}:lease:*:*"
 
     def parse_lease(self, key: bytes) -> tuple[str, int, str, str] | None:
-        """Topic, partition, group and lane of a lease key; None for any other key."""
-        found = _LEASE.fullmatch(key.removeprefix(f"{self.prefix}:".encode()))
-        if found is None or not key.startswith(f"{self.prefix}:".encode()):
+        """Return topic, partition, group and lane of a lease key; None for any other key."""
+        parts = _LEASE.fullmatch(key.removeprefix(f"{self.prefix}:".encode()))
+        if parts is None or not key.startswith(f"{self.prefix}:".encode()):
             return None
-        topic, partition, group, lane = (part.decode() for part in found.groups())
+        topic, partition, group, lane = (part.decode() for part in parts.groups())
         return topic, int(partition), group, lane
 
     def partition(self, topic: str, partition: int) -> PartitionKeys:
+        """Return the keys of one partition."""
         return _partition_keys(self.prefix, topic, partition)
 
 
@@ -110,9 +111,9 @@ class PartitionKeys:
     stream: str
     """stream: the messages."""
     due: str
-    """As Keys.due."""
-    place: str
-    """The partition's name there."""
+    """Keys.due of the bus."""
+    due_member: str
+    """The partition's name in `due`."""
 
     def lease(self, group: str, lane: str) -> str:
         """string: `incarnation:token` of the owner, or `free:…` when it was given back."""
@@ -158,7 +159,7 @@ class PartitionKeys:
         return f"{self.stream}:ahead"
 
     def types(self, group: str, lane: str) -> dict[str, str]:
-        """What a lane works with: key → its type."""
+        """Return the keys that a lane works with, each with its type."""
         return {
             self.stream: TYPES["stream"],
             self.lease(group, lane): TYPES["lease"],
@@ -169,32 +170,29 @@ class PartitionKeys:
             self.dead(group): TYPES["dead"],
         }
 
-    def of_lost_group(self, group: str) -> list[str]:
-        """Mark, retry, held, state: what a group has not settled; and the lease of its lane "0"."""
+    def of_gone_group(self, group: str) -> list[str]:
+        """Return mark, retry, held, state, and the lease of lane "0": the keys that ensure.lua needs."""
         waiting = [self.mark(group), self.retry(group), self.held(group), self.state(group)]
         return [*waiting, self.lease(group, "0")]
 
     def of_group(self, group: str) -> list[str]:
-        """All keys that belong to one group here, leases aside."""
+        """Return all keys of one group here but its leases."""
         return [self.retry(group), self.held(group), self.state(group), self.mark(group), self.dead(group)]
 
 
 @lru_cache(maxsize=65536)
 def _partition_keys(prefix: str, topic: str, partition: int) -> PartitionKeys:
-    place = f"{topic}:{partition}"
-    return PartitionKeys(f"{prefix}:{{{place}}}", Keys(prefix).due, place)
+    member = f"{topic}:{partition}"
+    return PartitionKeys(f"{prefix}:{{{member}}}", Keys(prefix).due, member)
 
 
 def pad_id(message_id: str) -> str:
-    """`"17-3"` → 20 + 20 digits, so that ids sort as text in the order of the stream.
-
-    Stream ids are two unsigned 64-bit numbers; 20 digits each cover all of them.
-    """
+    """Return an id with both parts of 20 digits, as many as 64 bits need: then text sorts as ids do."""
     ms, _, seq = message_id.partition("-")
     return f"{ms:0>20}-{seq:0>20}"
 
 
 def unpad_id(padded: str) -> str:
-    """The inverse of pad_id."""
+    """Return the id that `pad_id` padded."""
     ms, _, seq = padded.partition("-")
     return f"{int(ms)}-{int(seq)}"

@@ -1,4 +1,4 @@
-"""The id of a lane: names that all who speak of lanes share."""
+"""The id of a lane: topic, partition, group and consumer name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ ORDERED_LANE = "0"
 
 
 class LaneId(NamedTuple):
-    """The id of a lane: a partition of a topic, for a group. A tuple, since workers look up thousands all the
-    time.
-    """
+    """The id of a lane. It is a tuple because workers look up thousands all the time."""
 
     topic: str
     partition: int

@@ -1,10 +1,10 @@
-"""The value of a lease: who may settle and fetch on a lane.
+"""The value of a lease, which says who may settle and fetch on a lane.
 
     <incarnation>:<token>    held; no value is used twice
     free:<what was before>   given back, as unique as what it replaces
 
-Every byte of it is untrusted. What is neither belongs to an owner that no table of workers knows, so it is
-taken over as the lease of a dead worker is. Values are text that gives back exactly the bytes that were read.
+Every byte of it is untrusted. Any other value belongs to an owner that is in no table of workers, so it is
+taken over as the lease of a dead worker is. As text a value keeps exactly the bytes that were read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def read(raw: bytes | None) -> str:
 
 
 def raw(value: str) -> bytes:
-    """Return the bytes of a value: the inverse of `read`."""
+    """Return the bytes of a value that `read` returned."""
     return value.encode("utf-8", "surrogateescape")
 
 
@@ -36,10 +36,10 @@ def owner_of(value: str) -> str:
 
 
 def is_readable(value: str) -> bool:
-    """Return whether we write such a value; also True for none."""
+    """Return whether a value is one that we write, or none."""
     return not value or value.startswith(_FREE) or _HELD.fullmatch(value) is not None
 
 
 def freed(value: str) -> str:
-    """Return the value of a lease that was given back: as unique as the one that it replaces."""
+    """Return the value of a lease that is given back, as unique as the one that it replaces."""
     return f"{_FREE}{value.replace(':', '-')}"

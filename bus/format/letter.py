@@ -1,4 +1,4 @@
-"""One dead letter: where it is kept, and what its entry in the stream of dead letters says.
+"""Dead letters: where each is kept, and what its entry in the stream of dead letters says.
 
 An entry has fields about the letter (id, reason, error, attempts, first, last), then those of its message.
 """
@@ -19,41 +19,41 @@ from bus.values import Message, id_pair, known_id
 
 #: The fields of a letter that are about it. They stand first; those of the message follow.
 _ABOUT = frozenset((b"id", b"reason", b"error", b"attempts", b"first", b"last"))
-_PLACE = re.compile(r"(\d{1,4})/(\d{1,20}-\d{1,20})", re.ASCII)
+_ORIGIN = re.compile(r"(\d{1,4})/(\d{1,20}-\d{1,20})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The address of a dead letter: partition and id."""
+class Origin:
+    """Where a dead letter is kept: its partition, and its own id."""
 
     partition: int
     id: str
 
     @classmethod
-    def parse(cls, written: str) -> Place:
-        """`"3/1700-0"`. Raises ConfigurationError."""
-        found = _PLACE.fullmatch(written)
-        if found is None or max(id_pair(found[2])) >= 2**64:
+    def parse(cls, written: str) -> Origin:
+        """Read an address such as `"3/1700-0"`. Raises ConfigurationError."""
+        parts = _ORIGIN.fullmatch(written)
+        if parts is None or max(id_pair(parts[2])) >= 2**64:
             raise ConfigurationError(
                 f"{shown(written)} is no dead letter's id: write its partition and its own id, "
                 "such as '3/1700-0'."
             )
-        return cls(int(found[1]), found[2])
+        return cls(int(parts[1]), parts[2])
 
     def __str__(self) -> str:
         return f"{self.partition}/{self.id}"
 
     @property
     def order(self) -> tuple[tuple[int, int], int]:
-        """The key that sorts by the time of death, over all partitions."""
+        """The sort key: by the time of death, over all partitions."""
         return id_pair(self.id), self.partition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """One dead letter."""
+    """A message that a group gave up on, and why."""
 
-    place: Place
+    place: Origin
     message: Message
     """The message as it was; its id and partition say where it came from."""
     reason: str
@@ -67,9 +67,9 @@ class DeadLetter:
 
 
 def read(topic: str, partition: int, entry: Any) -> DeadLetter:
-    """Read the letter in an entry of the stream of dead letters, whatever somebody has written there."""
+    """Read an entry of the stream of dead letters, whatever somebody has written there."""
     about, fields = _split(entry[1])
-    place = Place(partition, text(entry[0]))
+    place = Origin(partition, text(entry[0]))
     attempts = _whole(about.get(b"attempts"))
     original = known_id(about.get(b"id", b"")) or "0-0"
     return DeadLetter(
@@ -94,12 +94,12 @@ def _split(fields: list[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
 
 
 def _moment(milliseconds: bytes | None) -> datetime | None:
-    known = _whole(milliseconds)
-    return moment(known) if known else None
+    number = _whole(milliseconds)
+    return moment(number) if number else None
 
 
 def _whole(raw: bytes | None) -> int:
-    """Return a number of a letter, as turn.lua writes it; 0 if there is none, or something else."""
+    """Return a number as turn.lua writes it; 0 for anything else."""
     try:
         return max(0, whole(raw)) if raw else 0
     except ValueError:

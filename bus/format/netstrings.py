@@ -1,7 +1,7 @@
-"""Netstrings (`5:hello,2:hi,`), which keep the fields of a message that is not in its stream yet.
+"""Netstrings (`5:hello,2:hi,`): the fields of a message that is not in its stream yet.
 
-They are in Redis for delayed messages (written by `delay.lua`, read by `move.lua`), and in the database for
-the outbox.
+Redis has them for delayed messages (`delay.lua` writes them, `move.lua` reads them), and the database for the
+outbox.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def pack(parts: Iterable[bytes]) -> bytes:
 
 
 def unpack(packed: bytes) -> list[bytes]:
-    """The inverse of pack. Raises ValueError if that is not what it was made by."""
+    """Return the parts that `pack` wrote. Raises ValueError for anything else."""
     parts, at = [], 0
     while at < len(packed):
         size, colon, _ = packed[at : at + 20].partition(b":")

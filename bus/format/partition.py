@@ -1,4 +1,4 @@
-"""Key → partition, the same in every language; and what ties the messages of a partition together.
+"""The partition of a key, the same in every language, and the key hash, which ties messages together.
 
 partition = CRC-32 (the one of zlib, PNG and Ethernet: polynomial 0xEDB88320, initial value and
 final xor 0xFFFFFFFF) of the key's UTF-8 bytes, modulo the partition count. The CRC-32 of `"A1"` is
@@ -13,17 +13,17 @@ from zlib import crc32
 
 from bus.values import Ordering
 
-#: The CRC-32 of a key's bytes: zlib's own function, for where one more call for each message would show.
+#: The CRC-32 of a key's bytes. It is zlib's own function: one more call for each message would show.
 checksum = crc32
 
 
 def partition_of(key: str | bytes, partitions: int) -> int:
-    """Return the partition, from 0, of a key, which stays while the count is `partitions`."""
+    """Return the partition of a key, from 0. It stays the same while the topic has so many partitions."""
     return checksum(key.encode() if isinstance(key, str) else key) % partitions
 
 
 def key_hash(ordering: Ordering, key: bytes | None) -> str:
-    """Return what ties messages together in order: equal for messages of one key; "" ties to nothing."""
+    """Return what ties messages together in order; "" ties to nothing. Scripts compute it in key_hash.lua."""
     if ordering == "none":
         return ""
     if ordering == "partition":

@@ -1,7 +1,7 @@
-"""The records of topics and groups in Redis: read in one place, into values or Unreadable; and written.
+"""The records of topics and groups in Redis: read as values or Unreadable, and written.
 
-A field that is not known is of a newer version: it is passed over, and kept where the record is written
-again. What cannot be read stays where it is, until code or database declare the same anew.
+An unknown field is a newer version's. It is ignored, and kept when the record is written again. An unreadable
+record stays as it is until code or database declare the same anew.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class GroupSpec:
     """The place where the group began: earliest, latest or an id."""
     paused: bool = False
     born: str = ""
-    """Set when the group is declared first; one that is deleted and declared again is another group."""
+    """A token of the group's first declaration: a group that is deleted and declared again has another."""
     rest: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Fields that a newer version has added to its record. They are kept and ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The topics and groups in Redis, and which records cannot be read."""
+    """The topics and groups in Redis, and the records that cannot be read."""
 
     specs: dict[str, TopicSpec]
     """By name."""
@@ -56,7 +56,7 @@ class Look:
 
 
 def layout_of(key: str, reply: Any) -> int | Unreadable | None:
-    """Return the layout in the reply to HGET; None if none is written yet."""
+    """Return the layout of keys in the reply to HGET; None if none is written yet."""
     if commands.is_wrongtype(reply):
         return Unreadable(key, "", "", "is no hash")
     raw = check(reply)
@@ -70,35 +70,35 @@ def layout_of(key: str, reply: Any) -> int | Unreadable | None:
 def sorted_out(
     key: str, reply: Any, load: Callable[[str, bytes, bytes], Spec | Unreadable]
 ) -> tuple[list[Spec], list[Unreadable]]:
-    """Sort the reply to HGETALL: what can be read, and what cannot."""
+    """Return the specs in the reply to HGETALL, and the records that cannot be read."""
     if commands.is_wrongtype(reply):
         return [], [Unreadable(key, "", "", "is no hash")]
     flat = check(reply)
-    found: list[Spec] = []
+    specs: list[Spec] = []
     strange: list[Unreadable] = []
     for name, raw in sorted(zip(flat[::2], flat[1::2], strict=True)):
-        each = load(key, name, raw)
-        if isinstance(each, Unreadable):
-            strange.append(each)
+        record = load(key, name, raw)
+        if isinstance(record, Unreadable):
+            strange.append(record)
         else:
-            found.append(each)
-    return found, strange
+            specs.append(record)
+    return specs, strange
 
 
 def load_topic(key: str, name: bytes, raw: bytes) -> TopicSpec | Unreadable:
     """Read one field of the hash of topics."""
     if not is_name(named := name.decode("ascii", "replace")):
         return _unreadable(key, name, raw, "has a name that no topic can have")
-    known = _object(raw)
-    if known is None:
+    record = _object(raw)
+    if record is None:
         return _unreadable(key, name, raw, "is no JSON object")
-    rest = _rest(known, _TOPIC)
-    retention = known.get("retention")
+    rest = _rest(record, _TOPIC)
+    retention = record.get("retention")
     if retention is not None and not (_is_number(retention) and retention > 0):
         return _unreadable(key, name, raw, "has a retention that is no number of seconds", rest)
     try:
         kept = timedelta(seconds=retention) if retention is not None else None
-        return TopicSpec(name=named, partitions=known.get("partitions", 0), retention=kept, rest=rest)
+        return TopicSpec(name=named, partitions=record.get("partitions", 0), retention=kept, rest=rest)
     except OverflowError:
         return _unreadable(key, name, raw, "has a retention beyond what time there is", rest)
     except ConfigurationError:
@@ -106,22 +106,22 @@ def load_topic(key: str, name: bytes, raw: bytes) -> TopicSpec | Unreadable:
 
 
 def dump_topic(spec: TopicSpec, before: TopicSpec | None = None) -> bytes:
-    """The record, with what a newer version has added to the one `before`."""
+    """Return the record of a topic, with the unknown fields of the spec `before` it."""
     retention = spec.retention.total_seconds() if spec.retention else None
     rest = before.rest if before is not None else spec.rest
     return orjson.dumps({**rest, "partitions": spec.partitions, "retention": retention})
 
 
 def load_group(key: str, name: bytes, raw: bytes) -> GroupSpec | Unreadable:
-    """One field of the hash of groups."""
+    """Read one field of the hash of groups."""
     topic, _, group = name.decode("ascii", "replace").partition("/")
     if not (is_name(topic) and is_name(group)):
         return _unreadable(key, name, raw, "has a name that no group of a topic can have")
-    known = _object(raw)
-    if known is None:
+    record = _object(raw)
+    if record is None:
         return _unreadable(key, name, raw, "is no JSON object")
-    rest = _rest(known, _GROUP)
-    ordering, start = known.get("ordering"), known.get("start")
+    rest = _rest(record, _GROUP)
+    ordering, start = record.get("ordering"), record.get("start")
     if ordering not in ORDERINGS:
         # A word that is not known may be one of a newer version.
         return _unreadable(
@@ -129,7 +129,7 @@ def load_group(key: str, name: bytes, raw: bytes) -> GroupSpec | Unreadable:
         )
     if not isinstance(start, str) or not (start in ("earliest", "latest") or known_id(start)):
         return _unreadable(key, name, raw, "does not say where the group begins", rest)
-    paused, born = known.get("paused", False), known.get("born", "")
+    paused, born = record.get("paused", False), record.get("born", "")
     if not isinstance(paused, bool) or not _is_born(born):
         return _unreadable(key, name, raw, "does not say if the group is paused, or which group it is", rest)
     return GroupSpec(
@@ -138,21 +138,21 @@ def load_group(key: str, name: bytes, raw: bytes) -> GroupSpec | Unreadable:
 
 
 def dump_group(spec: GroupSpec) -> bytes:
-    """The record, with what a newer version has added to it."""
-    known = {"ordering": spec.ordering, "start": spec.start, "paused": spec.paused, "born": spec.born}
-    return orjson.dumps({**spec.rest, **known})
+    """Return the record of a group, with its unknown fields."""
+    record = {"ordering": spec.ordering, "start": spec.start, "paused": spec.paused, "born": spec.born}
+    return orjson.dumps({**spec.rest, **record})
 
 
 def _object(raw: bytes) -> dict[str, Any] | None:
     try:
-        known = orjson.loads(raw)
+        value = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return None
-    return known if isinstance(known, dict) else None
+    return value if isinstance(value, dict) else None
 
 
-def _rest(known: dict[str, Any], ours: frozenset[str]) -> dict[str, Any]:
-    return {name: value for name, value in known.items() if name not in ours}
+def _rest(record: dict[str, Any], ours: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ours}
 
 
 def _is_born(born: object) -> bool:

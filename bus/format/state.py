@@ -1,4 +1,4 @@
-"""The state of a group in one partition, a hash in Redis: what is recorded of failing messages, and more.
+"""The state of a group in one partition: a hash in Redis with the records of failing messages, and more.
 
     <id>             what is recorded of a message that failed, or waits behind one that did (Failure)
     suspect:<lane>   left-overs up to this id may have killed a worker
@@ -6,7 +6,7 @@
     ordering         the one in effect, where it was pinned (see bus.topics.reordering)
     dead, dead_dropped, trimmed      counters, kept by scripts
 
-Each field is read by itself: one that cannot be read is told of in the log, and counts as not there.
+Each field is read by itself. One that cannot be read is logged, and counts as not there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OURS = frozenset("kaetn")
 
 @dataclass(slots=True)
 class Failure:
-    """What is recorded of a message that has failed, or waits behind one that has."""
+    """The record of a message that has failed, or waits behind one that has."""
 
     hash: str
     attempts: int = 0
@@ -45,41 +45,41 @@ class Failure:
     noted: bool = False
     """The last attempt was counted before it ran."""
     rest: Mapping[str, Any] = field(default_factory=dict)
-    """What a newer version has added: kept, and passed over."""
+    """Fields that a newer version has added. They are kept and ignored."""
 
     @classmethod
     def read(cls, key: str, message_id: str, raw: bytes) -> Failure | Unreadable:
-        """The failure that one field of a state hash records."""
+        """Read one field of a state hash."""
         why = "is no JSON object"
         try:
-            known = orjson.loads(raw)
+            record = orjson.loads(raw)
         except orjson.JSONDecodeError:
-            known = None
-        if isinstance(known, dict):
+            record = None
+        if isinstance(record, dict):
             why = "is no record of a failure"
-            given: list[Any] = [known.get("k"), known.get("a"), *map(known.get, "etn", ("", 0, False))]
-            found = cls(*given)
-            found.rest = {name: value for name, value in known.items() if name not in _OURS}
-            if found._is_sound():
-                found.error = found.error[:MAX_ERROR]
-                return found
+            values: list[Any] = [record.get("k"), record.get("a"), *map(record.get, "etn", ("", 0, False))]
+            failure = cls(*values)
+            failure.rest = {name: value for name, value in record.items() if name not in _OURS}
+            if failure._is_sound():
+                failure.error = failure.error[:MAX_ERROR]
+                return failure
         return Unreadable(key, message_id, shown(raw), why)
 
     @classmethod
     def load(cls, raw: bytes | None, key: str = "", message_id: str = "") -> Failure:
-        """The same; a record that is not there, or cannot be read, is that of a message that never failed.
+        """Read a field; where there is none, or an unreadable one, the message has never failed.
 
-        `key`, `message_id`: where it stands, for the log.
+        `key`, `message_id`: where the field stands, for the log.
         """
-        found = cls.read(key, message_id, raw) if raw else cls("")
-        if isinstance(found, Unreadable):
-            tell(found)
+        failure = cls.read(key, message_id, raw) if raw else cls("")
+        if isinstance(failure, Unreadable):
+            tell(failure)
             return cls("")
-        return found
+        return failure
 
     def dump(self) -> str:
-        known = {"k": self.hash, "a": self.attempts, "e": self.error, "t": self.first, "n": self.noted}
-        return orjson.dumps({**self.rest, **known}).decode()
+        record = {"k": self.hash, "a": self.attempts, "e": self.error, "t": self.first, "n": self.noted}
+        return orjson.dumps({**self.rest, **record}).decode()
 
     def _is_sound(self) -> bool:
         return (
@@ -96,7 +96,7 @@ class Failure:
 
 @dataclass(slots=True)
 class GroupState:
-    """A state hash, as one lane sees it."""
+    """The fields of a state hash that one lane needs."""
 
     failures: dict[str, Failure] = field(default_factory=dict)
     suspect: tuple[int, int] | None = None
@@ -106,7 +106,7 @@ class GroupState:
 
 
 def read(key: str, lane: str, flat: Sequence[bytes]) -> GroupState:
-    """Take in the reply to HGETALL. Fields with other names, of a newer version, are passed over."""
+    """Read the reply to HGETALL of a state hash, for a lane. Unknown fields are ignored."""
     state = GroupState()
     for name, raw in zip(flat[::2], flat[1::2], strict=True):
         if name[:1].isdigit():
@@ -114,11 +114,11 @@ def read(key: str, lane: str, flat: Sequence[bytes]) -> GroupState:
             if message_id is None:
                 state.unreadable.append(_unreadable(key, name, raw, "has a name that is no id"))
                 continue
-            found = Failure.read(key, message_id, raw)
-            if isinstance(found, Unreadable):
-                state.unreadable.append(found)
+            failure = Failure.read(key, message_id, raw)
+            if isinstance(failure, Unreadable):
+                state.unreadable.append(failure)
             else:
-                state.failures[message_id] = found
+                state.failures[message_id] = failure
         elif name == b"suspect:" + lane.encode():
             if known_id(raw) is None:
                 state.unreadable.append(_unreadable(key, name, raw, "is no id"))
@@ -132,7 +132,7 @@ def read(key: str, lane: str, flat: Sequence[bytes]) -> GroupState:
 
 
 def read_era(key: str, raw: bytes | None) -> str | Unreadable:
-    """The field `era`; "": of a group that is older than eras."""
+    """Read the field `era`; "" for a group that is older than eras."""
     if not raw:
         return ""
     text = raw.decode("ascii", "replace")
@@ -142,7 +142,7 @@ def read_era(key: str, raw: bytes | None) -> str | Unreadable:
 
 
 def read_counter(key: str, name: str, raw: bytes | None) -> int | Unreadable:
-    """One of the counters; 0 where it is not there."""
+    """Read a counter; 0 if it is missing."""
     if raw is None:
         return 0
     if not (raw.isdigit() and len(raw) <= len(str(2**63))):

@@ -1,7 +1,7 @@
-"""The table of workers in Redis: what a worker says of itself with each beat, read in one place.
+"""The table of workers in Redis: the record that each worker writes with each beat.
 
-Every byte of it is untrusted, and a newer Jitney may have written it: fields that are not known here are
-passed over, what is not a record is `Unreadable`, and either says nothing about the other records.
+Every byte of it is untrusted, and a newer Jitney may have written it. Unknown fields are ignored. What is no
+record is `Unreadable`, and says nothing of the other records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAX_NAME = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
-    """One worker, as of its last beat."""
+    """What a worker said of itself with its last beat."""
 
     incarnation: str
     beat: int
@@ -51,11 +51,11 @@ class WorkerRecord:
 
     @property
     def proof(self) -> dict[str, object]:
-        """What tells its process from any other."""
+        """What tells its process from any other: number, start, boot of the machine, namespace."""
         return {"pid": self.pid, "start": self.start, "boot": self.boot, "pidns": self.pidns}
 
     def serves_group(self, topic: str, group: str) -> bool:
-        """Whether it has a handler for this group of this topic, as far as the record says."""
+        """Return whether it has a handler for this group of this topic, as far as the record says."""
         if self.serves is not None:
             return f"{topic}/{group}" in self.serves
         return self.groups is None or group in self.groups
@@ -63,28 +63,27 @@ class WorkerRecord:
 
 @dataclass(frozen=True, slots=True)
 class WorkerTable:
-    """The whole table, as it was read."""
+    """All records of workers."""
 
     records: dict[str, WorkerRecord] = field(default_factory=dict)
     """Incarnation → its record."""
     unreadable: tuple[Unreadable, ...] = ()
     counters: dict[str, int] = field(default_factory=dict)
-    """Incarnation → a number that another beat changes. Of records that cannot be read too, since a version
-    that writes them otherwise may be alive."""
+    """Incarnation → a number that each beat changes. Unreadable records have one too: the worker may live."""
 
 
 def read_table(key: str, reply: Sequence[bytes]) -> WorkerTable:
-    """The table from the reply to HGETALL; `key`: where it was read."""
+    """Read the table from the reply to HGETALL of `key`."""
     table, unreadable = WorkerTable(), []
     for name, raw in zip(reply[::2], reply[1::2], strict=True):
-        found = _read(key, bytes(name), bytes(raw))
-        if isinstance(found, Unreadable):
-            unreadable.append(found)
+        record = _read(key, bytes(name), bytes(raw))
+        if isinstance(record, Unreadable):
+            unreadable.append(record)
             # Under what is no name of a worker nobody can hold a lease; it is shown in logs all the same.
             table.counters[name.decode() if _is_incarnation(name) else shown(name)] = hash(raw)
         else:
-            table.records[found.incarnation] = found
-            table.counters[found.incarnation] = found.beat
+            table.records[record.incarnation] = record
+            table.counters[record.incarnation] = record.beat
     return WorkerTable(table.records, tuple(unreadable), table.counters)
 
 
@@ -97,53 +96,53 @@ def _read(key: str, name: bytes, raw: bytes) -> WorkerRecord | Unreadable:
     if len(raw) > MAX_BYTES:
         return unreadable(f"has {len(raw):,} bytes, which no record has")
     try:
-        known = orjson.loads(raw)
+        given = orjson.loads(raw)
     except ValueError:
         return unreadable("is not JSON")
-    if not isinstance(known, dict):
+    if not isinstance(given, dict):
         return unreadable("is not a JSON object")
-    if "beat" not in known:
+    if "beat" not in given:
         return unreadable("has no `beat`")
-    wanted = {name: known[name] for name in _FIELDS if name in known}
-    wrong = [name for name, value in wanted.items() if not _FIELDS[name](value)]
+    fields = {name: given[name] for name in _FIELDS if name in given}
+    wrong = [name for name, value in fields.items() if not _FIELDS[name](value)]
     if wrong:
         return unreadable(f"has a `{wrong[0]}` that is none")
-    return _record(name.decode(), wanted)
+    return _record(name.decode(), fields)
 
 
-def _record(incarnation: str, known: Mapping[str, Any]) -> WorkerRecord:
-    declines = known.get("declines")
-    groups, serves = known.get("groups"), known.get("serves")
+def _record(incarnation: str, fields: Mapping[str, Any]) -> WorkerRecord:
+    declines = fields.get("declines")
+    groups, serves = fields.get("groups"), fields.get("serves")
     return WorkerRecord(
         incarnation=incarnation,
-        beat=known["beat"],
-        host=known.get("host", ""),
-        pid=known.get("pid", 0),
-        boot=known.get("boot") or "",
-        pidns=known.get("pidns") or "",
-        start=known.get("start"),
-        started=known.get("started", 0),
+        beat=fields["beat"],
+        host=fields.get("host", ""),
+        pid=fields.get("pid", 0),
+        boot=fields.get("boot") or "",
+        pidns=fields.get("pidns") or "",
+        start=fields.get("start"),
+        started=fields.get("started", 0),
         groups=None if groups is None else tuple(groups),
         serves=None if serves is None else frozenset(serves),
-        processes=known.get("processes", 0),
-        leaving=known.get("leaving", False),
+        processes=fields.get("processes", 0),
+        leaving=fields.get("leaving", False),
         declines=None if declines is None else frozenset(map(load_lane, declines)),
-        unheld=tuple(map(load_lane, known.get("unheld", ()))),
+        unheld=tuple(map(load_lane, fields.get("unheld", ()))),
     )
 
 
 def where(lane: LaneId) -> str:
-    """A home as people read it."""
+    """Return a home as people read it."""
     return f"{lane.topic}/{lane.partition} for {lane.group}"
 
 
 def dump_lane(lane: LaneId) -> str:
-    """A home as it stands in a record. No name of a topic or group has a slash in it."""
+    """Return a home as records have it. Names of topics and groups have no slash."""
     return f"{lane.topic}/{lane.partition}/{lane.group}"
 
 
 def load_lane(text: str) -> LaneId:
-    """The inverse of `dump_lane`. Raises ValueError for anything else."""
+    """Return the home that `dump_lane` wrote. Raises ValueError for any other text."""
     topic, partition, group = text.split("/")
     return LaneId(topic, int(partition), group)
 
@@ -164,11 +163,11 @@ def _is_text(value: object) -> bool:
 
 
 def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _is_lanes(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) and _is_lane(each) for each in value)
+    return isinstance(value, list) and all(isinstance(text, str) and _is_lane(text) for text in value)
 
 
 def _is_lane(text: str) -> bool:

@@ -1,7 +1,7 @@
 """Dead letters: what a group gave up on, kept until an operator retries or discards it.
 
 Each partition keeps those of a group in a stream of its own, at most DEAD_LIMIT of them; older ones are
-dropped and counted. A letter is addressed by its `Place`, written `3/1700-0`: the partition, and the id
+dropped and counted. A letter is addressed by its `Origin`, written `3/1700-0`: the partition, and the id
 that the letter (not its message) has. `bus.operating.operate` adds the audit to the verbs here.
 """
 
@@ -20,7 +20,7 @@ import orjson
 from bus.errors import ConfigurationError, UnknownGroup
 from bus.format import strangers
 from bus.format.lane_id import ORDERED_LANE
-from bus.format.letter import DeadLetter, Place, read
+from bus.format.letter import DeadLetter, Origin, read
 from bus.format.state import read_counter
 from bus.moments import moment
 from bus.operating import filters
@@ -28,8 +28,7 @@ from bus.safety.unreadable import Unreadable
 from bus.safety.verbs import verb
 from bus.streams.commands import fields_of, is_nogroup, run, text
 from bus.streams.connect import check, seconds_of
-from bus.topics.reordering import Place as GroupPlace
-from bus.topics.reordering import in_effect
+from bus.topics.reordering import GroupPartition, in_effect
 
 if TYPE_CHECKING:
     from bus.client import Bus
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from bus.values import Ordering
 
 __all__ = [
-    "BATCH", "Count", "DeadLetter", "Fate", "LetterRef", "Place", "Selection", "Tally",
+    "BATCH", "Count", "DeadLetter", "Fate", "LetterRef", "Origin", "Selection", "Tally",
     "batches", "bounded", "count", "count_matching", "discard", "find", "get", "retry",
 ]  # fmt: skip
 
@@ -60,7 +59,7 @@ _T = TypeVar("_T")
 class Selection:
     """Which dead letters of a group; all of them by default. What is given must all be true."""
 
-    places: tuple[Place, ...] | None = None
+    places: tuple[Origin, ...] | None = None
     partition: int | None = None
     key: str | None = None
     reason: str | None = None
@@ -69,7 +68,7 @@ class Selection:
     """Died then or later."""
     until: datetime | None = None
     """Died then or earlier, to the millisecond."""
-    before: Place | None = None
+    before: Origin | None = None
     """Comes after this one when the newest are listed first."""
 
     def __post_init__(self) -> None:
@@ -87,7 +86,7 @@ class Selection:
 class LetterRef:
     """What is kept of a letter that is dealt with: never its value."""
 
-    place: Place
+    place: Origin
     message_id: str
     reason: str
 
@@ -172,7 +171,7 @@ def count_matching(bus: Bus, topic: str, group: str, selection: Selection) -> in
     return sum(1 for _ in find(bus, topic, group, selection))
 
 
-def get(bus: Bus, topic: str, group: str, place: Place) -> DeadLetter | None:
+def get(bus: Bus, topic: str, group: str, place: Origin) -> DeadLetter | None:
     """Return one letter; None if it is not there (any more). Raises what `find` raises."""
     return next(find(bus, topic, group, Selection(places=(place,))), None)
 
@@ -281,7 +280,7 @@ def retry(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> lis
     ordering = _ordering(bus, topic, group)
     if ordering is None:
         return [Fate.KEPT] * len(letters)  # nobody would ever be given them
-    ordering = in_effect(bus, GroupPlace(topic, group, letters[0].place.partition), ordering)
+    ordering = in_effect(bus, GroupPartition(topic, group, letters[0].place.partition), ordering)
     lanes = _lanes(bus, keys.stream, group) if ordering == "none" else [ORDERED_LANE]
     names = [keys.stream, keys.retry(group), keys.held(group), keys.state(group), keys.dead(group),
              *(keys.lease(group, lane) for lane in lanes)]  # fmt: skip

@@ -15,7 +15,7 @@ from bus.format.state import Failure
 from bus.moments import moment
 from bus.streams.commands import is_nogroup, text
 from bus.streams.connect import check, seconds_of
-from bus.topics.reordering import Place, read
+from bus.topics.reordering import GroupPartition, read
 from bus.values import Message, Ordering
 
 if TYPE_CHECKING:
@@ -59,14 +59,14 @@ def find(bus: Bus, topic: str, group: str, *, partition: int | None = None) -> I
     if partition is not None and not 0 <= partition < spec.partitions:
         raise ConfigurationError(f"Topic {topic!r} has the partitions 0 to {spec.partitions - 1}.")
     numbers = range(spec.partitions) if partition is None else [partition]
-    effects = read(bus, [(Place(topic, group, number), ordering) for number in numbers])
+    effects = read(bus, [(GroupPartition(topic, group, number), ordering) for number in numbers])
     return (found for place, effect in effects.items() for found in _Walk(bus, place, effect))
 
 
 class _Walk:
     """The pending list of one partition."""
 
-    def __init__(self, bus: Bus, place: Place, ordering: Ordering) -> None:
+    def __init__(self, bus: Bus, place: GroupPartition, ordering: Ordering) -> None:
         self._client = bus.client
         self._keys = bus.keys.partition(place.topic, place.partition)
         self._topic, self._group, self._partition = place.topic, place.group, place.partition

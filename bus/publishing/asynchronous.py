@@ -8,78 +8,53 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from bus.errors import BufferFull, BusError
 from bus.publishing.future import PublishFuture, call_in_loop
+from bus.publishing.options import BulkOptions, PublishOptions
 from bus.publishing.producer import Producer
 from bus.values import Receipt
 
 if TYPE_CHECKING:
     from bus.client import Bus
 
-#: Messages of one apublish_many that are on their way at once; so many are then awaited one by one.
+#: The most messages of one apublish_many that are on their way. Then each new one waits for the oldest.
 _WINDOW = 2000
-#: After so many messages other tasks of the loop have their turn.
-_TURN = 200
+#: After so many messages the other tasks of the loop get some time.
+_MESSAGES_AT_A_STRETCH = 200
 
 
 class AsyncPublisher:
-    """`apublish` and `apublish_many` of one bus, for any number of event loops, also in several threads."""
+    """`apublish` and `apublish_many` of one bus, for any number of event loops and threads."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         room = max(32 * 1024 * 1024, 2 * bus.settings.max_message_bytes)
         self._producer = Producer(bus, linger=0, on_full="raise", buffer_bytes=room)
 
-    async def publish(
-        self,
-        topic: str,
-        value: Any,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        *,
-        message_id: str | None = None,
-        delay: float | timedelta | None = None,
-        at: datetime | None = None,
-    ) -> Receipt:
-        """Store one message and return its receipt. Raises what Publisher.publish raises.
+    async def publish(self, topic: str, value: Any, options: PublishOptions) -> Receipt:
+        """Store one message and return its receipt. Raises what `bus.publish` raises.
 
         If the task is cancelled, the message may still be stored.
         """
-        future = await self._send(
-            topic, value, key=key, headers=headers, message_id=message_id, delay=delay, at=at
-        )
+        future = await self._send(topic, value, options)
         return await future
 
     async def publish_many(
-        self,
-        topic: str,
-        values: Iterable[Any] | AsyncIterable[Any],
-        key: Callable[[Any], str | None] | None = None,
-        headers: Callable[[Any], Mapping[str, str] | None] | None = None,
-        message_id: Callable[[Any], str | None] | None = None,
+        self, topic: str, values: Iterable[Any] | AsyncIterable[Any], options: BulkOptions
     ) -> int:
         """Store messages in their order and return how many. `values` may be asynchronous.
 
-        Raises what Publisher.publish_many raises. On an error, what was handed in before it is awaited first.
+        Raises what `bus.publish_many` raises, when all messages before the one at fault are stored or failed.
         """
         waiting: deque[PublishFuture] = deque()
         stored = 0
         failure: Exception | None = None
         try:
             async for value in _each(values):
-                waiting.append(
-                    await self._send(
-                        topic,
-                        value,
-                        key=key and key(value),
-                        headers=headers and headers(value),
-                        message_id=message_id and message_id(value),
-                    )
-                )
+                waiting.append(await self._send(topic, value, options.of(value)))
                 if len(waiting) >= _WINDOW:
                     await waiting.popleft()
                     stored += 1
@@ -97,15 +72,15 @@ class AsyncPublisher:
         return stored
 
     def close(self) -> None:
-        """Write what is buffered and end the thread."""
+        """Write what is buffered, and end the thread of the producer."""
         self._producer.close()
 
-    async def _send(self, topic: str, value: Any, **how: Any) -> PublishFuture:
+    async def _send(self, topic: str, value: Any, options: PublishOptions) -> PublishFuture:
         while True:
             if self._bus.registry.known(topic) is None:
                 await asyncio.to_thread(self._bus.registry.spec, topic)
             try:
-                return self._producer.send(topic, value, **how)
+                return self._producer.send(topic, value, **options._asdict())
             except BufferFull:
                 await self._room()
 
@@ -122,6 +97,6 @@ async def _each(values: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any
             yield value
         return
     for number, value in enumerate(values):
-        if number % _TURN == 0:
+        if number % _MESSAGES_AT_A_STRETCH == 0:
             await asyncio.sleep(0)
         yield value

@@ -1,8 +1,8 @@
-"""The messages of a producer that are not stored yet: in the open batch, waiting, or on their way.
+"""The messages of a producer that are not stored yet: in the open bundle, waiting, or on their way.
 
 While threads are busy sending, the producer's own thread gets Python's lock back only after 5 ms
-(sys.getswitchinterval), twice for each write. So batches that have piled up go with one write, and `send`
-gives way after each batch. Otherwise the thread would fall behind. Measured: 5.5 → 5.0 µs a message, and a
+(sys.getswitchinterval), twice for each write. So bundles that have piled up go with one write, and `send`
+gives way after each bundle. Otherwise the thread would fall behind. Measured: 5.5 → 5.0 µs a message, and a
 backlog of 3,000 messages instead of 65,000.
 """
 
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bus.errors import BufferFull, BusError, BusUnavailable, ProducerClosed, ReplyLost
-from bus.publishing.future import PENDING, Batch
+from bus.publishing.future import PENDING, Bundle
 from bus.publishing.waves import uncertain
 
-#: Bytes of batches that go with one write.
+#: Bytes of bundles that go with one write.
 _WRITE_BYTES = 2 * 1024 * 1024
 #: Failed messages that the next `flush` or `close` still knows, the latest. Each was logged.
 _FAILED = 1000
@@ -26,7 +26,7 @@ _FAILED = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much a buffer holds; see Producer for what each means."""
+    """The limits of a buffer; `Producer` says what each means."""
 
     linger: float
     batch_messages: int
@@ -38,36 +38,38 @@ class Limits:
 
 
 class Buffer:
-    """The batches of one producer. A method takes the lock, unless its docstring says "with the lock"."""
+    """The bundles of one producer. Thread-safe, but for the methods under "with the lock"."""
 
-    def __init__(self, limits: Limits, *, on_cut: Callable[[Batch], None], wake: Callable[[], None]) -> None:
-        """`on_cut` is called with each batch that is complete, `wake` when there is something to send; both
-        with the lock."""
+    def __init__(self, limits: Limits, *, on_cut: Callable[[Bundle], None], wake: Callable[[], None]) -> None:
+        """`on_cut` is called with each complete bundle, `wake` when there is something to send.
+
+        Both are called with the lock.
+        """
         self._limits = limits
         self._on_cut = on_cut
         self._on_work = wake
         self.lock = threading.Lock()
         self._work = threading.Condition(self.lock)
         self._room = threading.Condition(self.lock)
-        self.open = Batch(self._hurry)
-        """The batch that is being filled."""
-        self._queue: deque[Batch] = deque()
-        self._flying: dict[int, Batch] = {}
+        self.open = Bundle(self._hurry)
+        """The bundle that takes new messages."""
+        self._queue: deque[Bundle] = deque()
+        self._flying: dict[int, Bundle] = {}
         self._messages = 0
         self._bytes = 0
         self._idle = True
-        """True if nobody will look at the open batch unless woken."""
+        """True if nobody will look at the open bundle unless woken."""
         self.closed = False
         self._ends: float | None = None
-        self._failed: list[tuple[Batch, int, Exception]] = []
+        self._failed: list[tuple[Bundle, int, Exception]] = []
         self._room_waiters: list[Callable[[], None]] = []
         self.thread: threading.Thread | None = None
         """The thread that sends."""
 
     # ------------------------------------------------------------------ for those who send; with the lock
 
-    def begin(self, size: int) -> Batch:
-        """Return the open batch for a first message of `size` bytes; wait for room if that is wanted.
+    def begin(self, size: int) -> Bundle:
+        """Return a new open bundle for a first message of `size` bytes; wait for room if the limits say so.
 
         Raises BufferFull, ProducerClosed.
         """
@@ -76,23 +78,23 @@ class Buffer:
             self._wait_for_room(size)
         if self.closed:
             raise ProducerClosed("This producer is closed; the message was not taken.")
-        batch, limits = self.open, self._limits
-        batch.born = time.monotonic()
-        # What is in the open batch counts only when it is cut, so that counting costs nothing per message.
-        batch.most = min(limits.batch_messages, limits.buffer_messages - self._messages)
-        batch.most_bytes = max(size, min(limits.batch_bytes, limits.buffer_bytes - self._bytes))
+        bundle, limits = self.open, self._limits
+        bundle.born = time.monotonic()
+        # What is in the open bundle counts only when it is cut, so that counting costs nothing per message.
+        bundle.most = min(limits.batch_messages, limits.buffer_messages - self._messages)
+        bundle.most_bytes = max(size, min(limits.batch_bytes, limits.buffer_bytes - self._bytes))
         if self._idle:
             self._wake()
-        return batch
+        return bundle
 
     def cut(self) -> None:
-        """Close the open batch: it is complete."""
+        """Queue the open bundle, which is complete, and open the next."""
         if self.open.messages:
             self._messages += len(self.open.messages)
             self._bytes += self.open.size
             self._on_cut(self.open)
             self._queue.append(self.open)
-            self.open = Batch(self._hurry)
+            self.open = Bundle(self._hurry)
             self._wake()
 
     def _wait_for_room(self, size: int) -> None:
@@ -119,8 +121,11 @@ class Buffer:
 
     # ------------------------------------------------------------------ for the sender
 
-    def take(self, *, wait: bool) -> list[Batch]:
-        """Return the next batches that are due; without any: nothing, or wait. Nothing then means the end."""
+    def take(self, *, wait: bool) -> list[Bundle]:
+        """Return the next bundles that are due, for one write.
+
+        Where none is due: wait for one, or return nothing. With `wait`, nothing means the end.
+        """
         with self.lock:
             while not self._is_over():
                 left = self.open.born + self._limits.linger - time.monotonic() if self.open else None
@@ -135,25 +140,28 @@ class Buffer:
             self._idle = False
             return []
 
-    def _take_queue(self) -> list[Batch]:
+    def _take_queue(self) -> list[Bundle]:
         self._idle = False
-        taken: list[Batch] = []
+        taken: list[Bundle] = []
         size = 0
         while self._queue and (not taken or size + self._queue[0].size <= _WRITE_BYTES):
-            batch = self._queue.popleft()
-            size += batch.size
-            taken.append(batch)
-            self._flying[id(batch)] = batch
+            bundle = self._queue.popleft()
+            size += bundle.size
+            taken.append(bundle)
+            self._flying[id(bundle)] = bundle
         return taken
 
-    def landed(self, batch: Batch, failed: list[tuple[int, Exception]]) -> None:
-        """Hear that nothing of this batch is on its way any more."""
+    def landed(self, bundle: Bundle, failed: list[tuple[int, Exception]]) -> None:
+        """Free the room of a bundle of which nothing is on its way any more.
+
+        `failed`: its failed messages, by index, with their errors.
+        """
         with self.lock:
-            if self._flying.pop(id(batch), None) is None:
+            if self._flying.pop(id(bundle), None) is None:
                 return  # abandoned before
-            self._messages -= len(batch)
-            self._bytes -= batch.size
-            self._failed += [(batch, index, error) for index, error in failed]
+            self._messages -= len(bundle)
+            self._bytes -= bundle.size
+            self._failed += [(bundle, index, error) for index, error in failed]
             del self._failed[:-_FAILED]
             self._room.notify_all()
             waiting, self._room_waiters = self._room_waiters, []
@@ -161,7 +169,7 @@ class Buffer:
             callback()
 
     def pause(self, seconds: float) -> bool:
-        """Wait for so many seconds; False if there is no time left at all."""
+        """Wait for so many seconds, less where `close` gives less; False if its time is over."""
         with self.lock:
             ends = time.monotonic() + seconds
             self._work.wait_for(lambda: self._is_over() or time.monotonic() >= ends, seconds)
@@ -173,7 +181,7 @@ class Buffer:
     # ------------------------------------------------------------------ for the producer
 
     def when_room(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once when something has left, in the sender's thread; at once if it is empty."""
+        """Call `callback` once a bundle has left, in the sender's thread; at once if the buffer is empty."""
         with self.lock:
             if self._flying or self._queue or self.open:
                 self.cut()
@@ -181,14 +189,14 @@ class Buffer:
                 return
         callback()
 
-    def everything(self) -> list[Batch]:
-        """Return all batches that were handed in and are not done."""
+    def everything(self) -> list[Bundle]:
+        """Return all bundles that are not done, the open one too."""
         with self.lock:
             self.cut()
             return [*self._flying.values(), *self._queue]
 
     def close(self, timeout: float | None) -> None:
-        """Take nothing more. What is there may be sent for `timeout` seconds (None: without end)."""
+        """Take no more messages. Those that are there may be sent for `timeout` seconds (None: for ever)."""
         with self.lock:
             if timeout is not None and self._ends is None:
                 self._ends = time.monotonic() + timeout
@@ -198,42 +206,42 @@ class Buffer:
             self._room.notify_all()
 
     def abandon(self, reason: str) -> int:
-        """Take and send nothing more; fail all that is there, and return how many messages.
+        """Take and send no more messages; fail all that are there, and return how many.
 
-        What was sent may be stored. The rest surely is not.
+        Those that were sent may be stored (PublishUncertain). The others are not (BusUnavailable).
         """
         with self.lock:
             self.closed = True
             self._ends = time.monotonic()
             self.cut()
             rest = [*self._flying.values(), *self._queue]
-            self._flying |= {id(batch): batch for batch in self._queue}
+            self._flying |= {id(bundle): bundle for bundle in self._queue}
             self._queue.clear()
             self._room.notify_all()
-        return sum(self._fail(batch, reason) for batch in rest)
+        return sum(self._fail(bundle, reason) for bundle in rest)
 
-    def _fail(self, batch: Batch, reason: str) -> int:
-        pending = [index for index in range(len(batch)) if batch.outcome(index) is PENDING]
+    def _fail(self, bundle: Bundle, reason: str) -> int:
+        pending = [index for index in range(len(bundle)) if bundle.outcome(index) is PENDING]
         unsent = BusUnavailable(f"{reason} This message was not sent, so it was not written.")
         outcomes: dict[int, Exception] = {}
         for index in pending:
-            topic = batch.place(index)[0]
-            outcomes[index] = unsent if batch.sent is None else uncertain(topic, ReplyLost(reason))
-        batch.settle(outcomes)
-        self.landed(batch, list(outcomes.items()))
-        batch.tell()
+            topic = bundle.ref(index)[0]
+            outcomes[index] = unsent if bundle.sent is None else uncertain(topic, ReplyLost(reason))
+        bundle.settle(outcomes)
+        self.landed(bundle, list(outcomes.items()))
+        bundle.tell()
         return len(pending)
 
     def unasked(self) -> list[Exception]:
-        """Return the errors since the last call, of messages whose future nobody asked."""
+        """Return the errors since the last call of messages whose future nobody has asked."""
         with self.lock:
             failed, self._failed = self._failed, []
-        return [error for batch, index, error in failed if index not in batch.asked]
+        return [error for bundle, index, error in failed if index not in bundle.asked]
 
-    def _hurry(self, batch: Batch) -> None:
-        """Do not let this batch linger: somebody waits for a message of it."""
+    def _hurry(self, bundle: Bundle) -> None:
+        """Send this bundle without lingering: somebody waits for a message of it."""
         if threading.current_thread() is self.thread:
             raise BusError("A callback must not wait for a message: nothing is sent until it has returned.")
         with self.lock:
-            if batch is self.open:
+            if bundle is self.open:
                 self.cut()

@@ -1,9 +1,9 @@
-"""Drafts: messages that were checked and encoded, and are not on their way yet."""
+"""Drafts: messages that are checked and encoded, and not sent yet."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,11 +13,10 @@ from bus.format import codec
 from bus.format.keys import PartitionKeys
 from bus.format.partition import partition_of
 from bus.moments import delay_seconds
+from bus.publishing.options import PublishOptions
 from bus.streams.commands import add_command, script
 from bus.streams.wire import Argument, Command
 from bus.values import Receipt
-
-Headers = Mapping[str, str]
 
 #: Longest message_id, in bytes of UTF-8: it becomes a part of the name of a key.
 MAX_MESSAGE_ID = 200
@@ -25,19 +24,20 @@ MAX_MESSAGE_ID = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A message as the server will get it. Made by `make`."""
+    """A checked and encoded message. Made by `make`."""
 
     topic: str
     fields: list[bytes]
     key: bytes | None = None
     message_id: str | None = None
-    """The id under which it is stored once within the dedupe window; None: without."""
+    """The id under which the server stores it once within the dedupe window; None: it has none."""
     due: tuple[str, int] | None = None
     """("in", milliseconds from now) or ("at", milliseconds since 1970), both by the server's clock."""
 
-    def partition(self, partitions: int, turn: Callable[[], int]) -> int:
-        """Return the partition: by the key, else by the message_id, so that a second copy meets the first,
-        else the turn's.
+    def partition(self, partitions: int, rota: Callable[[], int]) -> int:
+        """Return the partition number, of so many: by the key, else by the message_id, else by rotation.
+
+        A second copy with the same message_id so meets the first. `rota` returns a number that grows.
         """
         if partitions == 1:
             return 0
@@ -45,41 +45,33 @@ class Draft:
             return partition_of(self.key, partitions)
         if self.message_id is not None:
             return partition_of(self.message_id, partitions)
-        return turn() % partitions
+        return rota() % partitions
 
     def command(self, keys: PartitionKeys, window: int, *, by_text: bool = False) -> Command:
-        """Return the command that stores it in this partition.
+        """Return the command that stores it in the partition with these keys.
 
-        `window`: seconds for which its id is known. `by_text`: send the whole script, because the server does
-        not know it yet. Replies: an id, or nil if the stream is missing, or as `once.lua` and `delay.lua`
-        say.
+        `window`: seconds for which the server knows its message_id. `by_text`: with the text of the script,
+        which the server does not know. The reply is an id, or nil if the stream is missing, or what
+        `once.lua` and `delay.lua` say.
         """
         if self.message_id is None and self.due is None:
             return add_command(keys.stream, self.fields)
-        once = [] if self.message_id is None else [keys.once(self.message_id)]
+        id_keys = [] if self.message_id is None else [keys.once(self.message_id)]
         if self.due is None:
-            return once_command(keys.stream, once, [self.fields], window, by_text=by_text)
-        own = [keys.stream, keys.delayed, keys.delayed_body, keys.due, *once]
-        args: list[Argument] = [*self.due, window, keys.place, *self.fields]
+            return dedupe_command(keys.stream, id_keys, [self.fields], window, by_text=by_text)
+        own = [keys.stream, keys.delayed, keys.delayed_body, keys.due, *id_keys]
+        args: list[Argument] = [*self.due, window, keys.due_member, *self.fields]
         delay = script("delay")
         return delay.by_text(own, args) if by_text else delay.by_sha(own, args)
 
 
-def make(
-    topic: str,
-    value: Any,
-    key: str | None = None,
-    headers: Headers | None = None,
-    *,
-    message_id: str | None = None,
-    delay: float | timedelta | None = None,
-    at: datetime | None = None,
-    max_bytes: int,
-) -> Draft:
-    """Check and encode a message. Opens no connection. Raises InvalidMessage, which says what is wrong.
+def make(topic: str, value: Any, options: PublishOptions, *, max_bytes: int) -> Draft:
+    """Check and encode a message; no I/O.
 
-    `message_id`: 1 to MAX_MESSAGE_ID bytes. `delay`: seconds, 0 or more. `at`: an aware datetime.
+    `max_bytes`: the most that value, key and headers may have together. Raises InvalidMessage, which says
+    what is wrong, also for a message_id that has not 1 to MAX_MESSAGE_ID bytes, and a delay below 0.
     """
+    key, headers, message_id, delay, at = options
     fields = codec.encode(topic, value, key, headers, max_bytes=max_bytes)
     if message_id is not None:
         _check_message_id(topic, message_id)
@@ -92,20 +84,24 @@ def make(
     )
 
 
-def once_command(
-    stream: str, once: list[str], messages: list[list[bytes]], window: int, *, by_text: bool = False
+def dedupe_command(
+    stream: str, id_keys: list[str], messages: list[list[bytes]], window: int, *, by_text: bool = False
 ) -> Command:
-    """Return the call of `once.lua` for messages of one partition and the keys of their message_ids."""
+    """Return the call of `once.lua` that stores messages of one partition, each once.
+
+    `id_keys`: the keys of their message_ids. `messages`: the stream fields of each. `window`: seconds for
+    which the server knows the ids. `by_text`: with the text of the script.
+    """
     args: list[Argument] = [window]
     for fields in messages:
         args += [len(fields), *fields]
-    keys = [stream, *once]
-    found = script("once")
-    return found.by_text(keys, args) if by_text else found.by_sha(keys, args)
+    keys = [stream, *id_keys]
+    once = script("once")
+    return once.by_text(keys, args) if by_text else once.by_sha(keys, args)
 
 
 def receipt_of(topic: str, partition: int, reply: Any) -> Receipt:
-    """Return the receipt in a reply to `Draft.command` that is neither an error nor nil."""
+    """Return the receipt in the reply to a stored message: neither an error nor nil."""
     if isinstance(reply, bytes):
         return Receipt(topic, partition, reply.decode())
     message_id, duplicate = reply[0]

@@ -1,6 +1,6 @@
-"""What `Producer.send` returns: a receipt that is on its way.
+"""The futures that `Producer.send` returns: receipts that are on their way.
 
-The futures of one write share its `Batch`, which gets all replies at once; a receipt is made only when
+The futures of one write share its `Bundle`, which gets all replies at once; a receipt is made only when
 somebody asks for it. A concurrent.futures.Future brings a lock and a condition of its own for each message,
 which costs more than publishing the message.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bus.errors import BusError
 from bus.publishing.draft import receipt_of
-from bus.publishing.packer import Packed, Place
+from bus.publishing.packer import Packed, PartitionRef
 from bus.values import Receipt
 
 if TYPE_CHECKING:
@@ -28,26 +28,28 @@ PENDING = object()
 _events = threading.Lock()
 
 
-class Batch:
-    """The messages of one write, and what became of them."""
+class Bundle:
+    """Messages that are sent together, and what became of them."""
 
-    __slots__ = ("_places", "asked", "born", "callbacks", "event", "messages", "most",
+    __slots__ = ("_refs", "asked", "born", "callbacks", "event", "messages", "most",
                  "most_bytes", "on_wait", "outcomes", "pid", "resendable", "sent", "size",
                  "topics", "uncertain")  # fmt: skip
 
-    def __init__(self, on_wait: Callable[[Batch], None]) -> None:
-        """`on_wait` is called when somebody waits for a message of this batch: it should not linger."""
+    def __init__(self, on_wait: Callable[[Bundle], None]) -> None:
+        """`on_wait` is called with the bundle when somebody waits for a message of it."""
         self.messages: list[Packed] = []
-        """The messages as bytes, kept until it is done."""
-        self._places: list[Place] = []
+        """The packed messages, kept until all have an outcome."""
+        self._refs: list[PartitionRef] = []
         self.resendable: set[int] = set()
         """The messages with a message_id: sending them twice stores them once."""
         self.topics: list[str] = []
+        """The topics whose specs are to be read again before it is sent."""
         self.uncertain: set[int] = set()
-        """The messages that were sent and may be stored, and are sent again: their fate is not known."""
+        """The messages that were sent once and may be stored, whatever a second attempt says."""
         self.size = 0
+        """Bytes of its messages."""
         self.most = 0
-        """The most messages that it may hold; `most_bytes`: the most bytes."""
+        """The most messages that it may hold."""
         self.most_bytes = 0
         self.born = time.monotonic()
         self.sent: float | None = None
@@ -62,22 +64,24 @@ class Batch:
         self.pid = os.getpid()
 
     def __len__(self) -> int:
-        return len(self.messages) or len(self._places)
+        return len(self.messages) or len(self._refs)
 
-    def place(self, index: int) -> Place:
+    def ref(self, index: int) -> PartitionRef:
+        """Return the partition of a message."""
         messages = self.messages  # read once: the sender lets go of it meanwhile
-        return messages[index][0] if messages else self._places[index]
+        return messages[index][0] if messages else self._refs[index]
 
     def outcome(self, index: int) -> Any:
+        """Return the reply to a message, its error, or PENDING."""
         return PENDING if self.outcomes is None else self.outcomes[index]
 
     def land(self, outcomes: list[Any]) -> None:
-        """Take in all outcomes, in order. Whoever waits hears of them by `tell`."""
+        """Record all outcomes, in order. `tell` wakes those who wait."""
         self._let_go()
         self.outcomes = outcomes
 
     def settle(self, outcomes: dict[int, Any]) -> None:
-        """Take in some outcomes. Whoever waits hears of them by `tell`."""
+        """Record some outcomes, by index. `tell` wakes those who wait."""
         if self.outcomes is None:
             self.outcomes = [PENDING] * len(self)
         for index, outcome in outcomes.items():
@@ -86,29 +90,29 @@ class Batch:
             self._let_go()
 
     def _let_go(self) -> None:
-        """Free the bytes: whoever keeps a future needs only the place."""
+        """Free the bytes: a future that somebody keeps needs only the partition."""
         if self.messages:
-            self._places = [place for place, _ in self.messages]
+            self._refs = [ref for ref, _ in self.messages]
             self.messages = []
 
     def is_done(self) -> bool:
-        """Whether nothing of it is on its way any more."""
+        """Return whether all messages have an outcome."""
         return self.outcomes is not None and PENDING not in self.outcomes
 
     def hurry(self) -> None:
-        """Do not let it linger: somebody waits."""
+        """Send it without lingering: somebody waits for it."""
         if not self.is_done():
             self._check_process()
             self.on_wait(self)
 
     def wait(self, index: int, timeout: float | None) -> Any:
-        """Wait for the outcome of one message and return it. Raises TimeoutError."""
+        """Wait for the outcome of a message and return it. `timeout`: seconds. Raises TimeoutError."""
         self._wait(lambda: self.outcome(index) is not PENDING, timeout)
         self.asked.add(index)
         return self.outcome(index)
 
     def wait_all(self, timeout: float | None) -> None:
-        """Wait until nothing of it is on its way any more. Raises TimeoutError."""
+        """Wait until all messages have an outcome. `timeout`: seconds. Raises TimeoutError."""
         self._wait(self.is_done, timeout)
 
     def _wait(self, condition: Callable[[], bool], timeout: float | None) -> None:
@@ -129,7 +133,7 @@ class Batch:
                 raise TimeoutError("the message is still on its way")
 
     def call_back(self, index: int, callback: Callable[[], None]) -> None:
-        """Call `callback` when the outcome is known, in the producer's thread; at once if it is."""
+        """Call `callback` when a message has an outcome, in the producer's thread; at once if it has."""
         self.asked.add(index)
         if self.outcome(index) is PENDING:
             self._check_process()
@@ -140,14 +144,14 @@ class Batch:
         callback()
 
     def tell(self) -> None:
-        """Tell those who wait for what is known now."""
+        """Wake those who wait for outcomes that are known now, and call their callbacks."""
         with _events:
             event, self.event = self.event, None
-            known = [index for index in self.callbacks if self.outcome(index) is not PENDING]
-            due = [each for index in known for each in self.callbacks.pop(index)]
+            decided = [index for index in self.callbacks if self.outcome(index) is not PENDING]
+            callbacks = [callback for index in decided for callback in self.callbacks.pop(index)]
         if event is not None:
             event.set()
-        for callback in due:
+        for callback in callbacks:
             callback()
 
     def _check_process(self) -> None:
@@ -158,43 +162,46 @@ class Batch:
 
 
 class PublishFuture:
-    """The receipt of one message, once it is there. Made by `Producer.send`."""
+    """The future receipt of one message. `Producer.send` makes it."""
 
-    __slots__ = ("_batch", "_index")
+    __slots__ = ("_bundle", "_index")
 
-    def __init__(self, batch: Batch, index: int) -> None:
-        self._batch = batch
+    def __init__(self, bundle: Bundle, index: int) -> None:
+        self._bundle = bundle
         self._index = index
 
     def result(self, timeout: float | None = None) -> Receipt:
-        """Wait for the receipt and return it, after at most `timeout` seconds. The message does not linger.
+        """Wait for the receipt, at most `timeout` seconds, and return it. The message does not linger.
 
-        Raises what `publish` raises, TimeoutError, and BusError in a process that was forked meanwhile.
+        Raises what `bus.publish` raises, TimeoutError, and BusError in a process that was forked meanwhile.
         """
-        outcome = self._batch.wait(self._index, timeout)
+        outcome = self._bundle.wait(self._index, timeout)
         if isinstance(outcome, Exception):
             raise outcome.with_traceback(None)  # others may have the same one
-        return receipt_of(*self._batch.place(self._index), outcome)
+        return receipt_of(*self._bundle.ref(self._index), outcome)
 
     def exception(self, timeout: float | None = None) -> Exception | None:
-        """Wait and return the error; None if the message is stored. Raises TimeoutError."""
-        outcome = self._batch.wait(self._index, timeout)
+        """Wait, at most `timeout` seconds, and return the error; None if the message is stored.
+
+        Raises TimeoutError, and BusError in a process that was forked meanwhile.
+        """
+        outcome = self._bundle.wait(self._index, timeout)
         return outcome if isinstance(outcome, Exception) else None
 
     def done(self) -> bool:
-        """Whether the message is stored, or has failed for good."""
-        return self._batch.outcome(self._index) is not PENDING
+        """Return whether the message is stored, or has failed for good."""
+        return self._bundle.outcome(self._index) is not PENDING
 
     def add_done_callback(self, callback: Callable[[PublishFuture], object]) -> None:
-        """Call `callback(future)` when it is done, in the producer's thread; at once if it is done.
+        """Call `callback(future)` when the message is stored or has failed; at once if it is or has.
 
-        The callback must be short: the producer waits for it. An exception in it is logged.
+        The producer's thread calls it and waits for it, so it must be short. An exception in it is logged.
         """
-        self._batch.call_back(self._index, lambda: _call(callback, self))
+        self._bundle.call_back(self._index, lambda: _call(callback, self))
 
     def hurry(self) -> None:
-        """Do not let this message linger for others: somebody waits for it."""
-        self._batch.hurry()
+        """Send this message without lingering for others."""
+        self._bundle.hurry()
 
     def __await__(self) -> Generator[Any, None, Receipt]:
         """Wait for the receipt in any event loop of asyncio, without blocking it: `await future`."""
@@ -213,7 +220,7 @@ class PublishFuture:
         return self.result(0)
 
     def __repr__(self) -> str:
-        topic, partition = self._batch.place(self._index)
+        topic, partition = self._bundle.ref(self._index)
         return f"<PublishFuture {topic}/{partition} {'done' if self.done() else 'on its way'}>"
 
 
@@ -233,7 +240,7 @@ def _call(callback: Callable[[PublishFuture], object], future: PublishFuture) ->
 
 
 def call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
-    """Have an event loop call something soon, from any thread."""
+    """Have an event loop call `work` soon, from any thread; do nothing if the loop is closed."""
     try:
         loop.call_soon_threadsafe(work)
     except RuntimeError:

@@ -8,7 +8,6 @@ wrong) goes through `bus.publishing.draft`, which also says what is wrong. Both 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
@@ -17,14 +16,15 @@ from bus.format import codec
 from bus.format.keys import Keys
 from bus.format.partition import checksum
 from bus.publishing import draft as drafts
-from bus.publishing.draft import Draft, Headers
+from bus.publishing.draft import Draft
+from bus.publishing.options import PublishOptions
 from bus.streams.wire import add_head, pack
 from bus.values import TopicSpec
 
-Place = tuple[str, int]
+PartitionRef = tuple[str, int]
 """Topic and partition."""
-Packed = tuple[Place, bytes]
-"""The place of a message, and its command in RESP."""
+Packed = tuple[PartitionRef, bytes]
+"""The partition of a message, and its command in RESP."""
 
 #: Lengths of values as RESP has them, by length: a table is faster than formatting.
 _TABLE = 4096
@@ -37,31 +37,31 @@ _KEY_LENGTHS = [b"\r\n$1\r\nk\r\n$%d\r\n" % size for size in range(_KEY_TABLE)]
 class Packer:
     """Packs messages for one topic as its spec is now."""
 
-    __slots__ = ("_heads", "_keyed_heads", "_keys", "_max_bytes", "_places", "_window", "pack", "spec")
+    __slots__ = ("_heads", "_keyed_heads", "_keys", "_max_bytes", "_refs", "_window", "pack", "spec")
 
     def __init__(self, spec: TopicSpec, keys: Keys, *, max_bytes: int, window: int) -> None:
         self.spec = spec
         self._keys = [keys.partition(spec.name, number) for number in range(spec.partitions)]
         self._max_bytes = max_bytes
         self._window = window
-        self._heads = [add_head(each.stream, 1) for each in self._keys]
-        self._keyed_heads = [add_head(each.stream, 2) for each in self._keys]
-        self._places = [(spec.name, number) for number in range(spec.partitions)]
-        """The place of each partition, made once for all messages."""
+        self._heads = [add_head(own.stream, 1) for own in self._keys]
+        self._keyed_heads = [add_head(own.stream, 2) for own in self._keys]
+        self._refs = [(spec.name, number) for number in range(spec.partitions)]
+        """The reference of each partition, made once for all messages."""
         self.pack = self._make_pack()
 
     def _make_pack(self) -> Callable[[Any, str | None, int], Packed]:
-        """Make `pack(value, key, turn)`, which packs a message with a JSON value. Raises InvalidMessage.
+        """Make `pack(value, key, rota)`, which packs a message that has no more than a key.
 
-        `turn`: the partition of a message without key. It is a closure, so that the hot path looks nothing
-        up.
+        `rota`: a number that grows, by which messages without key go to the partitions by rotation. `pack`
+        raises InvalidMessage. It is a closure, so that the hot path looks nothing up.
         """
-        heads, keyed_heads, places = self._heads, self._keyed_heads, self._places
+        heads, keyed_heads, refs = self._heads, self._keyed_heads, self._refs
         partitions, max_bytes, topic = self.spec.partitions, self._max_bytes, self.spec.name
         general, check_finite = self.pack_any, codec.check_finite
         dumps, crc, join, lengths, key_lengths = orjson.dumps, checksum, b"".join, _LENGTHS, _KEY_LENGTHS
 
-        def pack(value: Any, key: str | None, turn: int) -> Packed:
+        def pack(value: Any, key: str | None, rota: int) -> Packed:
             try:
                 packed = dumps(value)
                 if packed.find(b"null") >= 0:  # `in` raises and catches a TypeError inside for bytes
@@ -70,51 +70,31 @@ class Packer:
                 length = lengths[size] if size < _TABLE else b"%d\r\n" % size
                 if key is None:
                     if size > max_bytes:
-                        return general(value, key, turn=turn)
-                    partition = turn % partitions
-                    return places[partition], join((heads[partition], length, packed, b"\r\n"))
+                        return general(value, PublishOptions(key), rota)
+                    partition = rota % partitions
+                    return refs[partition], join((heads[partition], length, packed, b"\r\n"))
                 if key.__class__ is not str:
-                    return general(value, key, turn=turn)
+                    return general(value, PublishOptions(key), rota)
                 name = key.encode()
                 key_size = len(name)
                 if key_size >= _KEY_TABLE or size + key_size > max_bytes:
-                    return general(value, key, turn=turn)
+                    return general(value, PublishOptions(key), rota)
                 partition = crc(name) % partitions  # partition_of, without its call
-                return places[partition], join(
+                return refs[partition], join(
                     (keyed_heads[partition], length, packed, key_lengths[key_size], name, b"\r\n")
                 )
             except (TypeError, ValueError, RecursionError):  # bytes, or what the general way explains
-                return general(value, key, turn=turn)
+                return general(value, PublishOptions(key), rota)
 
         return pack
 
-    def pack_any(
-        self,
-        value: Any,
-        key: str | None = None,
-        headers: Headers | None = None,
-        *,
-        turn: int,
-        message_id: str | None = None,
-        delay: float | timedelta | None = None,
-        at: datetime | None = None,
-    ) -> Packed:
-        """Pack any message, and say what is wrong with one that cannot be packed. Raises InvalidMessage."""
-        draft = drafts.make(
-            self.spec.name,
-            value,
-            key,
-            headers,
-            message_id=message_id,
-            delay=delay,
-            at=at,
-            max_bytes=self._max_bytes,
-        )
-        return self.pack_draft(draft, turn)
+    def pack_any(self, value: Any, options: PublishOptions, rota: int) -> Packed:
+        """Pack any message. Raises InvalidMessage, which says what is wrong with it."""
+        return self.pack_draft(drafts.make(self.spec.name, value, options, max_bytes=self._max_bytes), rota)
 
-    def pack_draft(self, draft: Draft, turn: int, *, by_text: bool = False) -> Packed:
-        """Pack a draft. `by_text`: with its whole script, which the server does not know."""
-        partition = draft.partition(self.spec.partitions, lambda: turn)
-        return self._places[partition], pack(
+    def pack_draft(self, draft: Draft, rota: int, *, by_text: bool = False) -> Packed:
+        """Pack a draft. `by_text`: with the text of its script, which the server does not know."""
+        partition = draft.partition(self.spec.partitions, lambda: rota)
+        return self._refs[partition], pack(
             draft.command(self._keys[partition], self._window, by_text=by_text)
         )

@@ -1,10 +1,10 @@
 """The buffered producer: many threads hand in messages, one thread of its own writes them.
 
-    send() → open batch ──full, old, or waited for──▶ queue ──▶ Sender ──▶ Redis
+    send() → open bundle ──full, old, or waited for──▶ queue ──▶ Sender ──▶ Redis
        ▲                                                          │
        └── PublishFuture ◀───── replies, errors ──────────────────┘
 
-All batches go over one connection in the order in which they were begun, so the order of each partition is
+All bundles go over one connection in the order in which they were begun, so the order of each partition is
 that of the calls to `send`.
 """
 
@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from bus.errors import ConfigurationError
 from bus.publishing import future
 from bus.publishing.buffer import Buffer, Limits
-from bus.publishing.future import Batch, PublishFuture
+from bus.publishing.future import Bundle, PublishFuture
+from bus.publishing.options import PublishOptions
 from bus.publishing.packer import Packer
 from bus.publishing.sender import Sender
 
@@ -55,10 +56,10 @@ class Producer:
         on_full: Literal["block", "raise"] = "block",
         delivery_timeout: float = 60.0,
     ) -> None:
-        """Open no connection yet.
+        """Make a producer. It opens no connection yet.
 
         `bus`: None is the default bus. `linger`: seconds that a message waits for others to share its write.
-        `batch_messages`, `batch_bytes`: the most in one batch; batches that have piled up share a write.
+        `batch_messages`, `batch_bytes`: the most that is sent together; what has piled up shares a write.
         `buffer_messages`, `buffer_bytes`: the most on its way; then `send` waits (`on_full="block"`) or
         raises BufferFull ("raise"). `delivery_timeout`: seconds after which a message fails that could not be
         written. Raises ConfigurationError.
@@ -90,7 +91,7 @@ class Producer:
     def _begin(self) -> None:
         """Start with nothing buffered: in a new producer, and in a child after a fork."""
         self._buffer = Buffer(self._limits, on_cut=self._cut, wake=self._wake)
-        self._turn = 0
+        self._rota = 0
         self._packers: dict[str, Packer] = {}
         self._sender: Sender | None = None
 
@@ -107,51 +108,49 @@ class Producer:
         delay: float | timedelta | None = None,
         at: datetime | None = None,
     ) -> PublishFuture:
-        """Hand in one message and return the future of its receipt. Arguments as of `bus.publish`.
+        """Hand in one message and return the future of its receipt. The arguments are those of `bus.publish`.
 
-        Messages without key and message_id stay with one partition for a batch, then go to the next. Raises
-        InvalidMessage, UnknownTopic, ProducerClosed, BufferFull, and BusUnavailable if the topic is not known
-        yet and Redis cannot be asked. The future holds whatever becomes of the message later.
+        Messages without key and message_id that are sent together go to one partition, the next ones to the
+        next. Raises InvalidMessage, UnknownTopic, ProducerClosed, BufferFull, and BusUnavailable if this is
+        the topic's first message and Redis cannot be asked. What happens later, the future tells.
         """
         packer = self._packers.get(topic) or self._look_up(topic)
         if headers is None and message_id is None and delay is None and at is None:
             # The hot path: with the lock about 1 µs besides packing.
-            message = packer.pack(value, key, self._turn)
+            message = packer.pack(value, key, self._rota)
             buffer = self._buffer
             with buffer.lock:
-                batch = buffer.open
-                index = len(batch.messages)
-                size = batch.size + len(message[1])
-                if index == 0 or size > batch.most_bytes:
-                    batch, index, size = buffer.begin(len(message[1])), 0, len(message[1])
-                batch.messages.append(message)
-                batch.size = size
-                full = index + 1 == batch.most
+                bundle = buffer.open
+                index = len(bundle.messages)
+                size = bundle.size + len(message[1])
+                if index == 0 or size > bundle.most_bytes:
+                    bundle, index, size = buffer.begin(len(message[1])), 0, len(message[1])
+                bundle.messages.append(message)
+                bundle.size = size
+                full = index + 1 == bundle.most
                 if full:
                     buffer.cut()
             if full:
                 time.sleep(0)  # lets the sender have Python's lock now: see Buffer
-            return PublishFuture(batch, index)
-        message = packer.pack_any(
-            value, key, headers, turn=self._turn, message_id=message_id, delay=delay, at=at
-        )
+            return PublishFuture(bundle, index)
+        message = packer.pack_any(value, PublishOptions(key, headers, message_id, delay, at), self._rota)
         with self._buffer.lock:
-            batch = self._buffer.open
-            if not batch or batch.size + len(message[1]) > batch.most_bytes:
-                batch = self._buffer.begin(len(message[1]))
-            batch.messages.append(message)
-            batch.size += len(message[1])
+            bundle = self._buffer.open
+            if not bundle or bundle.size + len(message[1]) > bundle.most_bytes:
+                bundle = self._buffer.begin(len(message[1]))
+            bundle.messages.append(message)
+            bundle.size += len(message[1])
             if message_id is not None:
-                batch.resendable.add(len(batch) - 1)
-            made = PublishFuture(batch, len(batch) - 1)
-            if len(batch) == batch.most:
+                bundle.resendable.add(len(bundle) - 1)
+            made = PublishFuture(bundle, len(bundle) - 1)
+            if len(bundle) == bundle.most:
                 self._buffer.cut()
         return made
 
     def _look_up(self, topic: str) -> Packer:
-        """Return the packer by the known spec, so that no slow or absent Redis keeps `send` waiting.
+        """Return the packer by the spec that was read last, so that `send` does not wait for Redis.
 
-        The sender asks for a newer spec. Only a topic's first message waits for Redis.
+        The sender reads a newer spec. Only a topic's first message waits for Redis.
         """
         publisher = self._bus.publisher
         packer = self._packers[topic] = publisher.known_packer(topic) or publisher.packer(topic)
@@ -163,14 +162,14 @@ class Producer:
             return self._given
         return Producer.default_bus()
 
-    def _cut(self, batch: Batch) -> None:
-        """Close a batch: keyless messages go on to the next partition, and specs are looked at anew."""
-        batch.topics = list(self._packers)
+    def _cut(self, bundle: Bundle) -> None:
+        """Complete a bundle: keyless messages go on to the next partition, and specs are read again."""
+        bundle.topics = list(self._packers)
         self._packers.clear()
-        self._turn += 1
+        self._rota += 1
 
     def _wake(self) -> None:
-        """Wake the sender: the buffer has something to send. Called with the buffer's lock."""
+        """Start the sender when there is something to send. Called with the buffer's lock."""
         if self._sender is None:
             bus = self._bus
             sender = Sender(
@@ -186,27 +185,28 @@ class Producer:
     # ------------------------------------------------------------------ the end
 
     def when_room(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once when something has left the buffer, in the producer's thread; at once if it is
-        empty.
+        """Call `callback` once when messages have left the buffer; at once if it is empty.
+
+        The producer's thread calls it.
         """
         self._buffer.when_room(callback)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until everything handed in so far is stored or has failed, at most `timeout` seconds.
+        """Wait until all messages handed in so far are stored or have failed, at most `timeout` seconds.
 
-        Raises TimeoutError. Otherwise raises the first error since the last flush of a message whose future
-        nobody asked, with a note on how many there were.
+        Raises TimeoutError, or the first error since the last flush of a message whose future nobody has
+        asked, with a note on how many there are.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        for batch in self._buffer.everything():
-            batch.wait_all(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        for bundle in self._buffer.everything():
+            bundle.wait_all(None if deadline is None else max(0.0, deadline - time.monotonic()))
         self._raise_unasked()
 
     def close(self, timeout: float | None = None) -> None:
-        """Flush and end, after at most `timeout` seconds (None: as long as delivery_timeout lets it).
+        """Flush and end, after at most `timeout` seconds (None: as long as `delivery_timeout` allows).
 
-        What is not stored by then fails: with BusUnavailable if it was surely not written, otherwise with
-        PublishUncertain. Raises what flush raises. You may call it again.
+        Messages that are not stored by then fail: with BusUnavailable if they were not written, with
+        PublishUncertain if nobody knows. Raises what `flush` raises. You may call it again.
         """
         self._buffer.close(timeout)
         sender = self._sender
@@ -239,7 +239,7 @@ class Producer:
             error.add_note(f"Besides, messages of the producer failed: {own!r}")
 
     def _after_fork(self) -> None:
-        """Forget the buffer in a forked child: its parent sends that."""
+        """Begin with an empty buffer in a forked child: the parent sends what is in the old one."""
         closed = self._buffer.closed
         self._begin()
         self._buffer.closed = closed

@@ -1,4 +1,4 @@
-"""The thread of a producer: writes batches in their order, two in flight, and sends again what may go again.
+"""The thread of a producer: writes bundles in their order, two in flight, and sends again what may go again.
 
 Two kinds may go again without a second copy: what the server refused (it wrote nothing), and what has a
 message_id. Order is kept per partition. If something of a partition was stored after a refused message of it,
@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from bus.errors import BusError, BusFull, BusUnavailable, ReplyLost, ServerError, UnknownTopic
-from bus.publishing.future import PENDING, Batch
-from bus.publishing.packer import Place
+from bus.publishing.future import PENDING, Bundle
+from bus.publishing.packer import PartitionRef
 from bus.publishing.publisher import Publisher
-from bus.publishing.waves import uncertain, vanished
+from bus.publishing.waves import stream_gone, uncertain
 from bus.safety.complaints import Complaints
 from bus.streams.commands import is_noscript
 from bus.streams.connect import Client, error_of, is_demoted
@@ -37,62 +37,62 @@ _BACKOFF = RetryPolicy(delay=0.05, max_delay=1.0, jitter=0.5)
 
 
 class Queue(Protocol):
-    """The source of the sender's batches, which also hears what became of them."""
+    """The buffer, as the sender sees it: it gives bundles and hears what became of them."""
 
-    def take(self, *, wait: bool) -> list[Batch]:
-        """Return the next batches that are due; without any: nothing, or wait. Nothing then means the end."""
+    def take(self, *, wait: bool) -> list[Bundle]:
+        """Return the next bundles that are due. Where none is: wait, or return nothing."""
 
-    def landed(self, batch: Batch, failed: list[tuple[int, Exception]]) -> None:
-        """Hear that nothing of this batch is on its way any more."""
+    def landed(self, bundle: Bundle, failed: list[tuple[int, Exception]]) -> None:
+        """Hear that all messages of a bundle have an outcome."""
 
     def pause(self, seconds: float) -> bool:
-        """Wait for so many seconds; False if there is no time left at all."""
+        """Wait for so many seconds; False if the time of `close` is over."""
 
     def abandon(self, reason: str) -> int:
-        """Send nothing more; fail all that is there, and return how many messages."""
+        """Fail all messages that are there, and return how many."""
 
 
 class Flight:
-    """The content of one write: whole batches, or what is left of some."""
+    """The content of one write: whole bundles, or single messages of some."""
 
     __slots__ = ("messages", "whole")
 
-    def __init__(self, whole: list[Batch], messages: list[tuple[Batch, int]] | None = None) -> None:
+    def __init__(self, whole: list[Bundle], messages: list[tuple[Bundle, int]] | None = None) -> None:
         self.whole = whole
         self.messages = messages
-        """The single messages, if they are not all of their batches."""
+        """The single messages, if they are not all of their bundles."""
 
-    def all_messages(self) -> list[tuple[Batch, int]]:
+    def all_messages(self) -> list[tuple[Bundle, int]]:
         if self.messages is not None:
             return self.messages
-        return [(batch, index) for batch in self.whole for index in range(len(batch))]
+        return [(bundle, index) for bundle in self.whole for index in range(len(bundle))]
 
     def __len__(self) -> int:
         return sum(map(len, self.whole)) if self.messages is None else len(self.messages)
 
     def write(self) -> tuple[bytes, int]:
-        """Return the bytes, and how many messages they are."""
+        """Return the bytes to write, and how many messages they are."""
         if self.messages is None:
-            packed = [packed for batch in self.whole for _, packed in batch.messages]
+            packed = [packed for bundle in self.whole for _, packed in bundle.messages]
         else:
-            packed = [batch.messages[index][1] for batch, index in self.messages]
+            packed = [bundle.messages[index][1] for bundle, index in self.messages]
         return b"".join(packed), len(packed)
 
     @classmethod
-    def of(cls, messages: list[tuple[Batch, int]]) -> Flight:
+    def of(cls, messages: list[tuple[Bundle, int]]) -> Flight:
         """Make a flight of single messages, in their order."""
-        return cls(list({id(batch): batch for batch, _ in messages}.values()), messages)
+        return cls(list({id(bundle): bundle for bundle, _ in messages}.values()), messages)
 
 
 class _Mended(UnknownTopic):
-    """A stream had vanished, or the server did not know a script. It does now."""
+    """A stream was gone, or the server did not know a script. That is mended."""
 
     def __init__(self, text: str) -> None:
         BusError.__init__(self, text)
 
 
 class Sender(threading.Thread):
-    """Sends what its queue gives until the queue ends."""
+    """Sends the bundles of its queue until the queue ends."""
 
     def __init__(
         self,
@@ -104,8 +104,11 @@ class Sender(threading.Thread):
         window: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`delivery_timeout`: seconds after which a message fails that could not be written.
-        `window`: seconds for which a message_id is known."""
+        """Make a thread that does not run yet.
+
+        `delivery_timeout`: seconds after which a message fails that could not be written. `window`: seconds
+        for which the server knows a message_id.
+        """
         super().__init__(name="jitney-producer", daemon=True)
         self._client = client
         self._publisher = publisher
@@ -118,8 +121,9 @@ class Sender(threading.Thread):
         self._again: deque[Flight] = deque()
         """Flights that must be sent before anything new."""
         self._trouble: BusError | None = None
-        """The error of the last write, if nothing could be written."""
+        """Why the last write failed or was refused; None if it was not."""
         self._troubles = 0
+        """Writes that failed or were refused, since the last one that was not."""
 
     def run(self) -> None:
         try:
@@ -142,12 +146,12 @@ class Sender(threading.Thread):
                 self._land()
             return True
         flying = len(self._flights)
-        batches = self._queue.take(wait=not flying) if flying < _FLIGHTS else []
-        if batches:
-            self._send(Flight(batches))
+        bundles = self._queue.take(wait=not flying) if flying < _FLIGHTS else []
+        if bundles:
+            self._send(Flight(bundles))
         elif flying:
             self._land()
-        return bool(batches) or flying > 0
+        return bool(bundles) or flying > 0
 
     # ------------------------------------------------------------------ the way out
 
@@ -161,10 +165,10 @@ class Sender(threading.Thread):
             self._again.appendleft(flight)
             self._back_off(error)
             return
-        self._publisher.refresh({topic for batch in flight.whole for topic in batch.topics})
+        self._publisher.refresh({topic for bundle in flight.whole for topic in bundle.topics})
         now = self._clock()
-        for batch in flight.whole:
-            batch.sent = batch.sent or now
+        for bundle in flight.whole:
+            bundle.sent = bundle.sent or now
         self._flights.append(flight)
         try:
             link.send(*flight.write())
@@ -172,20 +176,23 @@ class Sender(threading.Thread):
             self._lost(error, [])
 
     def _without_hopeless(self, flight: Flight) -> Flight:
-        """Fail what is too old, and what may be stored under an id that the server forgets soon."""
+        """Fail messages that are too old, or may be stored under an id that the server forgets soon.
+
+        Return the flight without them.
+        """
         trouble = self._trouble
         if trouble is None:
             return flight
         messages = flight.all_messages()
-        hopeless = {each for each in messages if self._is_hopeless(*each)}
+        hopeless = {message for message in messages if self._is_hopeless(*message)}
         if not hopeless:
             return flight
-        failed = [each for each in messages if each in hopeless]
-        self._judge(failed, [_final(*each, trouble) for each in failed])
-        return Flight.of([each for each in messages if each not in hopeless])
+        failed = [message for message in messages if message in hopeless]
+        self._judge(failed, [_final(*message, trouble) for message in failed])
+        return Flight.of([message for message in messages if message not in hopeless])
 
-    def _is_hopeless(self, batch: Batch, index: int) -> bool:
-        return self._is_late(batch) or (index in batch.uncertain and not self._may_resend(batch))
+    def _is_hopeless(self, bundle: Bundle, index: int) -> bool:
+        return self._is_late(bundle) or (index in bundle.uncertain and not self._may_resend(bundle))
 
     def _connect(self) -> Link:
         # Where something is under way the link is open: what breaks it clears the flights.
@@ -227,20 +234,20 @@ class Sender(threading.Thread):
         self._flights.popleft()
         self._trouble, self._troubles = None, 0
         begin = 0
-        for batch in flight.whole:
-            end = begin + len(batch)
-            batch.land(replies[begin:end])
-            self._queue.landed(batch, [])
-            batch.tell()
+        for bundle in flight.whole:
+            end = begin + len(bundle)
+            bundle.land(replies[begin:end])
+            self._queue.landed(bundle, [])
+            bundle.tell()
             begin = end
 
     def _lost(self, error: BusUnavailable, replies: list[Any]) -> None:
-        """Sort out what is under way: the connection broke after these replies."""
+        """Sort what is under way: the connection broke after these replies."""
         self._close_link()
         self._sort(replies, error)
 
     def _sort_out(self, replies: list[Any]) -> None:
-        """Read the replies to all that is under way: something was refused, or is sent again."""
+        """Read the other replies to what is under way, some of which was refused, and sort it."""
         link = self._link
         assert link is not None
         under_way = sum(map(len, self._flights))
@@ -252,38 +259,41 @@ class Sender(threading.Thread):
         self._sort(replies, None)
 
     def _sort(self, replies: list[Any], lost: BusUnavailable | None) -> None:
-        """Divide what is under way: settled, or sent again. `lost`: why there are no more replies."""
-        messages = [each for flight in self._flights for each in flight.all_messages()]
+        """Decide for each message under way: it has an outcome, or is sent again.
+
+        `lost`: why there are no more replies; None if there are all.
+        """
+        messages = [message for flight in self._flights for message in flight.all_messages()]
         self._flights.clear()
         replies = replies + [PENDING] * (len(messages) - len(replies))
         verdicts: list[Any] = []
-        again: list[tuple[Batch, int]] = []
+        again: list[tuple[Bundle, int]] = []
         refusal: BusError | None = None
-        closed: set[Place] = set()
-        mended: dict[Place, BusError | None] = {}
+        closed: set[PartitionRef] = set()
+        mended: dict[PartitionRef, BusError | None] = {}
         # From the last to the first: was something of the same partition stored after it, or may have been?
-        for (batch, index), reply in zip(reversed(messages), reversed(replies), strict=True):
-            place = batch.place(index)
+        for (bundle, index), reply in zip(reversed(messages), reversed(replies), strict=True):
+            ref = bundle.ref(index)
             verdict: Any = reply
             error: BusError | None = lost
             if reply is PENDING:
-                batch.uncertain.add(index)
-                if not (index in batch.resendable and self._may_resend(batch)):
-                    verdict = _final(batch, index, lost)
-                closed.add(place)
+                bundle.uncertain.add(index)
+                if not (index in bundle.resendable and self._may_resend(bundle)):
+                    verdict = _final(bundle, index, lost)
+                closed.add(ref)
             elif reply is None or isinstance(reply, ServerError):
-                error = self._refusal(place, reply, mended)
+                error = self._refusal(ref, reply, mended)
                 if isinstance(error, BusFull):
-                    batch.uncertain.discard(index)  # the script has looked: the id is not known
+                    bundle.uncertain.discard(index)  # the script has looked: the id is not known
                 passing = isinstance(error, BusFull | BusUnavailable | _Mended)
-                again_too = passing and place not in closed and not self._is_late(batch)
-                verdict = PENDING if again_too else _final(batch, index, error)
+                again_too = passing and ref not in closed and not self._is_late(bundle)
+                verdict = PENDING if again_too else _final(bundle, index, error)
             else:
-                closed.add(place)
+                closed.add(ref)
             verdicts.append(verdict)
             if verdict is PENDING:
                 refusal = error
-                again.append((batch, index))
+                again.append((bundle, index))
         self._judge(messages, verdicts[::-1])
         if any(map(is_demoted, replies)):
             self._close_link()
@@ -293,45 +303,47 @@ class Sender(threading.Thread):
             self._again.appendleft(Flight.of(again[::-1]))
             self._back_off(refusal)
 
-    def _may_resend(self, batch: Batch) -> bool:
-        """Whether the server surely still knows the message_ids of a batch."""
-        sent_for = 0.0 if batch.sent is None else self._clock() - batch.sent
-        return sent_for < self._window / 2 and not self._is_late(batch)
+    def _may_resend(self, bundle: Bundle) -> bool:
+        """Return whether the server surely still knows the message_ids of a bundle."""
+        sent_for = 0.0 if bundle.sent is None else self._clock() - bundle.sent
+        return sent_for < self._window / 2 and not self._is_late(bundle)
 
-    def _refusal(self, place: Place, reply: Any, mended: dict[Place, BusError | None]) -> BusError:
-        """Return the error of a refused message, after trying to mend its cause: once for each partition."""
+    def _refusal(
+        self, ref: PartitionRef, reply: Any, mended: dict[PartitionRef, BusError | None]
+    ) -> BusError:
+        """Return the error of a refused message. Before that mend its cause, once for each partition."""
         if reply is not None and not is_noscript(reply):
             return error_of(reply)
-        if place not in mended:
-            mended[place] = self._mend(place, reply)
-        return mended[place] or _Mended(str(vanished(place[0])) if reply is None else str(reply))
+        if ref not in mended:
+            mended[ref] = self._mend(ref, reply)
+        return mended[ref] or _Mended(str(stream_gone(ref[0])) if reply is None else str(reply))
 
-    def _mend(self, place: Place, reply: Any) -> BusError | None:
+    def _mend(self, ref: PartitionRef, reply: Any) -> BusError | None:
         try:
-            self._publisher.mend(*place, reply)
+            self._publisher.mend(*ref, reply)
         except BusError as error:
             return error
         except Exception as error:  # such as a spec that a newer Jitney wrote
-            return BusError(f"{place[0]}/{place[1]} cannot be mended: {error!r}")
+            return BusError(f"{ref[0]}/{ref[1]} cannot be mended: {error!r}")
         return None
 
-    def _is_late(self, batch: Batch) -> bool:
-        return self._clock() - batch.born >= self._delivery_timeout
+    def _is_late(self, bundle: Bundle) -> bool:
+        return self._clock() - bundle.born >= self._delivery_timeout
 
     # ------------------------------------------------------------------ what becomes of messages
 
-    def _judge(self, messages: list[tuple[Batch, int]], verdicts: Sequence[Any]) -> None:
-        """Give each message that has an outcome its outcome."""
-        by_batch: dict[int, tuple[Batch, dict[int, Any]]] = {}
-        for (batch, index), verdict in zip(messages, verdicts, strict=True):
+    def _judge(self, messages: list[tuple[Bundle, int]], verdicts: Sequence[Any]) -> None:
+        """Record the verdicts that are outcomes, and wake those who wait. PENDING is none."""
+        by_bundle: dict[int, tuple[Bundle, dict[int, Any]]] = {}
+        for (bundle, index), verdict in zip(messages, verdicts, strict=True):
             if verdict is not PENDING:
-                by_batch.setdefault(id(batch), (batch, {}))[1][index] = verdict
-        for batch, outcomes in by_batch.values():
-            _complain(batch, outcomes)
-            batch.settle(outcomes)
-            if batch.is_done():
-                self._queue.landed(batch, _failures(batch))
-            batch.tell()
+                by_bundle.setdefault(id(bundle), (bundle, {}))[1][index] = verdict
+        for bundle, outcomes in by_bundle.values():
+            _complain(bundle, outcomes)
+            bundle.settle(outcomes)
+            if bundle.is_done():
+                self._queue.landed(bundle, _failures(bundle))
+            bundle.tell()
 
     def _back_off(self, error: BusError) -> None:
         complaints.say(
@@ -343,10 +355,10 @@ class Sender(threading.Thread):
             self._give_up(error)
 
     def _give_up(self, error: BusError) -> None:
-        """Fail everything: the producer is being closed and its time is over."""
+        """Fail all flights that wait: the time of `close` is over."""
         for flight in self._again:
             messages = flight.all_messages()
-            self._judge(messages, [_final(*each, error) for each in messages])
+            self._judge(messages, [_final(*message, error) for message in messages])
         self._again.clear()
 
 
@@ -354,23 +366,24 @@ def _all_stored(replies: list[Any]) -> bool:
     return set(map(type, replies)) <= {bytes, list}
 
 
-def _final(batch: Batch, index: int, error: BusError | None) -> BusError:
-    """Return the error of a message that is given up. If it was sent, it may be stored, and nobody knows."""
-    if index in batch.uncertain or error is None:
-        return uncertain(batch.place(index)[0], error or ReplyLost("no reply"))
+def _final(bundle: Bundle, index: int, error: BusError | None) -> BusError:
+    """Return the error of a message that is given up: PublishUncertain if it may be stored."""
+    if index in bundle.uncertain or error is None:
+        return uncertain(bundle.ref(index)[0], error or ReplyLost("no reply"))
     return error
 
 
-def _failures(batch: Batch) -> list[tuple[int, Exception]]:
-    return [(index, each) for index, each in enumerate(batch.outcomes or ()) if isinstance(each, Exception)]
+def _failures(bundle: Bundle) -> list[tuple[int, Exception]]:
+    outcomes = enumerate(bundle.outcomes or ())
+    return [(index, outcome) for index, outcome in outcomes if isinstance(outcome, Exception)]
 
 
-def _complain(batch: Batch, outcomes: dict[int, Any]) -> None:
-    """Log errors, one line a second for each topic and kind, so that nothing is dropped in silence."""
+def _complain(bundle: Bundle, outcomes: dict[int, Any]) -> None:
+    """Log the errors among outcomes, one line a second for each topic and kind of error."""
     failed: dict[tuple[str, str], list[Exception]] = {}
-    for index, each in outcomes.items():
-        if isinstance(each, Exception):
-            failed.setdefault((batch.place(index)[0], type(each).__name__), []).append(each)
+    for index, outcome in outcomes.items():
+        if isinstance(outcome, Exception):
+            failed.setdefault((bundle.ref(index)[0], type(outcome).__name__), []).append(outcome)
     for (topic, kind), errors in failed.items():
         failed_messages.say(
             (topic, kind),

@@ -1,4 +1,4 @@
-"""The verbs of streams and leases: one function each, raw ids and bytes in and out.
+"""Loads and runs the Lua scripts, and makes and reads what other commands share: raw ids and bytes.
 
 Scripts live in `scripts/`, each with a header of keys, arguments and reply. A line `-- @include name` in one
 stands for a function that several need, `scripts/lib/name.lua`. Scripts are sent by EVALSHA and, where the
@@ -23,7 +23,7 @@ from bus.streams.wire import Argument, Command
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """The text of one Lua script and its SHA-1."""
+    """A Lua script: its text and its SHA-1."""
 
     text: bytes
     sha: str
@@ -40,7 +40,7 @@ _INCLUDE = re.compile(rb"^-- @include (\w+)\n", re.MULTILINE)
 
 @cache
 def script(name: str) -> Script:
-    """The script in `scripts/<name>.lua`, with what it includes."""
+    """Return the script in `scripts/<name>.lua`, with what it includes."""
     folder = files("bus.streams").joinpath("scripts")
 
     def function(line: re.Match[bytes]) -> bytes:
@@ -51,66 +51,70 @@ def script(name: str) -> Script:
 
 
 def is_noscript(reply: Any) -> bool:
+    """Return whether the server does not know a script; nothing ran then."""
     return isinstance(reply, ServerError) and reply.code == "NOSCRIPT"
 
 
 def is_nogroup(error: object) -> bool:
-    """True for the errors that mean: the stream or the group is gone."""
+    """Return whether an error says that the stream or the group is gone."""
     return isinstance(error, ServerError) and (
         error.code in ("NOGROUP", "UNBLOCKED") or "NOGROUP" in str(error) or "no such key" in str(error)
     )
 
 
 def is_wrongtype(reply: object) -> bool:
-    """True if the key holds another type than the command is for: somebody else has written it."""
+    """Return whether an error says that a key is of another type: somebody else has written it."""
     return isinstance(reply, ServerError) and reply.code == "WRONGTYPE"
 
 
 def is_of_one_partition(reply: object) -> bool:
-    """Return whether an error concerns the keys of one partition only."""
+    """Return whether an error concerns the keys of one partition only, so that others can be worked on."""
     if not isinstance(reply, ServerError) or is_nogroup(reply):
         return False
     return isinstance(error_of(reply), ServerError | ForeignData | PartitionFull)
 
 
 def run(client: Client, name: str, keys: Sequence[str], args: Sequence[Argument] = ()) -> Any:
-    """Run one script and return its reply, or raise its error."""
+    """Run a script and return its reply. Raises its error, or BusUnavailable."""
     return check(run_many(client, name, [(keys, args)])[0])
 
 
 def run_many(
     client: Client, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]
 ) -> list[Any]:
-    """Run one script many times in one round trip; errors are values among the replies."""
-    wanted = script(name)
-    replies = client.pipe([wanted.by_sha(keys, args) for keys, args in calls])
+    """Run a script many times in one round trip; errors are values among the replies.
+
+    `calls`: keys and arguments of each. Raises BusUnavailable.
+    """
+    called = script(name)
+    replies = client.pipe([called.by_sha(keys, args) for keys, args in calls])
     missing = [index for index, reply in enumerate(replies) if is_noscript(reply)]
     if missing:
         # EVAL also caches the script, so the first of them heals the server for all later calls.
-        again = client.pipe([wanted.by_text(*calls[index]) for index in missing])
+        again = client.pipe([called.by_text(*calls[index]) for index in missing])
         for index, reply in zip(missing, again, strict=True):
             replies[index] = reply
     return replies
 
 
 def scan(client: Client, pattern: str) -> list[str]:
-    """The names of all keys that match a pattern. Reads the whole key space, in pieces."""
-    found: list[str] = []
+    """Return the names of all keys that match a pattern. Reads the whole key space, in pieces."""
+    names: list[str] = []
     cursor: Argument = "0"
     while True:
         cursor, page = client.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-        found += [text(name) for name in page]
+        names += [text(name) for name in page]
         if cursor in (b"0", "0"):
-            return found
+            return names
 
 
 def add_command(stream: str, fields: Sequence[bytes]) -> Command:
-    """XADD that never creates a stream: one without its groups would lose messages for them."""
+    """Return an XADD that makes no stream: one without its groups would lose messages for them."""
     return ("XADD", stream, "NOMKSTREAM", "*", *fields)
 
 
 def fields_of(reply: Sequence[Any]) -> dict[str, Any]:
-    """A flat reply of names and values (XINFO, HGETALL) as a dictionary with text names."""
+    """Return a flat reply of names and values (XINFO, HGETALL) as a dictionary with text names."""
     return {_name(name): value for name, value in zip(reply[::2], reply[1::2], strict=True)}
 
 

@@ -1,4 +1,4 @@
-"""Connections to Redis: timeouts, logging in, a pool that is safe across threads and forks.
+"""Connections to Redis: timeouts, login, and a pool that is safe across threads and forks.
 
 No write is ever sent again by the client. A reply that was lost surfaces as ReplyLost, and the
 caller, who alone knows what a second copy would mean, decides.
@@ -48,12 +48,12 @@ _DEMOTED = frozenset(("READONLY", "MASTERDOWN"))
 
 
 def is_demoted(reply: Any) -> bool:
-    """Return whether the connection that gave this reply is not worth keeping."""
+    """Return whether a reply says that the server is no master any more: then drop the link."""
     return isinstance(reply, ServerError) and reply.code in _DEMOTED
 
 
 def is_forbidden(reply: Any) -> bool:
-    """Return whether access rules (ACL) refuse a command, or a command inside a script."""
+    """Return whether a reply says that access rules (ACL) refuse a command, or one inside a script."""
     return isinstance(reply, ServerError) and (
         reply.code == "NOPERM"
         or "The user executing the script can't" in str(reply)  # Redis
@@ -92,17 +92,17 @@ def seconds_of(reply: Any) -> float:
 
 
 def check(reply: Any) -> Any:
-    """Return the reply, or raise its error."""
+    """Return a reply; raise it if it is an error."""
     if isinstance(reply, ServerError):
         raise error_of(reply)
     return reply
 
 
 class Endpoint:
-    """A server URL, checked, from which connections are made."""
+    """A checked server URL, which makes connections."""
 
     def __init__(self, url: str | Address, *, timeout: float = 5.0, autostart: bool = False) -> None:
-        """`autostart`: start the server of an embedded:// URL if nobody has yet."""
+        """`timeout`: seconds. `autostart`: start the server of an embedded:// URL if it does not run."""
         url = url if isinstance(url, Address) else Url(url)  # a traceback may show what this frame holds
         self.address = url if isinstance(url, Address) else parse(url)
         self.timeout = timeout
@@ -110,7 +110,7 @@ class Endpoint:
 
     @property
     def directory(self) -> Path | None:
-        """The directory of an embedded server, or None."""
+        """The directory of an embedded server; None for other URLs."""
         if self.address.scheme != "embedded":
             return None
         return Path(self.address.path).expanduser().absolute()
@@ -121,7 +121,7 @@ class Endpoint:
         return self.address.masked
 
     def connect(self, *, timeout: float | None = None) -> Link:
-        """Open a connection for the caller alone. Raises BusUnavailable."""
+        """Open a connection for the caller alone. `timeout`: seconds. Raises BusUnavailable."""
         address = self.address
         seconds = self.timeout if timeout is None else timeout
         greeting = _greeting(address.username, address.password, address.db)
@@ -184,7 +184,7 @@ def _greeting(username: str | None, password: Secret | None, db: int) -> list[Co
 
 
 def _greet(link: Link, greeting: Sequence[Command]) -> Link:
-    """Log in and choose the database. Raises BusUnavailable, and then the connection is closed."""
+    """Log in and choose the database. Raises BusUnavailable; then the connection is closed."""
     try:
         link.send(SecretBytes(pack_all(greeting)), len(greeting))
         replies = link.receive_many(len(greeting))
@@ -202,7 +202,7 @@ def _greet(link: Link, greeting: Sequence[Command]) -> Link:
 
 
 def _refusal(command: Command, reply: Any) -> str:
-    """Return what keeps us from using this connection; "" if nothing does."""
+    """Return why a reply to the greeting makes the connection useless; "" if it does not."""
     if not isinstance(reply, ServerError):
         return ""
     # A name is only for those who look at CLIENT LIST; who may not give one can do all else.
@@ -213,7 +213,7 @@ def _refusal(command: Command, reply: Any) -> str:
 
 
 class Client:
-    """Calls to one server over a pool of links. Thread-safe; a forked child makes its own links."""
+    """Calls one server over a pool of links. Thread-safe. A forked child makes its own links."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -238,15 +238,16 @@ class Client:
         return check(reply)
 
     def pipe(self, commands: Sequence[Command]) -> list[Any]:
-        """Send many commands in one round trip. Errors of the server are ServerError values among the
-        replies.
+        """Send commands in one round trip and return the replies; errors of the server are values among them.
+
+        Raises BusUnavailable or ReplyLost.
         """
         if not commands:
             return []
         return self._with_link(lambda link: link.pipe(commands))
 
     def pipe_packed(self, packed: bytes, replies: int) -> list[Any]:
-        """Send packed commands as `pipe` does. `replies`: how many replies they have."""
+        """Send packed commands as `pipe` does. `replies`: how many there are."""
 
         def work(link: Link) -> list[Any]:
             link.send(packed, replies)
@@ -255,7 +256,10 @@ class Client:
         return self._with_link(work)
 
     def borrow(self) -> Link:
-        """Return a connected link for the caller alone; give it back with `give_back`."""
+        """Return a connected link for the caller alone, who gives it back by `give_back`.
+
+        Raises BusUnavailable.
+        """
         self._forget_links_of_parent()
         while True:
             with self._lock:
@@ -267,7 +271,7 @@ class Client:
             link.close()
 
     def give_back(self, link: Link) -> None:
-        """Return a borrowed link; one that is closed or out of step is thrown away."""
+        """Take a borrowed link back. It is thrown away if it is closed, or a reply is still to come."""
         if link.closed or link.pending:
             link.close()
             return
@@ -278,7 +282,7 @@ class Client:
         link.close()
 
     def close(self) -> None:
-        """Close all idle links. The client can be used again afterwards."""
+        """Close all idle links. You can use the client again."""
         with self._lock:
             links, self._idle = self._idle, []
         for link in links:

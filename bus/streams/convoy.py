@@ -13,17 +13,17 @@ from typing import Any
 from bus.errors import BusError, BusUnavailable, ReplyLost
 from bus.streams.connect import Client, check, is_demoted
 
-#: Callers at once up to which each goes for itself (measured: see docs/performance.md).
+#: With more callers than this at once, they line up (measured: see docs/performance.md).
 CROWD = 40
 #: Round trips under way at once in a crowd.
 LEADERS = 1
-#: Commands in one convoy at most, and about as many bytes: a connection that breaks makes no more uncertain.
+#: The most commands in one convoy, and about the most bytes: if its connection breaks, so many are uncertain.
 _LONGEST = 500
 _LARGEST = 1 << 20
 
 
 _NONE_YET = object()
-"""Stands for: no reply came yet. (nil is a reply.)"""
+"""Stands for a reply that has not come yet. (nil is a reply.)"""
 
 
 class _Caller:
@@ -36,13 +36,13 @@ class _Caller:
         self.called = threading.Lock()
         self.called.acquire()
         self.convoy: list[_Caller] = []
-        """The line that this thread sends for; empty: somebody else did."""
+        """The callers for which this thread sends; empty if another thread sends for it."""
         self.reply: Any = _NONE_YET
         self.error: BusError | None = None
 
 
 class Convoy:
-    """Sends commands over a client's links. Thread-safe; a forked child begins with an empty line."""
+    """Sends commands over a client's links. Thread-safe. A forked child begins with an empty line."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -85,7 +85,7 @@ class Convoy:
         return check(caller.reply)
 
     def _give_way(self, caller: _Caller) -> None:
-        """Leave the line after a signal broke the wait, and free those that were to go with this caller."""
+        """Leave the line after a signal broke the wait, and free those for whom this caller was to send."""
         with self._lock:
             if caller in self._line:
                 self._line.remove(caller)
@@ -96,7 +96,7 @@ class Convoy:
             other.called.release()
 
     def _leave(self, *, led: bool) -> None:
-        """Leave the line with a reply. A caller that led has the first in the line go for all of it."""
+        """Leave with a reply. A caller that led has the first in the line send for all of it."""
         convoy: list[_Caller] = []
         with self._lock:
             self._inside -= 1

@@ -1,4 +1,4 @@
-"""Counts messages of a partition in portions, so that the server is held for none of them for long."""
+"""Counts messages of a partition in portions, so that no script holds the server for long."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PORTION_BYTES = 256 * 1024
 
 def count(client: Client, stream: str, after: str, up_to: str) -> int:
     """Return how many messages come after one id, up to another and with it. Raises BusUnavailable."""
-    found = 0
+    counted = 0
     while after:
         args: list[Argument] = [after, up_to, PORTION, PORTION_BYTES]
         more, last = commands.run(client, "count", [stream], args)
-        found, after = found + more, commands.text(last)
-    return found
+        counted, after = counted + more, commands.text(last)
+    return counted

@@ -1,4 +1,4 @@
-"""The options of server URLs: which there are, for which schemes, and how their values are read."""
+"""The options of server URLs: names, schemes, and functions that read their values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _VERSIONS = {
 
 
 class WrongError(Exception):
-    """What is wrong with a URL, without any of its text."""
+    """Says what is wrong with a URL, without any of its text."""
 
 
 def _text(value: str) -> str:
@@ -35,10 +35,12 @@ def _text(value: str) -> str:
 
 
 def secret(value: str) -> Secret:
+    """Read a password. Raises WrongError."""
     return Secret(_text(value))
 
 
 def number(value: str) -> int:
+    """Read a whole number. Raises WrongError."""
     if not (value.isascii() and value.isdigit() and len(value) < 10):
         raise WrongError("must be a whole number")
     return int(value)
@@ -83,7 +85,7 @@ def _directory(value: str) -> str:
     return value
 
 
-#: Every option that a URL may have: the schemes that have it, and what reads its value.
+#: The options that a URL may have: the schemes that have each, and what reads its value.
 OPTIONS: dict[str, tuple[frozenset[str], Callable[[str], Any]]] = {
     "db": (_ALL, number),
     "username": (_ALL, _text),

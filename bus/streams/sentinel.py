@@ -1,4 +1,4 @@
-"""Asks sentinels, one after the other, which server is the master now."""
+"""Asks sentinels, one after another, which server is the master now."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from bus.errors import BusError, BusUnavailable, ServerError
 from bus.streams.url import Address
 from bus.streams.wire import Link
 
-#: Marks of a master that its sentinel does not believe to be there.
+#: Flags of a master that its sentinel takes for dead.
 _GONE = frozenset(("s_down", "o_down", "disconnected"))
 
 
 def master_of(address: Address, connect: Callable[[str, int], Link]) -> tuple[str, int]:
-    """Host and port of the master, from the first sentinel that knows it. Raises BusUnavailable.
+    """Return host and port of the master, as the first sentinel that knows it says. Raises BusUnavailable.
 
-    `connect` opens a connection to one sentinel.
+    `connect` opens a connection to one sentinel, by host and port.
     """
     answers = []
     for host, port in address.hosts:

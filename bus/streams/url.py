@@ -1,4 +1,4 @@
-"""Server URLs: text → a checked address. What is not understood is refused; nothing is dropped in silence.
+"""Reads server URLs. It refuses what it does not understand, and ignores nothing.
 
 No error quotes what stands in the URL: where it is malformed, any part of it may be a part of the password.
 For the same reason errors are raised where no frame holds the URL in pieces: debug pages show frames.
@@ -22,7 +22,7 @@ _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
 class Url(str):
-    """A server URL whose repr has no password; otherwise the text that it is."""
+    """A server URL as text, whose repr has no password."""
 
     __slots__ = ()
 
@@ -32,7 +32,7 @@ class Url(str):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """The credentials that do not stand in the URL. Empty texts and None are the same."""
+    """The credentials that are not in the URL. An empty text means the same as None."""
 
     username: str | None = None
     password: Secret | None = None
@@ -65,24 +65,26 @@ class Address:
     """The URL without passwords, for logs, errors and pages."""
 
     def is_same_place(self, other: Address) -> bool:
-        """Return whether both lead to the same keys, as far as what they say shows it.
+        """Return whether both lead to the same keys, as far as the URLs show it.
 
-        Who comes there, and whether with TLS, is no part of the place.
+        User, password and TLS do not matter.
         """
         mine, theirs = _place(self), _place(other)
         return mine[1:] == theirs[1:] and (mine[0] == theirs[0] or not mine[0].isdisjoint(theirs[0]))
 
     @property
     def has_tls(self) -> bool:
+        """True if the connection to the server is encrypted."""
         return self.scheme in TLS
 
     @property
     def has_sentinels(self) -> bool:
+        """True if `hosts` are sentinels."""
         return self.scheme in SENTINEL
 
 
 def parse(url: str, credentials: Credentials | None = None) -> Address:
-    """Read a URL, and the credentials that were given beside it. Raises ConfigurationError."""
+    """Read a URL, and the credentials beside it. Raises ConfigurationError."""
     url = Url(url)
     address, wrong = _tried(url, credentials or Credentials())
     if address is None:
@@ -91,8 +93,9 @@ def parse(url: str, credentials: Credentials | None = None) -> Address:
 
 
 def _place(address: Address) -> tuple[frozenset[tuple[str, int]], str, str, int]:
-    """Return what names the place. Hosts are a set: one common sentinel shows that both ask for the same
-    servers.
+    """Return hosts, path, master and database of an address.
+
+    Hosts are a set: two addresses with one common sentinel mean the same servers.
     """
     hosts = frozenset(
         ("localhost" if host.lower() in _THIS_MACHINE else host.lower(), port) for host, port in address.hosts
@@ -102,7 +105,7 @@ def _place(address: Address) -> tuple[frozenset[tuple[str, int]], str, str, int]
 
 
 def masked(url: str) -> str:
-    """Return the URL without passwords; only the scheme of one that cannot be read."""
+    """Return the URL without passwords; only its scheme if it cannot be read."""
     address, _ = _tried(url, Credentials())
     return _scheme_alone(url) if address is None else address.masked
 
@@ -111,7 +114,7 @@ def masked(url: str) -> str:
 
 
 def _tried(url: str, credentials: Credentials) -> tuple[Address | None, str]:
-    """Return the address and "", or None and what is wrong."""
+    """Return the address and ""; or None, and what is wrong."""
     try:
         return _read(url, credentials), ""
     except WrongError as wrong:
@@ -119,8 +122,8 @@ def _tried(url: str, credentials: Credentials) -> tuple[Address | None, str]:
 
 
 def _scheme_alone(url: str) -> str:
-    found = re.match(r"([a-z][a-z0-9+.-]{0,30})://", url)
-    return f"{found[1]}://***" if found else "***"
+    scheme = re.match(r"([a-z][a-z0-9+.-]{0,30})://", url)
+    return f"{scheme[1]}://***" if scheme else "***"
 
 
 def _read(url: str, credentials: Credentials) -> Address:
@@ -156,7 +159,7 @@ def _read(url: str, credentials: Credentials) -> Address:
 
 
 def _check_sense(scheme: str, given: Mapping[str, Any], tls: Mapping[str, Any]) -> None:
-    """Refuse parts that are right by themselves, and wrong together."""
+    """Raise WrongError for parts that are wrong together, though each is right by itself."""
     if ("ssl_keyfile" in tls or "ssl_password" in tls) and "ssl_certfile" not in tls:
         raise WrongError("ssl_keyfile and ssl_password need ssl_certfile")
     if given.get("sentinel_tls") and scheme not in TLS:
@@ -194,14 +197,14 @@ def _options(scheme: str, query: str) -> Iterator[tuple[str, Any]]:
 
 
 def _unknown(scheme: str, name: str, doubtful: bool) -> str:
-    """`doubtful`: what looks like an option may be a part of a password."""
-    known = [option for option, (schemes, _) in OPTIONS.items() if scheme in schemes]
+    """Return what is wrong with an unknown option. `doubtful`: it may be a part of a password."""
+    options = [option for option, (schemes, _) in OPTIONS.items() if scheme in schemes]
     if doubtful or not re.fullmatch(r"[a-z_]{1,40}", name):
         return "it has something after the '?' that is not name=value; write %3F for a '?' in the password"
     if name in REFUSED:
         return f"option {name} is refused: {REFUSED[name]}"
-    near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    near = get_close_matches(name, options, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(options)}"
     return f"there is no option {name}; {hint}"
 
 
@@ -219,14 +222,14 @@ def _socket(place: str, path: str) -> dict[str, Any]:
 
 
 def _located(scheme: str, place: str, path: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a URL of hosts says about them, the database, and the master."""
+    """Return hosts, database and master of a URL that has hosts."""
     several = place.split(",") if scheme in SENTINEL else [place]
-    hosts = tuple(_host(each, 26379 if scheme in SENTINEL else 6379) for each in several)
-    found: dict[str, Any] = {"hosts": hosts}
+    hosts = tuple(_host(host, 26379 if scheme in SENTINEL else 6379) for host in several)
+    located: dict[str, Any] = {"hosts": hosts}
     steps = path.removeprefix("/")
     if scheme in SENTINEL:
         name, _, steps = steps.partition("/")
-        found["master"] = _decoded(name)
+        located["master"] = _decoded(name)
         if not name:
             raise WrongError("it names no master: write redis+sentinel://h1,h2/<name>")
     steps = steps.removesuffix("/")
@@ -237,20 +240,20 @@ def _located(scheme: str, place: str, path: str, given: Mapping[str, Any]) -> di
             raise WrongError("what follows the last slash must be the number of the database") from None
         if given.get("db", db) != db:
             raise WrongError("the database is given twice")
-        found["db"] = db
-    return found
+        located["db"] = db
+    return located
 
 
 def _host(text: str, port: int) -> tuple[str, int]:
-    """`host`, `host:port`, `[IPv6]`, `[IPv6]:port`."""
+    """Read `host`, `host:port`, `[IPv6]` or `[IPv6]:port`."""
     bracketed = re.fullmatch(r"\[([0-9A-Fa-f:.]+(?:%25[\w.-]+)?)\](?::(\d{1,5}))?", text)
-    found = bracketed or re.fullmatch(r"([^\[\]:]*)(?::(\d{1,5}))?", text)
-    if found is None:
+    parts = bracketed or re.fullmatch(r"([^\[\]:]*)(?::(\d{1,5}))?", text)
+    if parts is None:
         raise WrongError(
             "a host is host, host:port or [IPv6]:port; write %3A and %2F for ':' and '/' in a password"
         )
-    host = _decoded(found[1])
-    number = int(found[2]) if found[2] else port
+    host = _decoded(parts[1])
+    number = int(parts[2]) if parts[2] else port
     if not bracketed and not re.fullmatch(r"[\w.-]*", host):
         raise WrongError(
             "a host has letters, digits, '.', '-' and '_' only; several are for redis+sentinel://"
@@ -273,7 +276,7 @@ def _decoded(text: str, decode: Callable[..., str] = unquote) -> str:
 
 
 def _masked(address: Address, query: str) -> str:
-    """Make the masked URL from what was understood, not by cutting pieces out of what was given."""
+    """Return the URL without passwords, made from the address, not by cutting pieces out of the text."""
     login = quote(address.username or "", safe="") + (":***" if address.password else "")
     hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in address.hosts)
     text = f"{address.scheme}://{login}{'@' if login else ''}{hosts}"
@@ -298,8 +301,8 @@ def _listed(schemes: frozenset[str]) -> str:
 
 
 def _names(credentials: Credentials) -> list[str]:
-    return [each.name for each in fields(credentials)]
+    return [field.name for field in fields(credentials)]
 
 
 def _values(address: Address) -> dict[str, Any]:
-    return {each.name: getattr(address, each.name) for each in fields(address) if each.name != "masked"}
+    return {field.name: getattr(address, field.name) for field in fields(address) if field.name != "masked"}

@@ -28,7 +28,7 @@ Command = Sequence[Argument]
 #: Replies are read in pieces of this size: about a batch of 300 orders.
 _READ_SIZE = 1 << 16
 
-#: By Python's clock, or by the kernel's.
+#: What a socket raises when time is up: by Python's clock, or by the kernel's.
 _TIMEOUTS = (TimeoutError, BlockingIOError)
 
 
@@ -37,17 +37,17 @@ _pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: i
 
 
 def pack(command: Command) -> bytes:
-    """One command in RESP."""
+    """Return one command in RESP."""
     return _pack(tuple(command))
 
 
 def pack_all(commands: Iterable[Command]) -> bytes:
-    """Commands in RESP, one after the other, to be sent with one write."""
+    """Return commands in RESP, for one write."""
     return b"".join([_pack(tuple(command)) for command in commands])
 
 
 def add_head(stream: str, fields: int) -> bytes:
-    """All that is the same in each XADD of so many fields to a stream, up to the length of the first value.
+    """Return the beginning of each XADD of so many fields to a stream, up to the length of the first value.
 
     The first field is `v`. What follows is `<length>\\r\\n<value>\\r\\n`, and the other fields in full.
     NOMKSTREAM: a stream without its groups would lose messages for them, so none is ever made by XADD.
@@ -67,7 +67,7 @@ class Link:
     )  # fmt: skip
 
     def __init__(self, connection: AbstractConnection) -> None:
-        """Connect. Raises BusUnavailable; nothing was written then."""
+        """Connect. Raises BusUnavailable: then nothing was written."""
         self._socket: socket.socket | None = None
         self._connection = connection
         self.client_id = 0
@@ -77,8 +77,8 @@ class Link:
         self.received = 0
         """Bytes received since somebody set it to 0."""
         self.limit = math.inf
-        """The most bytes to receive. Beyond it the connection is given up, as if it had broken: for replies
-        whose content is not lost then.
+        """The most bytes to receive. Beyond it the link gives the connection up, as if it had broken. For
+        replies whose content is not lost then.
         """
         try:
             connection.connect()
@@ -97,22 +97,22 @@ class Link:
         trip instead of two. Sockets with TLS keep Python's, and those of gevent and eventlet theirs: they
         never block in the kernel, so its timeouts would not count.
         """
-        found = self._socket
-        if type(found) is not socket.socket or not (seconds := found.gettimeout()):
+        sock = self._socket
+        if type(sock) is not socket.socket or not (seconds := sock.gettimeout()):
             return
         timeout = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
-        found.settimeout(None)
-        if not os.get_blocking(found.fileno()):
-            found.settimeout(seconds)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        sock.settimeout(None)
+        if not os.get_blocking(sock.fileno()):
+            sock.settimeout(seconds)
 
     @property
     def closed(self) -> bool:
         return self._socket is None
 
     def fileno(self) -> int:
-        """For select(); -1 when closed."""
+        """Return the number of the socket, for select(); -1 when closed."""
         return -1 if self._socket is None else self._socket.fileno()
 
     def close(self) -> None:
@@ -120,11 +120,14 @@ class Link:
         self._connection.disconnect()
 
     def stale(self) -> bool:
-        """True if the server has closed an idle connection (or sent something nobody asked for)."""
+        """Return whether the server has closed an idle connection, or sent something nobody asked for."""
         return self._socket is None or self._is_readable()
 
     def send(self, packed: bytes, replies: int) -> None:
-        """Send packed commands for which `replies` replies will be read. Raises ReplyLost."""
+        """Send packed commands, to which `replies` replies will come.
+
+        Raises ReplyLost, or BusUnavailable if the link is closed.
+        """
         if self._socket is None:
             raise BusUnavailable("This connection is closed.")
         try:
@@ -136,7 +139,7 @@ class Link:
         self.pending += replies
 
     def receive(self) -> Any:
-        """The next reply; an error of the server is returned as a ServerError value, not raised."""
+        """Return the next reply; an error of the server is a ServerError value. Raises ReplyLost."""
         if self._socket is None:
             raise BusUnavailable("This connection is closed.")
         reader = self._reader
@@ -162,9 +165,9 @@ class Link:
         return reply
 
     def receive_many(self, count: int) -> list[Any]:
-        """The next `count` replies, as `receive` gives each.
+        """Return the next `count` replies; errors of the server are ServerError values.
 
-        Raises ReplyLost, with those that came before the connection broke in `replies`.
+        Raises ReplyLost; its `replies` are those that came before the connection broke.
         """
         replies: list[Any] = []
         gets, take = self._reader.gets, replies.append
@@ -188,27 +191,25 @@ class Link:
         return replies
 
     def pipe(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands in one write and read all their replies; errors are values among them."""
+        """Send commands in one write and return all replies; errors of the server are values among them."""
         self._check_in_step()
         self.send(pack_all(commands), len(commands))
         return self.receive_many(len(commands))
 
     def call(self, *command: Argument) -> Any:
-        """Send one command; return its reply, an error as a ServerError value."""
+        """Send one command and return its reply; an error of the server is a ServerError value."""
         self._check_in_step()
         self.send(pack(command), 1)
         return self.receive()
 
     def _check_in_step(self) -> None:
-        """A reply that is still to come would be taken for that of the next command."""
+        """Raise if a reply is still to come: it would be taken for that of the next command."""
         if self.pending and self._socket is not None:
             raise RuntimeError(f"{self.pending} replies are still to be read on this connection.")
 
 
 def _watch(fd: int) -> Callable[[], bool]:
-    """Return what tells whether there is something to read, or the connection has ended. eventlet has no
-    poll().
-    """
+    """Return a function that tells whether a socket can be read or has ended. eventlet has no poll()."""
     if not hasattr(select, "poll"):
         return lambda: bool(select.select([fd], [], [], 0)[0])
     poll = select.poll()

@@ -1,4 +1,4 @@
-"""The declared topics and groups of one Redis, read only, and which of their records cannot be read."""
+"""Reads the declared topics and groups of one Redis, and says which records cannot be read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bus.values import TopicSpec
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The declared topics and groups whose record we can read."""
+    """The declared topics and groups whose records can be read."""
 
     topics: dict[str, TopicSpec]
     groups: list[GroupSpec]
@@ -26,7 +26,7 @@ class Tables:
     """(topic, group) of all declared groups, also by a newer version, whose records are left alone."""
 
     def homes(self) -> Iterator[LaneId]:
-        """One lane for each partition of each declared group, whatever its ordering."""
+        """Yield one lane for each partition of each declared group, whatever its ordering."""
         for group in self.groups:
             if (spec := self.topics.get(group.topic)) is not None:
                 for partition in range(spec.partitions):
@@ -34,7 +34,7 @@ class Tables:
 
 
 class Catalog:
-    """Asks Redis each time; nothing but `tables` is remembered. Thread-safe."""
+    """Reads topics and groups from Redis each time; only `tables` remembers. Thread-safe."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
         self._client = client
@@ -45,7 +45,7 @@ class Catalog:
     # ------------------------------------------------------------------ all
 
     def look(self) -> Look:
-        """Return all topics and groups, and what cannot be read of them, from one round trip. For pages."""
+        """Return all topics and groups, and their unreadable records, from one round trip."""
         return self._sorted(
             self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
         )
@@ -53,27 +53,27 @@ class Catalog:
     def _sorted(self, replies: list[Any]) -> Look:
         topics, groups = replies
         specs, strange = sorted_out(self._keys.topics, topics, load_topic)
-        found, strange_groups = sorted_out(self._keys.groups, groups, load_group)
-        return Look({spec.name: spec for spec in specs}, found, strange + strange_groups)
+        readable_groups, strange_groups = sorted_out(self._keys.groups, groups, load_group)
+        return Look({spec.name: spec for spec in specs}, readable_groups, strange + strange_groups)
 
     def tables(self) -> Tables:
-        """All topics and declared groups, in one round trip; the same object as before if nothing changed.
+        """Return all topics and groups, in one round trip; the same object as before if nothing changed.
 
-        What cannot be read now, and could be before, is as it was read last: what a stranger writes takes
-        nobody's lanes away. Of groups it is not among `places`, unless a newer version has written it:
-        whoever declares the same writes it anew.
+        A record that could be read before, and now cannot, counts as it was read last: what a stranger writes
+        takes nobody's lanes away. Such a group is not among `places`, so that whoever declares it writes its
+        record anew, unless a newer version has written it.
         """
         replies = self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
         if replies != self._tables_read:
             look = self._sorted(replies)
-            for found in look.unreadable:
-                tell(found)
+            for record in look.unreadable:
+                tell(record)
             self._tables, self._tables_read = self._with_what_was(look), replies
         return self._tables
 
     def _with_what_was(self, look: Look) -> Tables:
-        before, strange = self._tables, {(found.key, found.field) for found in look.unreadable}
-        whole = {found.key for found in look.unreadable if not found.field}
+        before, strange = self._tables, {(record.key, record.field) for record in look.unreadable}
+        whole = {record.key for record in look.unreadable if not record.field}
 
         def is_strange(key: str, name: str) -> bool:
             return key in whole or (key, name) in strange
@@ -82,7 +82,9 @@ class Catalog:
         groups = [
             group for group in before.groups if is_strange(self._keys.groups, f"{group.topic}/{group.name}")
         ]
-        newer = {found.field for found in look.unreadable if found.newer and found.key == self._keys.groups}
+        newer = {
+            record.field for record in look.unreadable if record.newer and record.key == self._keys.groups
+        }
         pairs = (name.partition("/") for name in newer if "/" in name)
         places = {(group.topic, group.name) for group in look.groups}
         places |= {(topic, group) for topic, _, group in pairs}
@@ -93,15 +95,16 @@ class Catalog:
     # ------------------------------------------------------------------ topics
 
     def specs(self) -> dict[str, TopicSpec]:
-        """All topics in Redis, by name. Those that cannot be read are told of in the log, and passed over.
+        """Return all topics in Redis, by name. It logs unreadable records, and passes them over.
 
-        Raises ForeignData where the key holds something else altogether.
+        Raises BusUnavailable, and ForeignData if the key is of another type.
         """
         return {spec.name: spec for spec in self._read(self._keys.topics, load_topic)}
 
     def stored(self, name: str) -> TopicSpec:
-        """Ask Redis for the spec now. Unlike `spec` this restores nothing. Raises UnknownTopic, ForeignData
-        (its record cannot be read) or BusUnavailable.
+        """Return the spec of a topic as Redis has it now; unlike `spec` this restores nothing.
+
+        Raises UnknownTopic, ForeignData (an unreadable record) or BusUnavailable.
         """
         raw = self._field(self._keys.topics, name)
         if raw is None:
@@ -112,19 +115,21 @@ class Catalog:
 
     def groups(self, topic: str | None = None) -> list[GroupSpec]:
         """Return the declared groups, of one topic or of all. Raises what `specs` raises."""
-        found = self._read(self._keys.groups, load_group)
-        return [group for group in found if topic in (None, group.topic)]
+        specs = self._read(self._keys.groups, load_group)
+        return [group for group in specs if topic in (None, group.topic)]
 
     def group_names(self) -> set[tuple[str, str]]:
-        """Return (topic, group) of all that have a record, even an unreadable one. Raises what `specs`
-        raises.
+        """Return (topic, group) of all groups with a record, even an unreadable one.
+
+        Raises what `specs` raises.
         """
         pairs = (name.partition("/") for name in self._fields(self._keys.groups))
         return {(topic, group) for topic, _, group in pairs}
 
     def group(self, topic: str, group: str) -> GroupSpec:
-        """Return one declared group. Raises UnknownGroup, ForeignData (an unreadable record) or
-        BusUnavailable.
+        """Return one declared group.
+
+        Raises UnknownGroup, ForeignData (an unreadable record) or BusUnavailable.
         """
         name = f"{topic}/{group}"
         raw = self._field(self._keys.groups, name)
@@ -135,10 +140,10 @@ class Catalog:
     # ------------------------------------------------------------------ inner
 
     def _read(self, key: str, load: Callable[[str, bytes, bytes], Spec | Unreadable]) -> list[Spec]:
-        found, strange = sorted_out(key, self._call_hash(key), load)
-        for each in strange:
-            tell(each)
-        return found
+        specs, unreadable = sorted_out(key, self._call_hash(key), load)
+        for record in unreadable:
+            tell(record)
+        return specs
 
     def _fields(self, key: str) -> list[str]:
         return [commands.text(name) for name in self._call_hash(key)[::2]]
@@ -156,8 +161,8 @@ class Catalog:
         return check(reply)
 
 
-def _readable(found: Spec | Unreadable) -> Spec:
-    if isinstance(found, Unreadable):
-        tell(found)
-        raise ForeignData(f"Redis holds what cannot be read: {found}. `bus doctor` says what to do.")
-    return found
+def _readable(record: Spec | Unreadable) -> Spec:
+    if isinstance(record, Unreadable):
+        tell(record)
+        raise ForeignData(f"Redis holds what cannot be read: {record}. `bus doctor` says what to do.")
+    return record

@@ -16,21 +16,23 @@ class Declared:
         self._specs: dict[str, TopicSpec] = {}
 
     def add(self, spec: TopicSpec) -> None:
-        """Remember a topic. Declaring it again differently is a ConfigurationError, as is `.` or `..`."""
+        """Add a topic. Raises ConfigurationError if it is declared otherwise, or named `.` or `..`."""
         check_new_name("Topic", spec.name)
         with self._lock:
-            known = self._specs.setdefault(spec.name, spec)
-        if known != spec:
+            declared = self._specs.setdefault(spec.name, spec)
+        if declared != spec:
             raise ConfigurationError(
-                f"Topic {spec.name!r} is declared twice and differently: {known} and {spec}. Keep one."
+                f"Topic {spec.name!r} is declared twice and differently: {declared} and {spec}. Keep one."
             )
 
     def get(self, name: str) -> TopicSpec | None:
+        """Return the spec of a topic; None if code does not declare it."""
         return self._specs.get(name)
 
     def specs(self) -> dict[str, TopicSpec]:
+        """Return all declared topics, by name."""
         return dict(self._specs)
 
 
-#: Those of this process. They belong to the process, not to a bus or a server.
+#: The topics that the code of this process declares, whatever bus or server it uses.
 by_code = Declared()

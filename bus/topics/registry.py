@@ -1,4 +1,4 @@
-"""Topics and groups as Redis knows them, so that publishers and workers need no database.
+"""Topics and groups in Redis, which publishers and workers read instead of a database.
 
 Truth lives in code (`bus.topic`) and in the database (`bus.models.Topic`); what is here is their
 projection. A spec is cached for SPEC_SECONDS, so a new partition count reaches every publisher
@@ -40,24 +40,25 @@ __all__ = ["LAYOUT", "RESTORED", "SPEC_SECONDS", "STRAYS", "Declared", "GroupSpe
 
 logger = logging.getLogger("bus.registry")
 
-#: How long a publisher may go on with a spec that has changed meanwhile. Seconds.
+#: How old a spec may be with which a publisher works. Seconds.
 SPEC_SECONDS = 5.0
 
 #: The layout of keys that this code reads and writes; a newer one in Redis is refused.
 LAYOUT = 1
 
-#: So many topics are asked for one by one; more together with all others. And so many records are written in
-#: one round trip.
-MANY, RECORDS = 50, 500
+#: Up to so many topics are asked for one by one. More are read from the table of all topics.
+MANY = 50
+#: Records that one round trip writes.
+RECORDS = 500
 
-#: The hint that a stream had vanished and was made again.
+#: The hint that a stream was gone and is made again.
 RESTORED = "restored"
 #: The hint that leases may bear names of workers that do not hold the lanes (workers.membership.strays).
 STRAYS = "strays"
 
 
 class Registry(Catalog):
-    """The projection of topics and groups in one Redis, to be read and written. Thread-safe."""
+    """Reads and writes the topics and groups of one Redis. Thread-safe."""
 
     def __init__(
         self, client: Client, keys: Keys, declared: Declared, *, clock: Callable[[], float] = time.monotonic
@@ -67,12 +68,16 @@ class Registry(Catalog):
         self.declared = declared
         self._cache: dict[str, tuple[TopicSpec, float]] = {}
         self.find_elsewhere: Callable[[str], TopicSpec | None] = lambda _name: None
-        """Asked for a topic that Redis lost and code does not declare; Django looks in its database."""
+        """Finds a topic whose record is gone and that code does not declare: in Django's database."""
 
     # ------------------------------------------------------------------ topics
 
     def spec(self, name: str) -> TopicSpec:
-        """The spec of a topic, at most SPEC_SECONDS old. Raises UnknownTopic or BusUnavailable."""
+        """Return the spec of a topic, at most SPEC_SECONDS old.
+
+        If its record is gone it is written again, where code or database declare the topic. Raises
+        UnknownTopic, ForeignData (an unreadable record) or BusUnavailable.
+        """
         cached = self._cache.get(name)
         if cached is not None and cached[1] > self._clock():
             return cached[0]
@@ -85,7 +90,7 @@ class Registry(Catalog):
         except ForeignData:
             if cached is None:
                 raise
-            spec = cached[0]  # it was told of; as it was known last, the topic is still there
+            spec = cached[0]  # the log tells of it; the topic is still there, as it was read last
         return self._remember(spec)
 
     def _remember(self, spec: TopicSpec) -> TopicSpec:
@@ -96,54 +101,54 @@ class Registry(Catalog):
         return spec
 
     def _remember_all(self, names: set[str]) -> None:
-        """Ask for very many topics at once. Whoever needs one that is not found finds out why."""
+        """Read very many topics at once. One that is not among them is then asked for by itself."""
         if len(names) > MANY:
             for name, spec in self.look().specs.items():
                 if name in names:
                     self._remember(spec)
 
     def known(self, name: str) -> TopicSpec | None:
-        """Return the spec as it was last asked for, however long ago; None if it never was. No I/O."""
+        """Return the spec that was read last, however old; None if none was. No I/O."""
         cached = self._cache.get(name)
         return None if cached is None else cached[0]
 
     def project(self, specs: Iterable[TopicSpec]) -> None:
         """Write specs to Redis and make their streams, with their declared groups. Idempotent.
 
-        Records that cannot be read are written anew. Raises, with nothing done, ConfigurationError (a topic
-        would shrink) or ForeignData (a newer Jitney may have written its record); ForeignData also at the
-        end, for partitions that cannot be made, where all else is done.
+        Unreadable records are written anew. Raises ConfigurationError (a topic would shrink) or ForeignData
+        (a newer Jitney may have written its record), with nothing done. It raises ForeignData also for
+        partitions that cannot be made, when all others are, and BusUnavailable.
         """
-        wanted = list(specs)
-        look, unreadable = self._check_projectable(wanted)
+        topics = list(specs)
+        look, unreadable = self._check_projectable(topics)
         for strange in unreadable:
             logger.warning(
                 "The record of topic %r is written anew, since it cannot be read: %s.", strange.field, strange
             )
         groups = _by_topic(look.groups)
         partitions: dict[PartitionKeys, list[GroupSpec]] = {}
-        for spec in wanted:
+        for spec in topics:
             partitions |= self._partitions(spec, groups[spec.name])
         # The streams first: a publisher that sees the spec must find them.
         troubles = self._make_streams(partitions)
-        records = [(spec.name, dump_topic(spec, look.specs.get(spec.name)), False) for spec in wanted]
+        records = [(spec.name, dump_topic(spec, look.specs.get(spec.name)), False) for spec in topics]
         for reply in self._declare_all(self._keys.topics, records):
             check(reply)
-        for spec in wanted:
+        for spec in topics:
             self._cache.pop(spec.name, None)
-        if wanted:
+        if topics:
             self.hint("spec changed")
         _raise_first(troubles)
 
     def check_projectable(self, specs: Iterable[TopicSpec]) -> None:
-        """Raise the errors with which `project` would refuse these topics and change nothing."""
+        """Raise the errors with which `project` would refuse these topics; change nothing."""
         self._check_projectable(specs)
 
     def _check_projectable(self, specs: Iterable[TopicSpec]) -> tuple[Look, list[Unreadable]]:
-        """Return what Redis has, and which unreadable records of these topics may be written anew."""
+        """Return what Redis has, and the unreadable records of these topics that may be written anew."""
         self.check_layout()
         look = self.look()
-        unreadable = {found.field: found for found in look.unreadable if found.key == self._keys.topics}
+        unreadable = {record.field: record for record in look.unreadable if record.key == self._keys.topics}
         mendable = []
         for spec in specs:
             before = look.specs.get(spec.name)
@@ -167,13 +172,19 @@ class Registry(Catalog):
             )
 
     def restore_partition(self, name: str, partition: int) -> None:
-        """Make a stream that has vanished again, with its declared groups. Raises ForeignData."""
+        """Make a stream that is gone again, with its declared groups.
+
+        Raises UnknownTopic, ForeignData or BusUnavailable.
+        """
         spec = self.spec(name)
-        wanted = {self._keys.partition(spec.name, partition): self.groups(name)}
-        _raise_first(self._make_streams(wanted, vanished=True))
+        groups_of = {self._keys.partition(spec.name, partition): self.groups(name)}
+        _raise_first(self._make_streams(groups_of, gone=True))
 
     def delete(self, name: str) -> int:
-        """Remove a topic with all its keys from Redis; return how many messages went with it."""
+        """Remove a topic with all its keys from Redis; return how many messages went with it.
+
+        Raises UnknownTopic, ForeignData or BusUnavailable.
+        """
         spec = self.spec(name)
         groups = [field for field in self._fields(self._keys.groups) if field.startswith(f"{name}/")]
         self._client.call("HDEL", self._keys.topics, name)
@@ -190,7 +201,7 @@ class Registry(Catalog):
         return lengths
 
     def forget_cache(self) -> None:
-        """Ask for every spec again when it is next needed; until then it is still `known`."""
+        """Have each spec read again before it is used; `known` still returns the old ones."""
         self._cache = {name: (spec, -math.inf) for name, (spec, _) in self._cache.items()}
 
     # ------------------------------------------------------------------ groups
@@ -205,17 +216,17 @@ class Registry(Catalog):
         """Write groups to Redis and create them on every partition of their topics. Idempotent.
 
         A group that is declared already keeps its start. Another ordering takes effect where nothing is
-        pending any more (see bus.topics.reordering); `keep_ordering`: it is left as it was declared last.
-        `on_new` is called with each group that was not declared yet, before it is created: by one caller
-        only, however many declare it at once. Records that cannot be read are written anew, unless a newer
-        Jitney has written them. Raises ForeignData at the end for those, and for partitions in which they
-        cannot be made; all else is done.
+        pending any more (see bus.topics.reordering); with `keep_ordering` it stays as it was declared last.
+        `on_new` is called with each new group before it is created, by one caller only, however many declare
+        it at once. Unreadable records are written anew, unless a newer Jitney has written them. For those,
+        and for partitions in which groups cannot be made, it raises ForeignData when all else is done. Raises
+        UnknownTopic, ConfigurationError or BusUnavailable.
         """
-        wanted = list(specs)
+        declared = list(specs)
         table = commands.fields_of(self._call_hash(self._keys.groups))
         troubles: list[BusError] = []
         new: dict[str, tuple[GroupSpec, bool]] = {}
-        for spec in wanted:
+        for spec in declared:
             check_name("Group", spec.name)
             name = f"{spec.topic}/{spec.name}"
             try:
@@ -225,7 +236,7 @@ class Registry(Catalog):
                 troubles.append(error)
         self._write_groups(new, on_new)
         groups = _by_topic(self.groups())
-        topics = sorted({spec.topic for spec in wanted})
+        topics = sorted({spec.topic for spec in declared})
         self._remember_all(set(topics))
         partitions: dict[PartitionKeys, list[GroupSpec]] = {}
         for topic in topics:
@@ -237,7 +248,7 @@ class Registry(Catalog):
         _raise_first(troubles)
 
     def _must_be_written(self, spec: GroupSpec, raw: bytes | None, *, keep_ordering: bool) -> bool:
-        """Return whether a group has no readable record. If it has one, its ordering is changed."""
+        """Return whether a group has no readable record; if it has one, change its ordering there."""
         name = f"{spec.topic}/{spec.name}"
         before = None if raw is None else load_group(self._keys.groups, name.encode(), raw)
         if isinstance(before, GroupSpec):
@@ -258,7 +269,7 @@ class Registry(Catalog):
     def _write_groups(
         self, new: dict[str, tuple[GroupSpec, bool]], on_new: Callable[[GroupSpec], None] | None
     ) -> None:
-        """Write records of groups, by name. `on_new`: for those (True) of which there was none."""
+        """Write records of groups. `new`: by name, each with True if there was no record yet."""
         records = []
         for name, (spec, is_new) in new.items():
             record = replace(spec, start=start_id(spec.start), born=secrets.token_hex(8))
@@ -272,17 +283,17 @@ class Registry(Catalog):
             check(reply)
 
     def forget_group(self, topic: str, group: str) -> None:
-        """Drop the declaration of a group (its streams' groups are dropped by bus.groups)."""
+        """Remove the record of a group; bus.operating.groups removes the group from its streams."""
         self._client.call("HDEL", self._keys.groups, f"{topic}/{group}")
 
     def set_group(self, spec: GroupSpec) -> None:
-        """Replace the declaration of a group, for example to pause it."""
+        """Write the record of a group anew, for example to pause it."""
         self._declare(self._keys.groups, f"{spec.topic}/{spec.name}", dump_group(spec))
 
     # ------------------------------------------------------------------ shared
 
     def check_layout(self) -> None:
-        """Refuse a Redis whose keys a newer Jitney has written; mark an empty one as ours."""
+        """Raise ConfigurationError if a newer layout of keys is in Redis; write ours where there is none."""
         reply = self._client.pipe([("HGET", self._keys.meta, "layout")])[0]
         layout = layout_of(self._keys.meta, reply)
         if isinstance(layout, Unreadable):
@@ -303,14 +314,14 @@ class Registry(Catalog):
             return
 
     def _declare(self, key: str, field: str, value: bytes | int, *, keep: bool = False) -> bool:
-        """Write one field of what is declared, also while memory is full; True if it was written.
+        """Write one field of a record hash, also while memory is full; return whether it was written.
 
-        `keep`: leave what is there.
+        `keep`: do not overwrite the field.
         """
         return bool(commands.run(self._client, "declare", [key], [field, value, "1" if keep else ""]))
 
     def _declare_all(self, key: str, records: Iterable[tuple[str, bytes, bool]]) -> list[Any]:
-        """Write very many fields, each with its `keep`. Returns the replies, errors among them."""
+        """Write many fields, each with its `keep`; return the replies, errors among them."""
         rest, replies = iter(records), []
         while page := list(islice(rest, RECORDS)):
             calls: list[tuple[list[str], list[Argument]]] = [
@@ -327,7 +338,7 @@ class Registry(Catalog):
         return spec
 
     def _stored(self, name: str) -> TopicSpec | None:
-        """Return it as Redis has it; None if Redis has none, or one that this process may write anew."""
+        """Return the spec in Redis; None if there is none, or an unreadable one that we may write anew."""
         try:
             return self.stored(name)
         except UnknownTopic:
@@ -341,30 +352,30 @@ class Registry(Catalog):
         return {self._keys.partition(spec.name, number): groups for number in range(spec.partitions)}
 
     def _make_streams(
-        self, wanted: Mapping[PartitionKeys, Sequence[GroupSpec]], *, vanished: bool = False
+        self, groups_of: Mapping[PartitionKeys, Sequence[GroupSpec]], *, gone: bool = False
     ) -> list[ForeignData]:
-        """Make the missing streams of partitions, with these groups. Returns what stands in the way there.
+        """Make the missing streams of partitions, with these groups; return the errors of single ones.
 
-        `vanished`: a stream is known to be gone, also where its groups have left no trace.
+        `gone`: a stream was there and is not any more, also where its groups have left no trace.
         """
         # With the prefix: databases may hold the inboxes of more than one bus.
         era = f"{self._keys.prefix}:{secrets.token_hex(8)}"
-        troubles, restored = making.make(self._client, era, wanted)
-        if restored or vanished:
+        troubles, restored = making.make(self._client, era, groups_of)
+        if restored or gone:
             # New ids may lie before those that idle lanes, in whatever worker, wait to see exceeded.
             self.hint(RESTORED)
         return troubles
 
 
 def _by_topic(groups: Iterable[GroupSpec]) -> defaultdict[str, list[GroupSpec]]:
-    found: defaultdict[str, list[GroupSpec]] = defaultdict(list)
+    by_topic: defaultdict[str, list[GroupSpec]] = defaultdict(list)
     for group in groups:
-        found[group.topic].append(group)
-    return found
+        by_topic[group.topic].append(group)
+    return by_topic
 
 
 def start_id(start: str | Position) -> str:
-    """ "earliest", "latest", or the id after which a group begins. Raises ConfigurationError."""
+    """Return "earliest", "latest", or the id after which a group begins. Raises ConfigurationError."""
     position = Position.parse(start)
     if position.kind == "time":
         # Groups begin *after* an id: the last possible one before that millisecond.

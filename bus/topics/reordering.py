@@ -1,4 +1,4 @@
-"""The ordering of a group that is in effect in a partition, which may not yet be the one that is declared.
+"""The ordering of a group in effect in a partition, and how a declared other one comes into effect.
 
 Another ordering means other lanes, and other messages that wait for each other. So a change waits until
 nothing is pending there: messages that were given out keep the promise under which they were. Meanwhile the
@@ -24,11 +24,11 @@ from bus.values import ORDERINGS, Ordering
 if TYPE_CHECKING:
     from bus.client import Bus
 
-#: The field of a group's state that holds it.
+#: The field of a group's state that holds the ordering in effect.
 FIELD = "ordering"
 
 
-class Place(NamedTuple):
+class GroupPartition(NamedTuple):
     """One group in one partition."""
 
     topic: str
@@ -38,9 +38,9 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The result of a change of ordering in one place."""
+    """What became of a change of ordering in one partition."""
 
-    place: Place
+    place: GroupPartition
     effect: Ordering
     """The ordering in effect now."""
     waiting: int
@@ -53,33 +53,34 @@ def question(keys: PartitionKeys, group: str) -> Command:
 
 
 def answer(reply: Any, declared: Ordering) -> Ordering:
-    """Return the ordering in effect: the declared one if none is recorded, or the record is unreadable."""
-    return next((one for one in ORDERINGS if reply == one.encode()), declared)
+    """Return the ordering in effect: the declared one if none that can be read is recorded."""
+    return next((ordering for ordering in ORDERINGS if reply == ordering.encode()), declared)
 
 
-def in_effect(bus: Bus, place: Place, declared: Ordering) -> Ordering:
-    """Return the ordering that is in effect in one partition. Raises BusUnavailable."""
-    return read(bus, [(place, declared)])[place]
+def in_effect(bus: Bus, ref: GroupPartition, declared: Ordering) -> Ordering:
+    """Return the ordering in effect in one partition. Raises BusUnavailable."""
+    return read(bus, [(ref, declared)])[ref]
 
 
-def read(bus: Bus, places: Iterable[tuple[Place, Ordering]]) -> dict[Place, Ordering]:
-    """Return the ordering in effect in each place, given the declared one; one round trip. Raises
-    BusUnavailable.
+def read(bus: Bus, refs: Iterable[tuple[GroupPartition, Ordering]]) -> dict[GroupPartition, Ordering]:
+    """Return the orderings in effect, in one round trip; `refs` come with the declared ones.
+
+    Raises BusUnavailable.
     """
-    wanted = list(places)
-    asked = [question(_keys(bus, place), place.group) for place, _ in wanted]
+    pairs = list(refs)
+    asked = [question(_keys(bus, ref), ref.group) for ref, _ in pairs]
     replies = bus.client.pipe(asked) if asked else []
     # A key of another type says nothing; whoever works there finds it, and tells of it.
     return {
-        place: declared if is_of_one_partition(reply) else answer(check(reply), declared)
-        for (place, declared), reply in zip(wanted, replies, strict=True)
+        ref: declared if is_of_one_partition(reply) else answer(check(reply), declared)
+        for (ref, declared), reply in zip(pairs, replies, strict=True)
     }
 
 
 def pin(client: Client, partitions: Iterable[PartitionKeys], group: str, ordering: Ordering) -> None:
-    """Record that this ordering is in effect wherever none is recorded: what is declared changes now.
+    """Record this ordering wherever none is recorded, before another one is declared.
 
-    Works while memory is full. Raises BusUnavailable; then nothing may be declared otherwise.
+    It works while memory is full. Raises BusUnavailable; then the other one must not be declared.
     """
     calls = [([keys.state(group)], [FIELD, ordering, "1"]) for keys in partitions]
     for reply in commands.run_many(client, "declare", calls):
@@ -87,28 +88,28 @@ def pin(client: Client, partitions: Iterable[PartitionKeys], group: str, orderin
             check(reply)
 
 
-def change(bus: Bus, places: Sequence[tuple[Place, Ordering, Ordering]]) -> list[Change]:
-    """Put the wanted ordering into effect wherever nothing waits. Raises BusUnavailable.
+def change(bus: Bus, changes: Sequence[tuple[GroupPartition, Ordering, Ordering]]) -> list[Change]:
+    """Put other orderings into effect wherever nothing waits. Raises BusUnavailable.
 
-    `places`: each with the ordering that was in effect and the one that is wanted.
+    `changes`: where, the ordering in effect, and the other one.
     """
-    asked = [("XINFO", "CONSUMERS", _keys(bus, place).stream, place.group) for place, _, _ in places]
+    asked = [("XINFO", "CONSUMERS", _keys(bus, ref).stream, ref.group) for ref, _, _ in changes]
     calls = []
-    for (place, effect, wanted), reply in zip(places, bus.client.pipe(asked) if asked else [], strict=True):
-        keys, group = _keys(bus, place), place.group
-        known = [] if is_nogroup(reply) or is_of_one_partition(reply) else check(reply)
-        lanes = sorted({ORDERED_LANE, *(text(fields_of(raw)["name"]) for raw in known)})
+    for (ref, effect, declared), reply in zip(changes, bus.client.pipe(asked) if asked else [], strict=True):
+        keys, group = _keys(bus, ref), ref.group
+        consumers = [] if is_nogroup(reply) or is_of_one_partition(reply) else check(reply)
+        lanes = sorted({ORDERED_LANE, *(text(fields_of(raw)["name"]) for raw in consumers)})
         own = [keys.stream, keys.retry(group), keys.held(group), keys.state(group)]
         leases = [keys.lease(group, lane) for lane in lanes]
-        about = [group, wanted, effect, f"free:reordered-{uuid.uuid4().hex}", *lanes]
+        about = [group, declared, effect, f"free:reordered-{uuid.uuid4().hex}", *lanes]
         calls.append(([*own, *leases], about))
     replies = commands.run_many(bus.client, "reorder", calls) if calls else []
     return [
-        Change(place, answer(check(reply)[0], effect), reply[1])
-        for (place, effect, _), reply in zip(places, replies, strict=True)
+        Change(ref, answer(check(reply)[0], effect), reply[1])
+        for (ref, effect, _), reply in zip(changes, replies, strict=True)
         if not is_of_one_partition(reply)
     ]
 
 
-def _keys(bus: Bus, place: Place) -> PartitionKeys:
-    return bus.keys.partition(place.topic, place.partition)
+def _keys(bus: Bus, ref: GroupPartition) -> PartitionKeys:
+    return bus.keys.partition(ref.topic, ref.partition)

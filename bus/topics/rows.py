@@ -18,18 +18,20 @@ logger = logging.getLogger("bus.declarations")
 
 
 def model() -> type[Topic]:
+    """Return the model of declared topics."""
     model: type[Topic] = apps.get_model("jitney", "Topic")
     return model
 
 
 def every() -> Any:
+    """Return the query of all declared topics."""
     return model()._default_manager.all()
 
 
 def find(name: str) -> TopicSpec | None:
-    """The spec of a topic that the database knows; None if it knows none, or cannot be asked.
+    """Return the spec of a topic in the database; None if it has none, or cannot be asked.
 
-    Publishers come here for a topic that Redis has lost. They must not fail for a database that is away,
+    A publisher asks for a topic whose record in Redis is gone. It must not fail for a database that is away,
     not migrated, or not to be used here (in an event loop): then the topic is unknown.
     """
     try:

@@ -1,4 +1,4 @@
-"""Errors of databases that mean: nothing is wrong, another transaction was in the way, so begin again."""
+"""Conflicts: database errors that mean that another transaction was in the way, so begin again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MYSQL = frozenset((1213, 1020))
 
 
 def is_conflict(error: DatabaseError) -> bool:
-    """Whether the transaction was given up for the sake of another one, and nothing of it is left."""
+    """Return whether the database rolled the transaction back in favour of another one."""
     cause: Any = error.__cause__
     if cause is None:
         return False
@@ -27,7 +27,7 @@ def _of_mysql(error: DatabaseError) -> bool:
 
 
 class ConflictWatch:
-    """Notices conflicts that are caught inside of a transaction. An `execute_wrapper` of Django.
+    """Notices conflicts that a handler catches inside its transaction. It is an `execute_wrapper` of Django.
 
     PostgreSQL refuses everything after one. MariaDB and MySQL roll back and go on: what comes after would be
     committed without what came before.

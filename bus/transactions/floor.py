@@ -1,4 +1,4 @@
-"""The floor of an inbox: up to which id the messages of a place are settled for good, but for its open ones.
+"""The floor of an inbox: the id up to which a place's messages are settled for good, but for its open ones.
 
 A place is a group in a partition, in one era (see bus.transactions.inbox). Rows at or below the floor are
 deleted (see bus.transactions.forgetting); from then on the floor says what they said. So whoever has inserted
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
 Where = tuple[str, int, str]
-"""Topic, partition and era: of one group, a place."""
+"""Topic, partition and era. With a group it is a place."""
 Pair = tuple[int, int]
 """An id as numbers."""
 Statement = tuple[str, tuple[Any, ...]]
@@ -37,8 +37,8 @@ Statement = tuple[str, tuple[Any, ...]]
 
 #: Levels at which each statement sees what is committed; "" of a database with one writer at a time.
 _CURRENT = frozenset(("", "read committed", "read uncommitted", "READ-COMMITTED", "READ-UNCOMMITTED"))
-#: Open messages asked for in one statement.
-_PAGE = 100
+#: Ids whose open ones one statement asks for.
+_IDS_A_STATEMENT = 100
 
 
 class FloorGone(Exception):
@@ -49,7 +49,7 @@ class FloorGone(Exception):
 class _Sql:
     floor: str
     locked: str
-    """The same, of what is committed now, whatever the isolation level."""
+    """Reads the floor as it is committed now, whatever the isolation level."""
     open: str
     open_locked: str
 
@@ -60,14 +60,14 @@ class Floors:
     def __init__(self, group: str, alias: str) -> None:
         self._group = group
         self._alias = alias
-        self._known: dict[Where, int] = {}
+        self._opened: dict[Where, int] = {}
 
     def key(self, where: Where) -> int | None:
-        """The key of the place's floor, if this process has opened the place."""
-        return self._known.get(where)
+        """Return the key of the place's floor; None if this process has not opened the place."""
+        return self._opened.get(where)
 
     def open(self, where: Where) -> bool:
-        """Open a place, before a transaction of ours; True if its floor is new.
+        """Open a place, before a transaction of ours; return whether its floor is new.
 
         Raises InboxUnavailable, and the database's errors.
         """
@@ -80,24 +80,24 @@ class Floors:
         floors = InboxFloor._default_manager.using(self._alias)
         rows = floors.filter(**place).values_list("pk", flat=True)
         try:
-            found = rows.first()
+            key = rows.first()
         except DatabaseError as error:
             if connections[self._alias].in_atomic_block:
                 raise
             self._explain(error)
             # The table is there, perhaps since a moment ago: no message is at fault for a migration that ran.
-            found = rows.first()
-        if fresh := found is None:
+            key = rows.first()
+        if fresh := key is None:
             self._require_transactions()
             floors.bulk_create([InboxFloor(**place)], ignore_conflicts=True)
-            found = rows.get()
-        self._known[where] = int(found)
+            key = rows.get()
+        self._opened[where] = int(key)
         return fresh
 
     def forget(self, wheres: Iterable[Where]) -> None:
-        """Open these places anew next time."""
+        """Have these places opened again before their next messages."""
         for where in wheres:
-            self._known.pop(where, None)
+            self._opened.pop(where, None)
 
     def _explain(self, error: DatabaseError) -> None:
         """Raise InboxUnavailable if the table is missing."""
@@ -119,12 +119,12 @@ class Floors:
             )
 
     def settled(self, where: Where, ids: Sequence[Pair], insertion: Statement | None = None) -> set[Pair]:
-        """Which of these messages of an open place are settled for good.
+        """Return which of these messages of an open place are settled for good.
 
-        In the transaction that has inserted their rows, or does so by `insertion`. One query where all lie
-        above the floor. Raises FloorGone, and the database's errors.
+        Call it in the transaction that has inserted their rows, or give the `insertion`, which it does first.
+        It makes one query where all lie above the floor. Raises FloorGone, and the database's errors.
         """
-        floor = self._known[where]
+        floor = self._opened[where]
         connection = connections[self._alias]
         sql = _sql(connection)
         with connection.cursor() as cursor:
@@ -151,18 +151,18 @@ class Floors:
             return below
 
     def _open_ones(self, cursor: Any, sql: str, floor: int, ids: set[Pair]) -> set[Pair]:
-        found: set[Pair] = set()
+        open_ids: set[Pair] = set()
         every = sorted(signed(ms) for ms, _ in ids)
-        for start in range(0, len(every), _PAGE):
-            some = every[start : start + _PAGE]
+        for start in range(0, len(every), _IDS_A_STATEMENT):
+            some = every[start : start + _IDS_A_STATEMENT]
             # Those of a range, which the index finds; other open ones in it do no harm.
             cursor.execute(sql, (floor, some[0], some[-1]))
-            found.update((unsigned(ms), unsigned(seq)) for ms, seq in cursor.fetchall())
-        return found
+            open_ids.update((unsigned(ms), unsigned(seq)) for ms, seq in cursor.fetchall())
+        return open_ids
 
 
 def require_supported(alias: str, where: str) -> None:
-    """Raises ConfigurationError for a database of whose isolation nothing is known here."""
+    """Raise ConfigurationError for a database whose isolation of transactions we do not know."""
     connection = connections[alias]
     if connection.vendor not in SUPPORTED:
         raise ConfigurationError(
@@ -179,12 +179,12 @@ _SNAPSHOTS = {
 }
 
 
-#: Vendors of databases of whose snapshots something is known here.
+#: Vendors of databases whose isolation of transactions we know.
 SUPPORTED = frozenset(_SNAPSHOTS)
 
 
 def _takes_several(connection: BaseDatabaseWrapper) -> bool:
-    """Whether several statements go in one: with psycopg 3, unless the server binds the parameters."""
+    """Return whether one call takes several statements: psycopg 3, unless the server binds the parameters."""
     return (
         connection.vendor == "postgresql"
         and hasattr(connection.Database, "ClientCursor")  # type: ignore[attr-defined]

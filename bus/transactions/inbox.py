@@ -46,8 +46,8 @@ _Rows = set[tuple[Any, ...]]
 _Refused = Callable[[list[Message]], Collection[str]]
 
 
-class _Known(Exception):
-    """The row is there already, or something else forbids it."""
+class _RowRefused(Exception):
+    """The database refused a row: it is there already, or something else forbids it."""
 
     def __init__(self, error: IntegrityError) -> None:
         super().__init__(str(error))
@@ -55,7 +55,7 @@ class _Known(Exception):
 
 
 class _Settled(Exception):
-    """Nothing is left to be handled: what was inserted is rolled back."""
+    """No message is left to be handled, so the transaction is rolled back."""
 
 
 class Inbox:
@@ -68,10 +68,10 @@ class Inbox:
         self._insert = ""
 
     def handle(self, message: Message, handler: Handler) -> None:
-        """Run the handler in a transaction with the message's row; do nothing if it was settled before.
+        """Call the handler in a transaction with the message's row; do nothing if it was settled before.
 
         Raises what the handler raises, database errors, StaleLease, and InboxUnavailable (the handler was not
-        called): then neither effect nor row is kept.
+        called): then the database keeps neither effect nor row.
         """
         where = message.topic, message.partition, message._era
         self._transact([message], (where,), lambda _: self._handle(message, where, handler))
@@ -81,31 +81,31 @@ class Inbox:
         try:
             settled = self._floors.settled(where, (pair,), self._insertion(where, pair))
         except IntegrityError as error:
-            raise _Known(error) from None
+            raise _RowRefused(error) from None
         if settled:
             self._tell(message)
             raise _Settled
         refuse_awaitable(handler(message))
 
     def handle_batch(self, messages: Sequence[Message], handler: _Refused) -> None:
-        """Call the handler with those that were not settled before, in one transaction with their rows.
+        """Call the handler with the messages not settled before, in one transaction with their rows.
 
-        It returns the ids of the messages that it refused, whose rows are not kept. It is not called if none
-        is left. Raises as `handle`.
+        The handler returns the ids of messages that it refuses, whose rows are not kept. It is not called if
+        no message is left. Raises what `handle` raises.
         """
         self._transact(
-            messages, _wheres(messages), lambda known: self._handle_fresh(messages, known, handler)
+            messages, _wheres(messages), lambda known_rows: self._handle_fresh(messages, known_rows, handler)
         )
 
-    def _handle_fresh(self, messages: Sequence[Message], known: _Rows, handler: _Refused) -> None:
+    def _handle_fresh(self, messages: Sequence[Message], known_rows: _Rows, handler: _Refused) -> None:
         # The insertion comes first: a transaction that began by reading could not write any more where
         # another one has written since (SQLite), or would lock what it found missing (MariaDB).
-        fresh = [message for message in messages if _identity(message) not in known]
+        fresh = [message for message in messages if _identity(message) not in known_rows]
         model = self._rows().model
         try:
-            self._rows().bulk_create([model(**self._place(message)) for message in fresh])
+            self._rows().bulk_create([model(**self._row(message)) for message in fresh])
         except IntegrityError as error:
-            raise _Known(error) from None
+            raise _RowRefused(error) from None
         settled = {
             (*where, *pair)
             for where in _wheres(fresh)
@@ -126,11 +126,11 @@ class Inbox:
     def _transact(
         self, messages: Sequence[Message], wheres: Iterable[Where], work: Callable[[_Rows], None]
     ) -> None:
-        """Do the work in a transaction; once more where it was another transaction that came in between."""
+        """Do the work in a transaction; at most TRIES times, if another transaction was in the way."""
         connection = connections[self._alias]
         self._require_autocommit(connection)
         tries = 0
-        known: _Rows = set()
+        known_rows: _Rows = set()
         while True:
             tries += 1
             for where in wheres:
@@ -140,7 +140,7 @@ class Inbox:
             try:
                 with transaction.atomic(using=self._alias):
                     with nullcontext() if watch is None else connection.execute_wrapper(watch):
-                        work(known)
+                        work(known_rows)
                     if watch is not None and watch.error is not None:
                         raise watch.error
                     self._require_commit(connection)
@@ -151,22 +151,25 @@ class Inbox:
                 self._floors.forget(wheres)
                 if tries >= TRIES:
                     raise StaleLease("The floor of an inbox is gone again and again.") from None
-            except _Known as refusal:
+            except _RowRefused as refusal:
                 # Committed by another worker, or by this one before; or something else forbids the row.
-                found = self._known(messages)
-                if len(found) == len(messages):
+                rows = self._known(messages)
+                if len(rows) == len(messages):
                     return
-                if tries >= TRIES or (tries > 1 and found <= known):
+                if tries >= TRIES or (tries > 1 and rows <= known_rows):
                     raise refusal.error from None
-                known |= found
+                known_rows |= rows
             except DatabaseError as error:
                 if tries >= TRIES or connection.in_atomic_block or not is_conflict(error):
                     raise
                 logger.info("A transaction of group %s begins again: %s", self._group, error)
 
     def _open(self, where: Where, message: Message) -> None:
-        """Before the first message of a place. Who makes its floor must be the owner still, or what was known
-        of a place that is over would be made unknown."""
+        """Open a place before its first message. Raises StaleLease if we make its floor and own it no more.
+
+        Somebody who was frozen until the place was over must not make its floor again: that would be an empty
+        one.
+        """
         fresh = self._floors.open(where)
         if fresh and message._prove is not None and not message.lease_valid():
             self._floors.forget([where])
@@ -183,28 +186,28 @@ class Inbox:
     # ------------------------------------------------------------------ rows
 
     def _insertion(self, where: Where, pair: Pair) -> Statement:
-        """By hand: Django's models take twice the time."""
+        """Return the statement that inserts a row, by hand: Django's models take twice the time."""
         if not self._insert:
             self._insert = _insertion(connections[self._alias], self._rows().model)
         return self._insert, (self._group, *where, signed(pair[0]), signed(pair[1]))
 
     def _known(self, messages: Sequence[Message]) -> _Rows:
-        """One query for each partition, which is one for what a slice delivers."""
-        found: _Rows = set()
+        """Return the rows that there are of these messages. It makes one query for each partition."""
+        known_rows: _Rows = set()
         for where in _wheres(messages):
             topic, partition, era = where
-            wanted = set(_pairs(messages, where))
+            ids = set(_pairs(messages, where))
             rows = self._rows().filter(topic=topic, partition=partition, group=self._group, era=era)
-            pairs = rows.filter(ms__in={ms for ms, _ in wanted}).values_list("ms", "seq")
-            found.update((*where, *pair) for pair in pairs if pair in wanted)
-        return found
+            pairs = rows.filter(ms__in={ms for ms, _ in ids}).values_list("ms", "seq")
+            known_rows.update((*where, *pair) for pair in pairs if pair in ids)
+        return known_rows
 
     def _delete(self, messages: Sequence[Message]) -> None:
         for start in range(0, len(messages), 100):
-            wanted = (Q(**self._place(message)) for message in messages[start : start + 100])
-            self._rows().filter(reduce(or_, wanted)).delete()
+            conditions = (Q(**self._row(message)) for message in messages[start : start + 100])
+            self._rows().filter(reduce(or_, conditions)).delete()
 
-    def _place(self, message: Message) -> dict[str, Any]:
+    def _row(self, message: Message) -> dict[str, Any]:
         ms, seq = id_pair(message.id)
         return {
             "group": self._group, "topic": message.topic, "partition": message.partition,
@@ -219,7 +222,7 @@ class Inbox:
     # ------------------------------------------------------------------ what must hold
 
     def _require_autocommit(self, connection: Any) -> None:
-        """In a transaction that an earlier handler left open, atomic() would not commit anything."""
+        """Raise if an earlier handler left a transaction open: atomic() would not commit anything."""
         if not connection.in_atomic_block and not connection.get_autocommit():
             raise TransactionManagementError(
                 f"The connection to database {self._alias!r} is not in autocommit mode, so an atomic handler "
@@ -227,7 +230,7 @@ class Inbox:
             )
 
     def _require_commit(self, connection: Any) -> None:
-        """Django and PostgreSQL roll back without a word what a handler has broken and gone on with."""
+        """Raise if the handler went on after a database error, so that the commit would be a rollback."""
         raw: Any = connection.connection
         if (
             raw is None
@@ -245,19 +248,20 @@ def check_databases(subscriptions: Iterable[Subscription]) -> None:
     """Raise ConfigurationError for a database in which a handler cannot be atomic. Opens no connection."""
     from bus.models import InboxRow
 
-    for each in subscriptions:
-        if not each.atomic:
+    for subscription in subscriptions:
+        alias = subscription.atomic
+        if not alias:
             continue
-        where = f"subscribe({each.topic!r}, group={each.group!r}, atomic={each.atomic!r})"
-        if each.atomic not in connections.settings:
-            known = ", ".join(sorted(connections))
-            raise ConfigurationError(f"{where}: that is no alias of DATABASES. Known: {known}.")
-        require_supported(each.atomic, where)
-        if not router.allow_migrate_model(each.atomic, InboxRow):
+        where = f"subscribe({subscription.topic!r}, group={subscription.group!r}, atomic={alias!r})"
+        if alias not in connections.settings:
+            aliases = ", ".join(sorted(connections))
+            raise ConfigurationError(f"{where}: that is no alias of DATABASES. Known: {aliases}.")
+        require_supported(alias, where)
+        if not router.allow_migrate_model(alias, InboxRow):
             raise ConfigurationError(
                 f"{where}: a database router keeps the tables of app 'jitney' out of that database, but the "
                 "row that proves an effect must lie where the effect is. Let allow_migrate() of the router "
-                f"allow 'jitney' in {each.atomic!r}, and run `migrate jitney --database {each.atomic}`."
+                f"allow 'jitney' in {alias!r}, and run `migrate jitney --database {alias}`."
             )
 
 
@@ -270,11 +274,15 @@ def _insertion(connection: Any, model: Any) -> str:
 
 
 def _wheres(messages: Iterable[Message]) -> list[Where]:
-    return list(dict.fromkeys((each.topic, each.partition, each._era) for each in messages))
+    return list(dict.fromkeys((message.topic, message.partition, message._era) for message in messages))
 
 
 def _pairs(messages: Iterable[Message], where: Where) -> list[Pair]:
-    return [id_pair(each.id) for each in messages if (each.topic, each.partition, each._era) == where]
+    return [
+        id_pair(message.id)
+        for message in messages
+        if (message.topic, message.partition, message._era) == where
+    ]
 
 
 def _identity(message: Message) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""publish_on_commit: a message that is sent after the database transaction has committed.
+"""publish_on_commit: publishes a message after the database transaction has committed.
 
 Django calls its hooks from a list, and one that raises keeps the rest of them from being called. A publish
 that fails must be heard of, but not do that. So its hook logs the failure, puts another hook at the end of
@@ -19,9 +19,9 @@ logger = logging.getLogger("bus.on_commit")
 
 
 def send_on_commit(publisher: Publisher, draft: Draft, using: str | None) -> None:
-    """Send a draft when the transaction in this database commits; now, if there is none.
+    """Send a draft when the transaction in this database commits; now if there is none. Needs Django.
 
-    Raises, in the latter case, what `Publisher.send` raises. Needs Django.
+    `using`: the alias of the database. Without a transaction this raises what `Publisher.send` raises.
     """
     from django.db import DEFAULT_DB_ALIAS, transaction
 
@@ -59,7 +59,7 @@ class _Hook:
 
 
 def _raise_last(hooks: list[Any], error: Exception) -> None:
-    """Have the last of these hooks raise the error, or tell of it where that raises one already."""
+    """Have the last of these hooks raise the error, or add it as a note if that one raises another."""
     for entry in hooks:
         if isinstance(entry[1], _Raise):
             entry[1].add(error)

@@ -138,7 +138,7 @@ class Mover:
                     failures.append((place, error_of(reply)))
                     continue
                 for _, score in _pairs(reply):
-                    name = bus.keys.partition(*place).place.encode()
+                    name = bus.keys.partition(*place).due_member.encode()
                     if score <= now:
                         found.append((score, place))
                     elif score < delayed.NEVER and known.get(name, delayed.NEVER) > score:
@@ -188,7 +188,7 @@ class Mover:
         calls: list[tuple[list[str], list[Argument]]] = []
         for place in places:
             keys = self._bus.keys.partition(*place)
-            calls.append(([*delayed.own_keys(keys), keys.due], [CHUNK, CHUNK_BYTES, keys.place]))
+            calls.append(([*delayed.own_keys(keys), keys.due], [CHUNK, CHUNK_BYTES, keys.due_member]))
         replies = run_many(self._bus.client, "move", calls)
         return [error_of(reply) if isinstance(reply, ServerError) else reply for reply in replies]
 

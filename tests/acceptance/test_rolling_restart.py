@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bus.topics.reordering import Place, read
+from bus.topics.reordering import GroupPartition, read
 from tests.acceptance.shopping import GROUPS, Shop
 from tests.waiting import wait_until
 
@@ -12,7 +12,7 @@ GROUP, PARTITIONS = GROUPS["loose"]
 
 
 def effects(shop: Shop) -> set[str]:
-    places = [(Place("loose", GROUP, number), "none") for number in range(PARTITIONS)]
+    places = [(GroupPartition("loose", GROUP, number), "none") for number in range(PARTITIONS)]
     return set(read(shop.bus, places).values())
 
 

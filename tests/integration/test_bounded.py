@@ -312,7 +312,7 @@ def test_a_group_can_be_served_while_it_is_given_back(
     scene: Scene, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pages of a few messages, and turns between them as it comes: nothing lost, twice, or out of order."""
-    monkeypatch.setattr(making, "PAGE", 3)
+    monkeypatch.setattr(making, "MESSAGES_A_SCRIPT", 3)
     dice = random.Random(seed)
     scene.declare()
     ids = scene.add(200, keys=5)
@@ -421,7 +421,7 @@ def test_retries_that_an_unordered_lane_had_in_hand_when_the_group_was_lost_are_
 def test_what_was_in_hand_is_given_back_though_lanes_are_put_right_and_served_meanwhile(
     scene: Scene, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(making, "PAGE", 3)
+    monkeypatch.setattr(making, "MESSAGES_A_SCRIPT", 3)
     dice = random.Random(seed)
     in_hand = in_hand_at_the_loss(scene, False)
     # Given that the process that gives back ends before some page, and a slice serves the group after that
@@ -487,18 +487,18 @@ def test_a_group_is_moved_to_its_mark_in_pages_and_can_be_interrupted_before_any
             waiting = [*waiting, *held]
         lease = scene.keys.lease(GROUP, "0")
         scene.client.call("SET", lease, LEASE)
-        place = marks.Place(TOPIC, 0, GROUP, "")
+        place = marks.MarkRef(TOPIC, 0, GROUP, "")
         era = scene.client.call("HGET", scene.keys.state(GROUP), "era").decode()
         scene.scripts.forget()
         scene.scripts.end_at = page
         try:
-            settled = marks.advance_place(scene.bus, place, "1900-0", era, ordering, [lease])
+            settled = marks.advance_one(scene.bus, place, "1900-0", era, ordering, [lease])
             ended = False
         except BusUnavailable:
             ended = True
         scene.scripts.end_at = None
         if ended:
-            marks.advance_place(scene.bus, place, "1900-0", era, ordering, [lease])
+            marks.advance_one(scene.bus, place, "1900-0", era, ordering, [lease])
         assert scene.pending() == sorted(waiting, key=lambda id: int(id[:-2]))
         assert scene.lag() == 100
         assert scene.client.call("GET", scene.keys.mark(GROUP)) == b"1900-0"
@@ -518,11 +518,11 @@ def test_a_group_at_its_mark_or_beyond_is_left_alone(scene: Scene) -> None:
     scene.give(30)
     lease = scene.keys.lease(GROUP, "0")
     scene.client.call("SET", lease, LEASE)
-    place = marks.Place(TOPIC, 0, GROUP, "")
+    place = marks.MarkRef(TOPIC, 0, GROUP, "")
     era = scene.client.call("HGET", scene.keys.state(GROUP), "era").decode()
     # and one that is behind a mark of another era
     for mark, of in (("30-0", era), ("7-0", era), ("40-0", "another"), ("40-0", "")):
-        assert marks.advance_place(scene.bus, place, mark, of, "key", [lease]) == 0
+        assert marks.advance_one(scene.bus, place, mark, of, "key", [lease]) == 0
     assert scene.client.call("GET", lease) == LEASE.encode()
     assert len(scene.pending()) == 30
 

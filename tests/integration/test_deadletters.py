@@ -17,7 +17,7 @@ from bus.errors import ConfigurationError, ReadOnly, UnknownGroup, UnknownTopic
 from bus.format.lane_id import LaneId
 from bus.models import AuditRecord
 from bus.operating import deadletters, operate, pending
-from bus.operating.deadletters import LetterRef, Place, Selection
+from bus.operating.deadletters import LetterRef, Origin, Selection
 from bus.streams.commands import run
 from bus.streams.embedded import EmbeddedServer
 from bus.topics.registry import GroupSpec
@@ -141,7 +141,7 @@ def test_a_letter_holds_the_message_and_all_about_its_end(scene: Scene) -> None:
     assert letter.first == datetime.fromtimestamp(0.001, UTC)
     assert letter.last is not None
     assert abs(letter.last - datetime.now(UTC)) < timedelta(minutes=5)
-    assert deadletters.get(scene.bus, TOPIC, GROUP, Place.parse(str(letter.place))) is not None
+    assert deadletters.get(scene.bus, TOPIC, GROUP, Origin.parse(str(letter.place))) is not None
 
 
 def test_letters_are_found_by_partition_key_reason_and_time(bus: Bus) -> None:
@@ -172,7 +172,7 @@ def test_what_does_not_exist_is_said_at_once(scene: Scene) -> None:
         deadletters.find(scene.bus, TOPIC, GROUP, Selection(partition=7))
     for wrong in ("1700-0", "3/", "x/1-1", "3/1700", f"3/{2**64}-0"):
         with pytest.raises(ConfigurationError, match="3/1700-0"):
-            Place.parse(wrong)
+            Origin.parse(wrong)
 
 
 def test_letters_beyond_the_limit_are_counted(scene: Scene) -> None:
@@ -314,7 +314,7 @@ def test_a_letter_that_names_no_message_stops_no_other(scene: Scene) -> None:
     [id] = scene.kill()
     for named in ("rubbish", "18446744073709551616-0", ""):
         scene.bus.client.call("XADD", scene.keys.dead(GROUP), "*", "id", named, "reason", "x", "v", 1)
-    letters = [LetterRef(Place(0, raw.decode()), "", "") for raw, _ in
+    letters = [LetterRef(Origin(0, raw.decode()), "", "") for raw, _ in
                scene.bus.client.call("XRANGE", scene.keys.dead(GROUP), "-", "+")]  # fmt: skip
     fates = deadletters.retry(scene.bus, TOPIC, GROUP, letters)
     assert [fate.name for fate in fates] == ["WAITING", "COPIED", "COPIED", "COPIED"]
@@ -484,7 +484,7 @@ def test_without_its_group_in_redis_a_letter_stays(scene: Scene) -> None:
     scene.bus.registry.forget_group(TOPIC, GROUP)
     assert (scene.retry().kept, len(scene.letters())) == (2, 2)
 
-    gone = Place.parse("0/1-1")
+    gone = Origin.parse("0/1-1")
     assert scene.retry(places=(gone,)).gone == 1
 
 

@@ -16,7 +16,7 @@ import pytest
 from bus.errors import BusUnavailable, ConfigurationError
 from bus.streams import embedded
 from bus.streams.connect import Client, Endpoint
-from bus.streams.embedded.place import Place
+from bus.streams.embedded.site import Site
 from tests.waiting import wait_until
 
 
@@ -100,7 +100,7 @@ def test_a_socket_directory_that_others_can_write_to_is_refused(
         # when a server is to be started, then it is not
         with pytest.raises(ConfigurationError, match="mode 0700"):
             embedded.ensure(directory)
-        assert not Place(directory).held()
+        assert not Site(directory).held()
     finally:
         (runtime / "jitney").rmdir()
         runtime.rmdir()
@@ -124,7 +124,7 @@ def test_stop_leaves_no_process_socket_or_lock(directory: Path) -> None:
     # then nothing of it is left, and a second stop says that there was nothing to do
     assert not alive(status.pid)
     assert not socket.parent.exists()
-    assert not Place(directory).held()
+    assert not Site(directory).held()
     assert not (directory / "server.pid").exists()
     assert embedded.status(directory) is None
     assert not embedded.stop(directory)
@@ -148,7 +148,7 @@ def test_what_was_written_survives_a_kill_and_the_stale_socket_is_replaced(direc
     before = embedded.status(directory)
     assert before is not None
     os.kill(before.pid, signal.SIGKILL)
-    wait_until(lambda: not Place(directory).held(), what="the end of the server")
+    wait_until(lambda: not Site(directory).held(), what="the end of the server")
     assert socket.exists()
     # when somebody asks for it again
     embedded.ensure(directory)
@@ -199,7 +199,7 @@ def test_an_owned_server_is_killed_frozen_and_restarted_on_its_address(tmp_path:
         with pytest.raises(BusUnavailable):
             client.call("GET", "a")
         server.thaw()
-        wait_until(Place(tmp_path).answers, what="the thawed server")
+        wait_until(Site(tmp_path).answers, what="the thawed server")
         # killed and restarted: the same address, the same data
         server.kill()
         server.start()
@@ -213,7 +213,7 @@ def test_an_owned_server_is_killed_frozen_and_restarted_on_its_address(tmp_path:
         server.kill()
         assert socket.exists()
     assert not socket.parent.exists()
-    assert not Place(tmp_path).held()
+    assert not Site(tmp_path).held()
 
 
 def test_an_owned_server_and_a_shared_one_exclude_each_other(directory: Path) -> None:
@@ -237,12 +237,12 @@ def test_an_owned_server_ends_with_its_killed_owner(tmp_path: Path) -> None:
     )
     assert owner.stdout is not None
     pid = int(owner.stdout.readline())
-    assert Place(tmp_path).answers()
+    assert Site(tmp_path).answers()
     # when it is killed
     owner.kill()
     owner.communicate()
     # then the server ends
-    wait_until(lambda: not Place(tmp_path).held(), what="the end of the server")
+    wait_until(lambda: not Site(tmp_path).held(), what="the end of the server")
     assert not alive(pid)
     embedded.stop(tmp_path)  # removes the directory of its socket
 
@@ -264,18 +264,18 @@ def test_all_files_of_a_server_are_for_its_owner_alone(directory: Path, umask: i
 def test_a_pid_file_with_the_number_of_another_process_is_not_believed(directory: Path) -> None:
     # given a server whose pid file names a process that has nothing to do with it
     embedded.ensure(directory)
-    place = Place(directory)
+    site = Site(directory)
     theirs = subprocess.Popen(["sleep", "60"])
-    right = place.pid()
+    right = site.pid()
     assert right == embedded.status(directory).pid
-    place.pid_file.write_text(str(theirs.pid))
+    site.pid_file.write_text(str(theirs.pid))
     # when it is stopped
-    assert place.pid() is None
+    assert site.pid() is None
     with pytest.raises(BusUnavailable, match="could not be stopped"):
         embedded.stop(directory, timeout=0.2)
     # then that process was not touched
     assert theirs.poll() is None
     theirs.kill()
     theirs.wait()
-    place.pid_file.write_text(str(right))
+    site.pid_file.write_text(str(right))
     assert embedded.stop(directory)

@@ -62,8 +62,9 @@ def test_rows_go_up_to_the_copied_mark_but_for_those_that_are_pending(place: Pla
 def test_pages_of_rows_pending_messages_and_dead_letters_are_read_to_their_end(
     place: Place, box: Inbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forgetting, "PAGE", 3)
-    monkeypatch.setattr(forgetting, "LETTERS", 2)
+    monkeypatch.setattr(forgetting, "ROWS_A_STATEMENT", 3)
+    monkeypatch.setattr(forgetting, "PENDING_A_SCRIPT", 3)
+    monkeypatch.setattr(forgetting, "LETTERS_A_SCRIPT", 2)
     messages = place.deliver(21)
     for message in messages:
         box.handle(message, effect)

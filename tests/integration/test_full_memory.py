@@ -38,7 +38,7 @@ class Scene:
         operate.create_group(bus, TOPIC, GROUP, actor=ADA)
         self.id = bus.publish(TOPIC, 1, key="a").id
         self.keys: PartitionKeys = bus.keys.partition(TOPIC, bus.publish(TOPIC, 2, key="a").partition)
-        self.partition = int(self.keys.place.rpartition(":")[2])
+        self.partition = int(self.keys.due_member.rpartition(":")[2])
         bus.client.call("XREADGROUP", "GROUP", GROUP, "0", "STREAMS", self.keys.stream, ">")
         bus.client.call("XACK", self.keys.stream, GROUP, self.id)
         bus.client.call("XADD", self.keys.dead(GROUP), "7-0", "id", self.id, "reason", "x", "v", "1")

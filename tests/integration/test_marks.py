@@ -38,7 +38,7 @@ def test_only_marks_that_have_changed_are_written(bus: Bus) -> None:
     keys = [bus.keys.partition(TOPIC, number).mark(GROUP) for number in range(64)]
     for number, key in enumerate(keys):
         bus.client.call("SET", key, f"{number}-1")
-    known: dict[marks.Place, str] = {}
+    known: dict[marks.MarkRef, str] = {}
     assert marks.copy(bus, known) == 64
     assert positions(bus) == {number: f"{number}-1" for number in range(64)}
     # When nothing changes, then nothing is written
@@ -64,7 +64,7 @@ def test_marks_are_read_by_one_command_those_that_changed_by_one_more_and_a_fore
     bus.client.call("RPUSH", bus.keys.partition(TOPIC, 0).mark(GROUP), "foreign")
     bus.client.call("SET", bus.keys.partition(TOPIC, 1).mark(GROUP), "7-0")
     bus.client.call("CONFIG", "RESETSTAT")
-    known: dict[marks.Place, str] = {}
+    known: dict[marks.MarkRef, str] = {}
     assert marks.copy(bus, known) == 1
     stats = bus.client.call("INFO", "commandstats").decode()
     assert "cmdstat_mget:calls=2," in stats  # the second with their eras
@@ -85,7 +85,7 @@ def test_a_copied_mark_passes_over_nothing_of_a_stream_that_was_made_again(bus: 
     bus.client.call("XREADGROUP", "GROUP", GROUP, "0", "STREAMS", keys.stream, ">")
     bus.client.call("XACK", keys.stream, GROUP, far)
     bus.client.call("SET", keys.mark(GROUP), far)
-    known: dict[marks.Place, str] = {}
+    known: dict[marks.MarkRef, str] = {}
     marks.copy(bus, known)
     before = bus.client.call("HGET", state, "era")
     # When the stream is removed and another one takes its place

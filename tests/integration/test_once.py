@@ -144,8 +144,8 @@ def test_a_stream_that_vanished_is_made_again_for_an_id_too(bus: Bus) -> None:
 def test_messages_of_a_partition_are_stored_once_together(bus: Bus) -> None:
     bus.publish("orders", 0)
     messages = [(f"row-{number}", [b"v", b"%d" % number]) for number in range(500)]
-    first = bus.publisher.send_once("orders", 3, messages[:300], window=60)
-    again = bus.publisher.send_once("orders", 3, messages, window=60)
+    first = bus.publisher.send_deduped("orders", 3, messages[:300], window=60)
+    again = bus.publisher.send_deduped("orders", 3, messages, window=60)
     assert [receipt.duplicate for receipt in again] == [True] * 300 + [False] * 200
     assert [receipt.id for receipt in again[:300]] == [receipt.id for receipt in first]
     stream = bus.client.call("XRANGE", bus.keys.partition("orders", 3).stream, "-", "+")

@@ -142,14 +142,14 @@ def test_messages_of_a_key_keep_their_order_over_many_pages(bus: Bus) -> None:
 
 def test_a_page_is_bounded_in_bytes_but_never_empty(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    send = bus.publisher.send_once
+    send = bus.publisher.send_deduped
 
     def count(topic: str, partition: int, some: Any, **how: Any) -> Any:
         sizes.append(len(some))
         return send(topic, partition, some, **how)
 
-    monkeypatch.setattr(bus.publisher, "send_once", count)
-    monkeypatch.setattr(outbox, "PAGE_BYTES", 300)
+    monkeypatch.setattr(bus.publisher, "send_deduped", count)
+    monkeypatch.setattr(outbox, "BYTES_A_WRITE", 300)
     with transaction.atomic():
         for size in (1000, 100, 100, 100, 1000):
             jitney.publish_in_transaction("orders", "x" * size, key="A1")
@@ -162,14 +162,14 @@ def test_a_relay_that_dies_before_it_deletes_doubles_nothing(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(*range(10))
-    send = bus.publisher.send_once
+    send = bus.publisher.send_deduped
 
     def send_and_die(*args: Any, **how: Any) -> None:
         send(*args, **how)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(bus.publisher, "send_once", send_and_die)
+        patch.setattr(bus.publisher, "send_deduped", send_and_die)
         with pytest.raises(KeyboardInterrupt):
             Relay(bus, "default").run()
     assert OutboxRow.objects.count() == 10
@@ -190,7 +190,7 @@ def known_for(bus: Bus) -> list[int]:
 
 def test_a_reply_that_was_lost_is_asked_for_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(*range(3))
-    send = bus.publisher.send_once
+    send = bus.publisher.send_deduped
 
     def lose(*args: Any, **how: Any) -> None:
         send(*args, **how)
@@ -198,7 +198,7 @@ def test_a_reply_that_was_lost_is_asked_for_again(bus: Bus, monkeypatch: pytest.
 
     relay = Relay(bus, "default")
     with monkeypatch.context() as patch:
-        patch.setattr(bus.publisher, "send_once", lose)
+        patch.setattr(bus.publisher, "send_deduped", lose)
         with pytest.raises(PublishUncertain):
             relay.run()
     assert relay.run() == 3
@@ -241,8 +241,8 @@ def test_rows_of_another_bus_in_the_same_database_are_left_alone(bus: Bus, serve
 
 
 def test_each_partition_gets_its_turn(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "PAGES", 1)
-    monkeypatch.setattr(outbox, "MAX_ONCE", 2)
+    monkeypatch.setattr(outbox, "WRITES_A_VISIT", 1)
+    monkeypatch.setattr(outbox, "MAX_DEDUPED", 2)
     for key in ("a", "b", "c", "d", "e", "f"):
         publish(*range(10), key=key)
     relay, touched = Relay(bus, "default"), []
@@ -342,10 +342,10 @@ def test_relays_at_the_same_time_keep_order_and_double_nothing(bus: Bus) -> None
 
 def test_order_and_exactness_do_not_rest_on_the_lock(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Relay, "_locks", False)
-    monkeypatch.setattr(outbox, "MAX_ONCE", 3)
+    monkeypatch.setattr(outbox, "MAX_DEDUPED", 3)
     publish(*range(9))
     one, other = Relay(bus, "default"), Relay(bus, "default")
-    send = bus.publisher.send_once
+    send = bus.publisher.send_deduped
     nested: list[int] = []
 
     def overtaken(topic: str, partition: int, some: Any, **how: Any) -> Any:
@@ -355,7 +355,7 @@ def test_order_and_exactness_do_not_rest_on_the_lock(bus: Bus, monkeypatch: pyte
             nested.append(len(other._send_page((topic, partition))))
         return send(topic, partition, some, **how)
 
-    monkeypatch.setattr(bus.publisher, "send_once", overtaken)
+    monkeypatch.setattr(bus.publisher, "send_deduped", overtaken)
     place = one._places()[0]
     one._send_page(place)
     while one._send_page(place):

@@ -18,7 +18,7 @@ from bus.consuming.subscriptions import Subscription
 from bus.errors import Retry
 from bus.streams.commands import fields_of, text
 from bus.topics.registry import GroupSpec
-from bus.topics.reordering import Place, read
+from bus.topics.reordering import GroupPartition, read
 from bus.values import ORDERINGS, RetryPolicy, id_pair
 from tests.integration.inline import InlineWorker
 from tests.integration.test_membership import a_dead_process, leave_behind
@@ -75,7 +75,7 @@ class Shop:
         self.bus.publish_many(TOPIC, range(first, first + count), key=lambda value: f"k{value % 7}")
 
     def effects(self):
-        places = [(Place(TOPIC, GROUP, number), None) for number in range(PARTITIONS)]
+        places = [(GroupPartition(TOPIC, GROUP, number), None) for number in range(PARTITIONS)]
         return list(read(self.bus, places).values())
 
     def declared(self):

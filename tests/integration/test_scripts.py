@@ -14,11 +14,14 @@ import pytest
 
 from bus.consuming.outcomes import Outcomes
 from bus.errors import BusFull, ServerError
+from bus.format import codec
 from bus.format.keys import Keys, PartitionKeys, pad_id
+from bus.format.partition import key_hash
 from bus.streams import commands
 from bus.streams.connect import Client
 from bus.topics import making
 from bus.topics.registry import GroupSpec
+from bus.values import Message
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.both_servers
@@ -167,7 +170,7 @@ class Partition:
 
 
 def hash_of(key: str) -> str:
-    """The hash of a key as lane.py and recover.lua have it."""
+    """The hash of a key as partition.py and key_hash.lua have it."""
     return sha1(key.encode(), usedforsecurity=False).hexdigest()[:16]
 
 
@@ -527,6 +530,15 @@ def test_what_is_held_back_as_a_whole_partition_or_without_a_key_is_no_left_over
     partition.turn(held=[["1-0", pad_id("1-0"), hash_]])
     assert partition.recover(ordering=ordering)[1] == []
     assert ids_of(partition.recover(ordering="none")[1]) == ["1-0"]
+
+
+def test_scripts_know_what_is_held_back_by_the_key_hash_of_python_even_if_a_stranger_gave_two_keys(partition):
+    fields = ["v", "1", "k", "first", "k", "last"]
+    partition.client.call("XADD", partition.keys.stream, "1-0", *fields)
+    message = Message("orders", 3, "1-0", [field.encode() for field in fields], codec.decode)
+    partition.fetch()
+    partition.turn(held=[["1-0", pad_id("1-0"), key_hash("key", codec.raw_key(message))]])
+    assert partition.recover()[1] == []
 
 
 def test_left_overs_come_in_pages(partition):

@@ -12,6 +12,7 @@ from bus.errors import InvalidMessage
 from bus.format.keys import Keys
 from bus.format.partition import partition_of
 from bus.publishing import draft as drafts
+from bus.publishing.options import PublishOptions
 from bus.publishing.packer import _KEY_TABLE, _TABLE, Packer
 from bus.streams.wire import pack
 from bus.values import TopicSpec
@@ -34,7 +35,7 @@ def packer(max_bytes: int = 1 << 20) -> Packer:
 
 
 def general(value: object, key: object, turn: int, max_bytes: int) -> tuple[int, bytes]:
-    draft = drafts.make("orders", value, key, max_bytes=max_bytes)  # type: ignore[arg-type]
+    draft = drafts.make("orders", value, PublishOptions(key), max_bytes=max_bytes)  # type: ignore[arg-type]
     partition = draft.partition(PARTITIONS, lambda: turn)
     return partition, pack(draft.command(KEYS.partition("orders", partition), 600))
 

@@ -14,7 +14,7 @@ from bus.safety.complaints import Complaints
 from bus.signals import lease_lost
 from bus.topics import reordering
 from bus.topics.registry import Tables
-from bus.topics.reordering import Change, Place
+from bus.topics.reordering import Change, GroupPartition
 from bus.values import Ordering
 from workers.membership.leases import Leases, Swap, Taken
 from workers.scheduling.scheduler import Scheduler
@@ -33,11 +33,11 @@ class Orderings:
         self._leases = leases
         self._scheduler = scheduler
         self._complaints = Complaints(logger)
-        self._effect: dict[Place, Ordering] = {}
+        self._effect: dict[GroupPartition, Ordering] = {}
         self._declared: dict[tuple[str, str], Ordering] = {}
         """(topic, group) → the ordering that is wanted."""
         self._tables: Tables | None = None
-        self._unsure: set[Place] = set()
+        self._unsure: set[GroupPartition] = set()
         """The places whose ordering in effect is not known, or is not the wanted one: nearly always none."""
 
     def refresh(self, tables: Tables, homes: Callable[[], Iterable[LaneId]]) -> None:
@@ -155,13 +155,13 @@ class Orderings:
         self._effect.pop(place, None)
         self._unsure.add(place)
 
-    def _wanted(self, place: Place) -> Ordering | None:
+    def _wanted(self, place: GroupPartition) -> Ordering | None:
         return self._declared.get((place.topic, place.group))
 
 
-def _place(lane: LaneId) -> Place:
-    return Place(lane.topic, lane.group, lane.partition)
+def _place(lane: LaneId) -> GroupPartition:
+    return GroupPartition(lane.topic, lane.group, lane.partition)
 
 
-def _home(place: Place) -> LaneId:
+def _home(place: GroupPartition) -> LaneId:
     return LaneId(place.topic, place.partition, place.group)

@@ -41,7 +41,7 @@ class Chores:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._mover = due.Mover(bus)
-        self._copied: dict[marks.Place, str] = {}
+        self._copied: dict[marks.MarkRef, str] = {}
         self._copy_all_at = 0.0
         self._count_losses_at = 0.0
         self._inboxes: Databases | None = None

@@ -7,7 +7,7 @@ holds the lock `server.hold` for as long as it lives.
 """
 
 from bus.streams.embedded.owned import EmbeddedServer
-from bus.streams.embedded.place import socket_path
 from bus.streams.embedded.shared import ServerStatus, ensure, running_socket, status, stop
+from bus.streams.embedded.site import socket_path
 
 __all__ = ["EmbeddedServer", "ServerStatus", "ensure", "running_socket", "socket_path", "status", "stop"]

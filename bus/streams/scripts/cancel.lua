@@ -14,8 +14,8 @@ local function free(number, body)
   local message_id = size and body:sub(#size + 2, #size + 1 + tonumber(size)) or ''
   if message_id == '' then return end
   local once = stream .. ':once:' .. message_id
-  local known = redis.pcall('GET', once)
-  if known == 'd' .. string.format('%.0f', tonumber(number)) then redis.call('DEL', once) end
+  local receipt = redis.pcall('GET', once)
+  if receipt == 'd' .. string.format('%.0f', tonumber(number)) then redis.call('DEL', once) end
 end
 
 -- Bytes of bodies that are read: no script holds the server for more than 5 ms (benchmarks/scripts.py measures it).

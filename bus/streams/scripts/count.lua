@@ -4,15 +4,16 @@
 -- ARGV    1 count what comes after this id   2 up to this one   3 how many at most   4 after how many bytes it is enough
 -- Reply   {how many, the last of them, or "" if that were all}
 local stream, after, up_to, most, enough = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+
+-- @include size_of
+
 -- So few at once, because XRANGE reads them whole, and any may be large, whatever stands before it.
-local found, bytes, page = 0, 0, 3
-while found < most and bytes < enough do
+local counted, bytes, page = 0, 0, 3
+while counted < most and bytes < enough do
   local entries = redis.call('XRANGE', stream, '(' .. after, up_to, 'COUNT', page)
-  found = found + #entries
-  if #entries < page then return {found, ''} end
+  counted = counted + #entries
+  if #entries < page then return {counted, ''} end
   after = entries[page][1]
-  for _, entry in ipairs(entries) do
-    for _, text in ipairs(entry[2]) do bytes = bytes + #text end
-  end
+  for _, entry in ipairs(entries) do bytes = bytes + size_of(entry[2]) end
 end
-return {found, after}
+return {counted, after}

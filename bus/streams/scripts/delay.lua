@@ -11,11 +11,12 @@ local stream, delayed, body, once = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
 if redis.call('EXISTS', stream) == 0 then return nil end
 redis.call('XLEN', stream) -- refuses a key of another type now, not when the message is due
 
-local known = once and redis.call('GET', once)
-if known then return {{known, 1}} end
+local receipt = once and redis.call('GET', once)
+if receipt then return {{receipt, 1}} end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- @include milliseconds
+
+local now = milliseconds(redis.call('TIME'))
 local due = tonumber(ARGV[2])
 if ARGV[1] == 'in' then due = now + due end
 

@@ -8,7 +8,7 @@
 -- In ordered groups a due message stays in the retry zset until it is settled: it keeps its key
 -- held back. Claiming (ordering "none", where lanes share the zset) takes it out, so that no other
 -- lane runs it too; it is then an ordinary left-over of the lane that claimed it. Its state stays until it is
--- settled: it may lie below the mark, and if the group is lost now nothing else says that it is open
+-- settled: it may lie below the mark, and if the group is gone now nothing else says that it is open
 -- (giveback.lua).
 local stream, lease, retry, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, lane, claim = ARGV[2], ARGV[3], ARGV[5] == '1'
@@ -16,8 +16,11 @@ local group, lane, claim = ARGV[2], ARGV[3], ARGV[5] == '1'
 local current = redis.call('GET', lease) or ''
 if current ~= ARGV[1] then return {0, current} end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- @include milliseconds
+-- @include size_of
+-- @include next_due
+
+local now = milliseconds(redis.call('TIME'))
 local entries, states, trimmed = {}, {}, {}
 redis.call('XLEN', stream) -- a key of another type is no fault of the ids
 -- What comes after so many bytes, or messages, stays due, for the next turn: no script holds the server for more than
@@ -28,35 +31,35 @@ local most = math.min(150, tonumber(ARGV[4]))
 -- The entry; nil if it is gone; false for a member that is no id, which only somebody else can have put here.
 local function entry_of(id)
   if not id:match('^%d+%-%d+$') then return false end
-  local found = redis.pcall('XRANGE', stream, id, id) -- an error for what is beyond 64 bits
-  if found.err or (found[1] and found[1][1] ~= id) then return false end
-  return found[1]
+  local reply = redis.pcall('XRANGE', stream, id, id) -- an error for what is beyond 64 bits
+  if reply.err or (reply[1] and reply[1][1] ~= id) then return false end
+  return reply[1]
 end
 
 local function take(id)
   local entry = entry_of(id)
-  local known = entry ~= false and redis.call('HGET', state, id) or ''
-  for _, text in ipairs(entry and entry[2] or {}) do bytes = bytes + #text end
+  local record = entry ~= false and redis.call('HGET', state, id) or ''
+  if entry then bytes = bytes + size_of(entry[2]) end
   if entry == false then
     -- It is never due: else it would be in the way of those behind it, again and again.
     redis.call('ZADD', retry, 'XX', '+inf', id)
   elseif entry then
-    -- FORCE: a group that was lost and made again does not know it as pending, so nothing could be settled.
+    -- FORCE: a group that was gone and made again does not know it as pending, so nothing could be settled.
     if claim or #redis.call('XPENDING', stream, group, id, id, 1, lane) == 0 then
       redis.call('XCLAIM', stream, group, lane, 0, id, 'FORCE', 'JUSTID')
     end
     if claim then
-      if known == '' then
-        known = '{"k":"","a":0}'
-        redis.call('HSET', state, id, known)
+      if record == '' then
+        record = '{"k":"","a":0}'
+        redis.call('HSET', state, id, record)
       end
       redis.call('ZREM', retry, id)
     end
     entries[#entries + 1] = entry
-    states[#states + 1] = known
+    states[#states + 1] = record
   else
     -- Forgotten by the turn that releases the next of its key, or that would wait for ever.
-    trimmed[#trimmed + 1] = {id, known}
+    trimmed[#trimmed + 1] = {id, record}
   end
 end
 
@@ -64,5 +67,4 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', retry, '-inf', now + 1, 'LIMIT',
   if bytes >= enough then break end
   take(id)
 end
-local next_due = redis.call('ZRANGE', retry, 0, 0, 'WITHSCORES')[2]
-return {1, entries, states, trimmed, next_due and math.floor(math.max(0, math.min(tonumber(next_due), 2 ^ 53))) or -1}
+return {1, entries, states, trimmed, next_due(retry)}

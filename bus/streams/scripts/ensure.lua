@@ -6,14 +6,14 @@
 --         and what was counted for it: "" or "id offset basis", see below
 -- Reply   {[[name, id, basis, messages ever added], …] of groups that need a count first,
 --          [name, …] of groups to which something is still to be given back (giveback.lua),
---          1 if a group was lost and is created again, else 0}
+--          1 if a group was gone and is created again, else 0}
 --
 -- A group is created with the right ENTRIESREAD, or its lag would be unknown or wrong for ever. Where that has
 -- to be counted and is more than a little, whoever calls counts it in portions (count.lua): how many messages
 -- were ever added up to this id. That never changes, as long as the stream is the same one: the last message
 -- that was counted, the basis, must still be there.
 --
--- A group that was lost is made again at its mark, below which all is settled but for what waits for a retry or
+-- A group that is gone is made again at its mark, below which all is settled but for what waits for a retry or
 -- is held back: that is given back to it. A stream that is younger than the mark is a new one: all of it is new.
 --
 -- Field `era` of the state says which messages the ids stand for (see bus/transactions/inbox.py). It changes where the
@@ -29,19 +29,14 @@ if fresh then
   redis.call('XGROUP', 'DESTROY', stream, '__jitney__')
 end
 
-local info = {}
-local raw = redis.call('XINFO', 'STREAM', stream)
-for i = 1, #raw, 2 do info[raw[i]] = raw[i + 1] end
-
-local present = {}
-for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-  for i = 1, #group, 2 do
-    if group[i] == 'name' then present[group[i + 1]] = true end
-  end
-end
-
+-- @include named
 -- @include less
 -- @include unpad
+-- @include size_of
+
+local info = named(redis.call('XINFO', 'STREAM', stream))
+local present = {}
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do present[named(group)['name']] = true end
 
 -- How many messages were added up to this id; nil where that must be counted.
 local function offset_of(id, counted)
@@ -56,9 +51,7 @@ local function offset_of(id, counted)
     after, most = after + #entries, most - #entries
     if #entries < page then return info['entries-added'] - after end
     from = '(' .. entries[page][1]
-    for _, entry in ipairs(entries) do
-      for _, text in ipairs(entry[2]) do enough = enough - #text end
-    end
+    for _, entry in ipairs(entries) do enough = enough - size_of(entry[2]) end
   end
   return nil
 end
@@ -70,7 +63,7 @@ local function begin_era(state, lease)
 end
 
 local uncounted, giving = {}, {}
-local lost = 0
+local remade = 0
 for i = 2, #ARGV, 3 do
   local group, start, counted = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local first = 2 + ((i + 1) / 3 - 1) * 5
@@ -82,9 +75,9 @@ for i = 2, #ARGV, 3 do
     local mark = redis.call('GET', KEYS[first])
     mark = mark and unpad(mark)
     local younger = mark and less(info['last-generated-id'], mark)
-    local known = redis.call('HEXISTS', state, 'era') == 1
-    if known then lost = 1 end
-    if fresh or younger or not known then begin_era(state, lease) end
+    local was_there = redis.call('HEXISTS', state, 'era') == 1
+    if was_there then remade = 1 end
+    if fresh or younger or not was_there then begin_era(state, lease) end
     if younger then
       start = 'earliest'
       redis.call('DEL', KEYS[first])
@@ -113,4 +106,4 @@ for i = 2, #ARGV, 3 do
   end
   if redis.call('HEXISTS', state, 'giving') == 1 then giving[#giving + 1] = group end
 end
-return {uncounted, giving, lost}
+return {uncounted, giving, remade}

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- After a lost group was made again (ensure.lua): have what waits be pending again, a page at a time.
+-- Make what waits pending again in a group that was gone and made again (ensure.lua), a page at a time.
 -- KEYS    1 stream   2 retry   3 held   4 state     (all of one group)
 -- ARGV    1 group   2 how many   3 where to go on in the state ("0" = at the beginning)
 -- Reply   "" if that was all, else where to go on in the state
@@ -8,10 +8,10 @@
 -- time, then through the state, where a cursor counts only for who was given it: another server may order a hash
 -- otherwise. What is released meanwhile goes from held to retry, and so is met there; what is already pending may
 -- be met twice, which changes nothing. Until the field is gone nothing is trimmed (trim.lua), and no state is
--- removed as that of a settled message (mend.lua). What has vanished from the stream stays where it is, or the
+-- removed as that of a settled message (mend.lua). What is gone from the stream stays where it is, or the
 -- next of its key would wait for ever; `g` in its state has turn.lua count it when it is due.
 --
--- In the state are the messages that a lane of an unordered group had in hand when the group was lost, having
+-- In the state are the messages that a lane of an unordered group had in hand when the group was gone, having
 -- claimed them from retry (due.lua): failing, not settled, and below the mark. They wait for a retry once more.
 local stream, retry, held, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, count = ARGV[1], tonumber(ARGV[2])
@@ -23,6 +23,9 @@ local stage, place = at:match('^(%a+):(.*)$')
 -- @include pad
 -- @include decoded
 -- @include last_delivered
+-- @include milliseconds
+-- @include held_member
+-- @include held_parts
 
 local function claim(id, hash)
   local claimed = redis.pcall('XCLAIM', stream, group, '0', 0, id, 'RETRYCOUNT', 0, 'FORCE', 'JUSTID')
@@ -31,9 +34,9 @@ local function claim(id, hash)
     return nil -- no id: a stranger's
   end
   if #claimed == 0 then
-    local known = decoded(redis.call('HGET', state, id)) or {k = hash, a = 0}
-    known.g = 1
-    redis.call('HSET', state, id, cjson.encode(known))
+    local record = decoded(redis.call('HGET', state, id)) or {k = hash, a = 0}
+    record.g = 1
+    redis.call('HSET', state, id, cjson.encode(record))
   end
   return nil
 end
@@ -45,9 +48,9 @@ end
 
 local function is_open(id, raw)
   if redis.call('ZSCORE', retry, id) then return false end
-  local known = decoded(raw)
-  local hash = known and type(known.k) == 'string' and known.k or ''
-  if redis.call('ZSCORE', held, hash .. ':' .. pad(id)) then return false end
+  local record = decoded(raw)
+  local hash = record and type(record.k) == 'string' and record.k or ''
+  if redis.call('ZSCORE', held, held_member(hash, pad(id))) then return false end
   return #redis.call('XPENDING', stream, group, id, id, 1) == 0
 end
 
@@ -57,7 +60,7 @@ if stage == 'state' then
   if not position then return redis.error_reply('NOGROUP No such consumer group') end
   position = pad(position)
   local time = redis.pcall('TIME') -- who may not ask for it can give back all the same: due at once
-  local now = time.err and 0 or time[1] * 1000 + math.floor(time[2] / 1000)
+  local now = time.err and 0 or milliseconds(time)
   local page = redis.call('HSCAN', state, ARGV[3], 'COUNT', math.ceil(count / 2)) -- up to ten commands for each
   for i = 1, #page[2], 2 do
     local id = page[2][i]
@@ -77,8 +80,8 @@ if stage ~= 'retry' then
   local from = (place and place ~= '') and '(' .. place or '-'
   local members = redis.call('ZRANGEBYLEX', held, from, '+', 'LIMIT', 0, count)
   for _, member in ipairs(members) do
-    local hash, ms, seq = member:match('^(.*):0*(%d+)%-0*(%d+)$')
-    local failed = hash and claim(ms .. '-' .. seq, hash)
+    local hash, id = held_parts(member)
+    local failed = hash and claim(id, hash)
     if failed then return failed end
   end
   if #members == count then return go_on('held', members[count]) end

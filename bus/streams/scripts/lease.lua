@@ -22,8 +22,8 @@ if ARGV[6] and ARGV[6] ~= '' then
   local made = redis.pcall('XGROUP', 'CREATECONSUMER', KEYS[2], ARGV[3], ARGV[4])
   if type(made) == 'table' then
     local err = made.err
-    local absent = err:find('NOGROUP', 1, true) or err:find('WRONGTYPE', 1, true) or err:find('key to exist', 1, true)
-    if not absent then return made end -- such as a refusal by access rules: not to be taken for a group that is gone
+    local missing = err:find('NOGROUP', 1, true) or err:find('WRONGTYPE', 1, true) or err:find('key to exist', 1, true)
+    if not missing then return made end -- such as a refusal by access rules: not to be taken for a group that is gone
     return {2, ''}
   end
   if not effect then redis.call('HSET', KEYS[3], 'ordering', ARGV[6]) end
@@ -41,6 +41,7 @@ if ARGV[5] == '1' then
 end
 
 -- @include last_delivered
+-- @include named
 
 local function at_rest()
   local pending = redis.pcall('XPENDING', KEYS[2], ARGV[3])
@@ -53,10 +54,7 @@ local function at_rest()
   if redis.call('XLEN', KEYS[2]) > 0 then
     newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1][1]
   else
-    local info = redis.call('XINFO', 'STREAM', KEYS[2])
-    for i = 1, #info, 2 do
-      if info[i] == 'last-generated-id' then newest = info[i + 1] end
-    end
+    newest = named(redis.call('XINFO', 'STREAM', KEYS[2]))['last-generated-id']
   end
   return position == newest and position or ''
 end

@@ -8,22 +8,21 @@
 local dead, after, count, enough = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if redis.call('EXISTS', dead) == 0 then return {0, '0-0', {}} end
 
-local last = '0-0'
-local raw = redis.call('XINFO', 'STREAM', dead)
-for i = 1, #raw, 2 do
-  if raw[i] == 'last-generated-id' then last = raw[i + 1] end
-end
+-- @include named
+-- @include size_of
 
-local found, read = {}, 0
-while #found < count and read < enough do
+local last = named(redis.call('XINFO', 'STREAM', dead))['last-generated-id']
+
+local letters, read = {}, 0
+while #letters < count and read < enough do
   local entry = redis.call('XRANGE', dead, '(' .. after, '+', 'COUNT', 1)[1]
   if not entry then break end
   local id = ''
   for i = 1, #entry[2], 2 do
     if entry[2][i] == 'id' and id == '' then id = entry[2][i + 1] end
-    read = read + #entry[2][i] + #entry[2][i + 1]
   end
+  read = read + size_of(entry[2])
   after = entry[1]
-  found[#found + 1] = {after, id}
+  letters[#letters + 1] = {after, id}
 end
-return {redis.call('XLEN', dead), last, found}
+return {redis.call('XLEN', dead), last, letters}

@@ -20,14 +20,11 @@ local most, enough = 2000, 256 * 1024
 
 if redis.call('EXISTS', stream) == 0 then return {} end
 
-local function named(flat)
-  local fields = {}
-  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
-  return fields
-end
-
+-- @include named
 -- @include less
 -- @include decoded
+-- @include size_of
+-- @include milliseconds
 
 local info = named(redis.call('XINFO', 'STREAM', stream))
 local added, length, last = info['entries-added'], info['length'], info['last-generated-id']
@@ -45,14 +42,12 @@ local function ahead(position)
   if not first or not less(position, last) then return 0 end
   if less(position, first) then return length end
   if position == first then return length - 1 end
-  local found, from = 0, '(' .. position
+  local counted, from = 0, '(' .. position
   while most > 0 and enough > 0 do
     local page = redis.call('XRANGE', stream, from, '+', 'COUNT', 3) -- few: any of them may be large
-    found, most = found + #page, most - #page
-    if #page < 3 then return found end
-    for _, entry in ipairs(page) do
-      for _, text in ipairs(entry[2]) do enough = enough - #text end
-    end
+    counted, most = counted + #page, most - #page
+    if #page < 3 then return counted end
+    for _, entry in ipairs(page) do enough = enough - size_of(entry[2]) end
     from = '(' .. page[3][1]
   end
 end
@@ -106,9 +101,8 @@ local function count(name, group, state)
     end
     local time = redis.pcall('TIME')
     if not time.err then -- who may not ask for it counts all the same: entries-read is right by now
-      local at = time[1] * 1000 + math.floor(time[2] / 1000)
-      redis.call('HSET', state, 'lost_last',
-        cjson.encode({n = lost + maybe, maybe = maybe, after = after, before = before, at = at}))
+      local last_loss = {n = lost + maybe, maybe = maybe, after = after, before = before, at = milliseconds(time)}
+      redis.call('HSET', state, 'lost_last', cjson.encode(last_loss))
     end
     redis.pcall('HINCRBY', state, 'lost', lost) -- unless somebody has overwritten it
     redis.pcall('HINCRBY', state, 'lost_maybe', maybe)
@@ -120,16 +114,16 @@ local function count(name, group, state)
   return lost, maybe
 end
 
-local found = {}
+local losses = {}
 for i = 2, #ARGV do
   local group = groups[ARGV[i]]
   if group then
     local lost, maybe = count(ARGV[i], group, KEYS[i])
     if lost + maybe > 0 then
-      found[#found + 1] = ARGV[i]
-      found[#found + 1] = lost
-      found[#found + 1] = maybe
+      losses[#losses + 1] = ARGV[i]
+      losses[#losses + 1] = lost
+      losses[#losses + 1] = maybe
     end
   end
 end
-return found
+return losses

@@ -3,7 +3,7 @@
 -- older dump, or because somebody removed a key. One page; the stages go in this order:
 --   retry   what waits for its retry is pending in this lane, has a state with its key, and is not held as well
 --   held    what is held back is pending in this lane, under its own key, and not waiting for a retry as well
---   state   what is settled has no state (not while a lost group is given back what waits: giveback.lua)
+--   state   what is settled has no state (not while a group is given back what waits: giveback.lua)
 -- KEYS    1 stream   2 lease   3 retry   4 held   5 state
 -- ARGV    1 lease value   2 group   3 lane   4 ordering ("key", "partition" or "none")
 --         5 stage   6 where to go on in it ("" = at the beginning)   7 how many to look at, over all stages
@@ -27,6 +27,12 @@ local fixed = 0
 -- @include pad
 -- @include decoded
 -- @include last_delivered
+-- @include named
+-- @include milliseconds
+-- @include size_of
+-- @include key_hash
+-- @include held_member
+-- @include held_parts
 
 local position = last_delivered(redis.call('XINFO', 'GROUPS', stream), group)
 if not position then return redis.error_reply('NOGROUP No such consumer group') end
@@ -43,16 +49,12 @@ local function claim(id)
   fixed = fixed + #claimed
 end
 
--- "" where the message has no key, or is gone.
+-- As without a key where the message is gone.
 local function hash_of(id)
-  if ordering == 'partition' then return '*' end
-  local entry = redis.call('XRANGE', stream, id, id)[1]
-  local hash = ''
-  for i = 1, entry and #entry[2] or 0, 2 do
-    bytes_left = bytes_left - #entry[2][i] - #entry[2][i + 1]
-    if entry[2][i] == 'k' then hash = redis.sha1hex(entry[2][i + 1]):sub(1, 16) end
-  end
-  return hash
+  local entry = ordering == 'key' and redis.call('XRANGE', stream, id, id)[1]
+  local fields = entry and entry[2] or {}
+  bytes_left = bytes_left - size_of(fields)
+  return key_hash(ordering, fields)
 end
 
 local function is_hash(text)
@@ -61,20 +63,20 @@ local function is_hash(text)
 end
 
 local function state_of(id)
-  local known = decoded(redis.call('HGET', state, id))
-  return known and type(known.k) == 'string' and known or nil
+  local record = decoded(redis.call('HGET', state, id))
+  return record and type(record.k) == 'string' and record or nil
 end
 
 local function waiting_as(id, padded)
-  local known = state_of(id)
-  return (known and known.k or '') .. ':' .. padded
+  local record = state_of(id)
+  return held_member(record and record.k or '', padded)
 end
 
 -- Due at once. Who may not ask for the time puts it right all the same: an error here would undo nothing of what
 -- was written before.
 local function wait_for_retry(id)
   local time = redis.pcall('TIME')
-  redis.call('ZADD', retry, 'NX', time.err and 0 or time[1] * 1000 + math.floor(time[2] / 1000), id)
+  redis.call('ZADD', retry, 'NX', time.err and 0 or milliseconds(time), id)
 end
 
 local firsts, first_of, go_on, looked = {}, {}, '', 0
@@ -107,17 +109,17 @@ function stages.retry()
       kept = kept + 1
       if padded and ordering ~= 'none' then
         claim(id)
-        local known = state_of(id)
-        if not known or not is_hash(known.k) then
+        local record = state_of(id)
+        if not record or not is_hash(record.k) then
           local hash = hash_of(id)
-          if not known or known.k ~= hash then
-            known = known or {a = 0}
-            known.k = hash
-            redis.call('HSET', state, id, cjson.encode(known))
+          if not record or record.k ~= hash then
+            record = record or {a = 0}
+            record.k = hash
+            redis.call('HSET', state, id, cjson.encode(record))
             fixed = fixed + 1
           end
         end
-        fixed = fixed + redis.call('ZREM', held, known.k .. ':' .. padded)
+        fixed = fixed + redis.call('ZREM', held, held_member(record.k, padded))
       end
     end
   end
@@ -130,18 +132,16 @@ function stages.held()
   for _, member in ipairs(members) do
     if bytes_left < 0 then break end
     looked, last = looked + 1, member
-    local hash, ms, seq = member:match('^(.*):0*(%d+)%-0*(%d+)$')
-    local id = hash and ms .. '-' .. seq
-    local padded = id and pad(id)
-    if padded then
-      local right = hash
+    local hash, id = held_parts(member)
+    if hash then
+      local padded, right = pad(id), hash
       if ordering == 'none' then right = '' elseif not is_hash(hash) then right = hash_of(id) end
       if padded > position or redis.call('ZSCORE', retry, id) then
         redis.call('ZREM', held, member)
         fixed = fixed + 1
       elseif right ~= hash or right == '' then
         redis.call('ZREM', held, member)
-        if right == '' then wait_for_retry(id) else redis.call('ZADD', held, 0, right .. ':' .. padded) end
+        if right == '' then wait_for_retry(id) else redis.call('ZADD', held, 0, held_member(right, padded)) end
         fixed = fixed + 1
       end
       if padded <= position then
@@ -155,10 +155,7 @@ end
 
 function stages.state()
   if redis.call('HEXISTS', state, 'giving') == 1 then return end -- not all that is open is pending yet
-  local info, newest = redis.call('XINFO', 'STREAM', stream), ''
-  for i = 1, #info, 2 do
-    if info[i] == 'last-generated-id' then newest = pad(info[i + 1]) end
-  end
+  local newest = pad(named(redis.call('XINFO', 'STREAM', stream))['last-generated-id'])
   local page = redis.call('HSCAN', state, cursor == '' and '0' or cursor, 'COUNT', count)
   looked = #page[2] / 2
   for i = 1, #page[2], 2 do
@@ -183,5 +180,5 @@ repeat
 until go_on ~= '' or stage == '' or count <= 0 or bytes_left < 0
 
 if fixed > 0 then redis.call('HINCRBY', state, 'mended', fixed) end
-for number, first in ipairs(firsts) do firsts[number] = first[1] .. ':' .. first[2] end
+for number, first in ipairs(firsts) do firsts[number] = held_member(first[1], first[2]) end
 return {1, stage, go_on, fixed, firsts}

@@ -14,8 +14,9 @@
 local stream, delayed, bodies = KEYS[1], KEYS[2], KEYS[3]
 local most, enough = tonumber(ARGV[1]), tonumber(ARGV[2])
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- @include milliseconds
+
+local now = milliseconds(redis.call('TIME'))
 
 local function parts_of(body)
   local parts, at = {}, 1
@@ -36,10 +37,10 @@ local function move(number, body)
   local parts = parts_of(body)
   if not parts then return false end
   local once = parts[1] ~= '' and stream .. ':once:' .. parts[1]
-  local known = once and redis.pcall('GET', once) -- a foreign type of key is none of ours
+  local receipt = once and redis.pcall('GET', once) -- a foreign type of key is none of ours
   local id = redis.call('XADD', stream, 'NOMKSTREAM', '*', unpack(parts, 2))
   -- Whoever publishes under this id again gets the receipt of the message, and not of its waiting.
-  if known == 'd' .. string.format('%.0f', tonumber(number)) then
+  if receipt == 'd' .. string.format('%.0f', tonumber(number)) then
     redis.call('SET', once, id, 'KEEPTTL')
   end
   return true

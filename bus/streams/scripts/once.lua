@@ -12,9 +12,9 @@ if redis.call('EXISTS', stream) == 0 then return nil end
 local replies, at = {}, 2
 for i = 2, #KEYS do
   local count = tonumber(ARGV[at])
-  local known = redis.call('GET', KEYS[i])
-  if known then
-    replies[#replies + 1] = {known, 1}
+  local receipt = redis.call('GET', KEYS[i])
+  if receipt then
+    replies[#replies + 1] = {receipt, 1}
   else
     local id = redis.call('XADD', stream, 'NOMKSTREAM', '*', unpack(ARGV, at + 1, at + count))
     redis.call('SET', KEYS[i], id, 'EX', window)

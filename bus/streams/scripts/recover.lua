@@ -18,13 +18,13 @@ local current = redis.call('GET', lease) or ''
 if current ~= ARGV[1] then return {0, current} end
 
 -- @include pad
+-- @include named
+-- @include size_of
+-- @include key_hash
+-- @include held_member
 
-local function hash_of(fields)
-  if ordering == 'partition' then return '*' end
-  for i = 1, #fields, 2 do
-    if fields[i] == 'k' then return redis.sha1hex(fields[i + 1]):sub(1, 16) end
-  end
-  return ''
+local function is_held(id, fields)
+  return redis.call('ZSCORE', held, held_member(key_hash(ordering, fields), pad(id)))
 end
 
 redis.call('HLEN', state) -- a key of another type is found before anything is written
@@ -42,12 +42,12 @@ for _, row in ipairs(rows) do
   if row[2] ~= lane then redis.call('XCLAIM', stream, group, lane, 0, id, 'JUSTID') end
   if not redis.call('ZSCORE', retry, id) then
     local entry = redis.call('XRANGE', stream, id, id)[1]
-    for _, text in ipairs(entry and entry[2] or {}) do bytes = bytes + #text end
+    if entry then bytes = bytes + size_of(entry[2]) end
     if not entry then
       redis.call('XACK', stream, group, id)
       redis.call('HDEL', state, id)
       redis.pcall('HINCRBY', state, 'trimmed', 1) -- unless somebody has overwritten it
-    elseif ordering == 'none' or not redis.call('ZSCORE', held, hash_of(entry[2]) .. ':' .. pad(id)) then
+    elseif ordering == 'none' or not is_held(id, entry[2]) then
       entries[#entries + 1] = entry
     end
   end
@@ -55,10 +55,9 @@ end
 local more = last and (#rows == count or last ~= rows[#rows][1])
 if not more and ordering ~= 'none' then
   for _, raw in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
-    local known = {}
-    for i = 1, #raw, 2 do known[raw[i]] = raw[i + 1] end
-    if known['name'] ~= lane and known['pending'] == 0 then
-      redis.call('XGROUP', 'DELCONSUMER', stream, group, known['name'])
+    local consumer = named(raw)
+    if consumer['name'] ~= lane and consumer['pending'] == 0 then
+      redis.call('XGROUP', 'DELCONSUMER', stream, group, consumer['name'])
     end
   end
 end

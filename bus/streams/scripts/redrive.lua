@@ -24,44 +24,33 @@ local looks = 1000
 local most_fields = 7000
 ordering = redis.call('HGET', state, 'ordering') or ordering  -- the one in effect, see bus/topics/reordering.py
 
+-- @include pad
+-- @include last_delivered
+-- @include milliseconds
+-- @include size_of
+-- @include key_hash
+
 -- All stay what they are.
 local function kept()
   local list, bytes = {}, 0
   for i = first_letter, #ARGV do
     local letter = bytes < enough and redis.call('XRANGE', dead, ARGV[i], ARGV[i])
-    for _, text in ipairs(letter and letter[1] and letter[1][2] or {}) do bytes = bytes + #text end
+    if letter and letter[1] then bytes = bytes + size_of(letter[1][2]) end
     list[#list + 1] = not letter and -2 or letter[1] and -1 or 0
   end
   return list
 end
 
--- @include pad
--- @include last_delivered
-
 -- The letter's own fields stand first; the message follows, whatever its fields are called.
 local function parts(fields)
-  local known, message = {}, {}
+  local facts, message = {}, {}
   local at = 1
-  while at < #fields and about[fields[at]] and not known[fields[at]] do
-    known[fields[at]] = fields[at + 1]
+  while at < #fields and about[fields[at]] and not facts[fields[at]] do
+    facts[fields[at]] = fields[at + 1]
     at = at + 2
   end
   for i = at, #fields do message[#message + 1] = fields[i] end
-  return known, message
-end
-
-local function field(message, name)
-  for i = 1, #message, 2 do
-    if message[i] == name then return message[i + 1] end
-  end
-  return nil
-end
-
-local function hash_of(message)
-  if ordering == 'none' then return '' end
-  if ordering == 'partition' then return '*' end
-  local key = field(message, 'k')
-  return key and redis.sha1hex(key):sub(1, 16) or ''
+  return facts, message
 end
 
 local groups = redis.pcall('XINFO', 'GROUPS', stream)
@@ -69,8 +58,7 @@ local position = not groups.err and last_delivered(groups, group)
 if not position then return kept() end
 position = pad(position)
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = milliseconds(redis.call('TIME'))
 
 -- Before anything is added: which lanes have a message in hand, one that neither waits for a retry nor is held.
 -- In ordered groups a retry that runs is still in the zset; so where one is due a slice runs or is about to.
@@ -117,23 +105,23 @@ end
 
 local function stands_in_stream(id)
   if not id or not id:match('^%d+%-%d+$') then return false end
-  local found = redis.pcall('XRANGE', stream, id, id) -- an error where it is no 64-bit number
-  return not found.err and #found == 1
+  local reply = redis.pcall('XRANGE', stream, id, id) -- an error where it is no 64-bit number
+  return not reply.err and #reply == 1
 end
 
 local function redrive(letter)
   local entry = redis.call('XRANGE', dead, letter, letter)[1]
   if not entry then return 0 end
-  for _, text in ipairs(entry[2]) do bytes = bytes + #text end
-  local known, message = parts(entry[2])
-  local id = known['id']
+  bytes = bytes + size_of(entry[2])
+  local facts, message = parts(entry[2])
+  local id = facts['id']
   if stands_in_stream(id) then
     -- After a reset the group may have it again, or before it: then it is delivered without our help.
     -- What somebody else wrote may be no id to us, though the server takes it for one (leading zeros).
     local there = (pad(id) or '') > position or #redis.call('XPENDING', stream, group, id, id, 1) == 1
     if not there then
       redis.call('XCLAIM', stream, group, '0', 0, id, 'RETRYCOUNT', 0, 'FORCE', 'JUSTID')
-      redis.call('HSET', state, id, cjson.encode({k = hash_of(message), a = 0}))
+      redis.call('HSET', state, id, cjson.encode({k = key_hash(ordering, message), a = 0}))
       redis.call('ZADD', retry, now, id)
       waiting = true
     end

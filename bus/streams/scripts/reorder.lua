@@ -8,29 +8,29 @@
 -- Every lane is freed in the same step, so that no slice goes on under what it knew; names of lanes that only the
 -- old ordering had go. A lane that has been taken has its name (see lease.lua), so none is missed.
 local stream, retry, held, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local group, wanted = ARGV[1], ARGV[2]
+local group, declared = ARGV[1], ARGV[2]
 
 local effect = redis.call('HGET', state, 'ordering')
 if not effect then
   effect = ARGV[3]
   redis.call('HSET', state, 'ordering', effect)
 end
-if effect == wanted then return {effect, 0} end
+if effect == declared then return {effect, 0} end
 
 local pending = redis.pcall('XPENDING', stream, group)
 local waiting = math.max(pending.err and 0 or pending[1], redis.call('ZCARD', retry) + redis.call('ZCARD', held))
 if waiting > 0 then return {effect, waiting} end
 
+-- @include named
+
 local given = {}
 for i = 5, #ARGV do given[ARGV[i]] = true end
 local consumers = redis.pcall('XINFO', 'CONSUMERS', stream, group)
 for _, raw in ipairs(consumers.err and {} or consumers) do
-  for i = 1, #raw, 2 do
-    if raw[i] == 'name' and not given[raw[i + 1]] then return {effect, -1} end
-  end
+  if not given[named(raw)['name']] then return {effect, -1} end
 end
 
-redis.call('HSET', state, 'ordering', wanted)
+redis.call('HSET', state, 'ordering', declared)
 for i = 5, #KEYS do
   local lane = ARGV[i]
   if lane == '0' then
@@ -40,4 +40,4 @@ for i = 5, #KEYS do
     redis.pcall('XGROUP', 'DELCONSUMER', stream, group, lane)
   end
 end
-return {wanted, 0}
+return {declared, 0}

@@ -4,7 +4,7 @@
 -- ARGV    1 now, by the server's clock   2 older messages may go   3 how far apart looks are noted   (all ms)
 --         4… declared groups
 -- Reply   {how many messages were trimmed, at most about 20,000: ask again until it is none; -1 if a declared
---          group is missing, -2 if one that was lost is not given back all of it yet (nothing is trimmed then),
+--          group is missing, -2 if one that was gone is not given back all of it yet (nothing is trimmed then),
 --          by how many ms ids are ahead of the clock, or 0}
 --
 -- An id is the time of its message, unless ids are ahead of the clock: it has been set back, or somebody gave an
@@ -19,11 +19,12 @@ if redis.call('EXISTS', stream) == 0 then return {0, 0} end
 
 -- @include less
 -- @include pad
+-- @include named
+-- @include size_of
 
 local present, newest, unsettled = {}, nil, nil
 for _, raw in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-  local group = {}
-  for i = 1, #raw, 2 do group[raw[i]] = raw[i + 1] end
+  local group = named(raw)
   present[group['name']] = true
   local last = group['last-delivered-id']
   if not newest or less(newest, last) then newest = last end
@@ -80,7 +81,7 @@ while trimmed < 20000 and bytes < enough do
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
   local some = redis.call('XTRIM', stream, 'MINID', '~', floor, 'LIMIT', at_once)
   if some == 0 then break end
-  for _, text in ipairs(first[2]) do bytes = bytes + #text * some end
+  bytes = bytes + size_of(first[2]) * some
   trimmed = trimmed + some
 end
 -- Nodes may be made larger than that (stream-node-max-entries).

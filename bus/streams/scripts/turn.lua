@@ -44,8 +44,11 @@ if redis.call('ZCARD', held) > 0 then
   end
 end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- @include milliseconds
+-- @include held_member
+-- @include next_due
+
+local now = milliseconds(redis.call('TIME'))
 
 -- A counter that somebody else has overwritten must not undo, half way, what is settled: it counts no more.
 local function count(name, by)
@@ -103,17 +106,17 @@ end
 for _, item in ipairs(outcomes.held) do
   if is_pending(item[1]) then
     redis.call('ZREM', retry, item[1])
-    redis.call('ZADD', held, 0, item[3] .. ':' .. item[2])
+    redis.call('ZADD', held, 0, held_member(item[3], item[2]))
   end
 end
 
 for _, id in ipairs(outcomes.done) do forget(id) end
 for _, id in ipairs(outcomes.trimmed) do
   -- One that was held back is counted already if recovery found it gone, and has acknowledged it.
-  -- One that was gone when its lost group was made again is not pending (see giveback.lua).
-  local known = redis.call('HGET', state, id)
-  local vanished = known and known:find('"g":1', 1, true)
-  if vanished or #redis.call('XPENDING', stream, group, id, id, 1) == 1 then count('trimmed', 1) end
+  -- One that was gone when its group was made again is not pending (see giveback.lua).
+  local record = redis.call('HGET', state, id)
+  local gone = record and record:find('"g":1', 1, true)
+  if gone or #redis.call('XPENDING', stream, group, id, id, 1) == 1 then count('trimmed', 1) end
   forget(id)
 end
 for _, name in ipairs(outcomes.clear) do redis.call('HDEL', state, name) end
@@ -124,10 +127,10 @@ for _, name in ipairs(outcomes.clear) do redis.call('HDEL', state, name) end
 -- A settled head lets the next of its key go, before anything newer of that key can be fetched.
 -- Whoever has it next must know what it is tied to: of one that was in hand when its process died nobody did.
 local function tie(id, hash)
-  local known = decoded(redis.call('HGET', state, id)) or {a = 0}
-  if known.k ~= hash then
-    known.k = hash
-    redis.call('HSET', state, id, cjson.encode(known))
+  local record = decoded(redis.call('HGET', state, id)) or {a = 0}
+  if record.k ~= hash then
+    record.k = hash
+    redis.call('HSET', state, id, cjson.encode(record))
   end
 end
 
@@ -137,19 +140,19 @@ local released = {}
 local function release(hash)
   for _ = 1, 10 do
     local members = redis.call('ZRANGEBYLEX', held, '[' .. hash .. ':', '(' .. hash .. ';', 'LIMIT', 0, release_batch)
-    local found = 0
+    local moved = 0
     for _, member in ipairs(members) do
       local id = unpad(member:sub(#hash + 2))
       redis.call('ZREM', held, member)
       if id then
         -- A thousandth of a millisecond apart, so that their order by due time is their order by id.
-        redis.call('ZADD', retry, string.format('%.3f', now + found / 1000), id)
+        redis.call('ZADD', retry, string.format('%.3f', now + moved / 1000), id)
         tie(id, hash)
         released[#released + 1] = {id, hash}
-        found = found + 1
+        moved = moved + 1
       end
     end
-    if found > 0 or #members < release_batch then return end
+    if moved > 0 or #members < release_batch then return end
   end
 end
 for _, hash in ipairs(outcomes.release) do release(hash) end
@@ -162,8 +165,4 @@ if fetch > 0 then
   if reply then entries = reply[1][2] end
 end
 
-local next_due = redis.call('ZRANGE', retry, 0, 0, 'WITHSCORES')[2]
-return {
-  1, entries, released, redis.call('ZCARD', retry), redis.call('ZCARD', held),
-  next_due and math.floor(math.max(0, math.min(tonumber(next_due), 2 ^ 53))) or -1,
-}
+return {1, entries, released, redis.call('ZCARD', retry), redis.call('ZCARD', held), next_due(retry)}

