@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from bus import observe
 from bus.client import Bus
 from bus.errors import UnknownGroup
 from bus.streams.commands import fields_of
+from tests import nursery
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,20 +53,10 @@ class Worker:
         self.name = name
         self.log = shop.directory / f"{name}.log"
         self.log.touch()
-        command = [sys.executable, "-m", "celery", "-A", "workers", "worker", "-n", f"{name}@%h",
-                   "-l", "INFO", *options]  # fmt: skip
+        command = ["-m", "celery", "-A", "workers", "worker", "-n", f"{name}@%h", "-l", "INFO", *options]
         if not chatty:
             command += ["--without-gossip", "--without-mingle"]
-        with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=shop.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        self._process = nursery.start(command, shop.environment, self.log)
 
     @property
     def pid(self) -> int:
@@ -165,8 +154,7 @@ class Shop:
 
     def migrate(self) -> None:
         """Make the workers' database, which only some tests need."""
-        command = [sys.executable, "manage.py", "migrate", "-v", "0"]
-        subprocess.run(command, cwd=ROOT, env=self.environment, check=True, timeout=60)
+        nursery.run(["manage.py", "migrate", "-v", "0"], self.environment)
 
     def copied_marks(self, topic: str) -> list[str]:
         """The copies in the workers' database, by partition."""

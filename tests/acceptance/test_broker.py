@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,8 @@ import pytest
 
 from bus.client import Bus
 from bus.streams.embedded import EmbeddedServer
-from tests.acceptance.shopping import ROOT, Shop
+from tests import nursery
+from tests.acceptance.shopping import Shop
 from tests.amqp_broker import AmqpBroker
 from tests.proxy import Proxy
 from tests.servers import broker_url, valkey_server
@@ -38,8 +37,7 @@ def broker(shop: Shop, tmp_path: Path) -> Iterator[EmbeddedServer]:
 
 
 def send_task(shop: Shop, number: int) -> None:
-    command = [sys.executable, "-c", SEND.format(number)]
-    subprocess.run(command, cwd=ROOT, env=shop.environment, check=True, timeout=60)
+    nursery.run(["-c", SEND.format(number)], shop.environment)
 
 
 def publish_for(shop: Shop, seconds: int) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.acceptance.shopping import ROOT, Shop
+from tests import nursery
+from tests.acceptance.shopping import Shop
 from tests.waiting import wait_until
 
 SETTINGS = {
@@ -37,11 +36,7 @@ SETTINGS = {
 
 
 def celery(shop: Shop, *arguments: str) -> str:
-    command = [sys.executable, "-m", "celery", "-A", "workers", *arguments]
-    ended = subprocess.run(
-        command, cwd=ROOT, env=shop.environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    return ended.stdout + ended.stderr
+    return nursery.run(["-m", "celery", "-A", "workers", *arguments], shop.environment, check=False)
 
 
 @pytest.mark.timeout(200)

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from bus.streams.commands import fields_of
+from tests import nursery
 from tests.acceptance.shopping import GROUPS, Shop
 from tests.waiting import wait_until
 
@@ -138,12 +139,7 @@ def test_ordinary_celery_tasks_run_in_the_same_worker(shop: Shop, monkeypatch: p
         "from workers import app; import tests.acceptance.shop.tasks as t; "
         "[app.send_task('tests.acceptance.shop.tasks.add', (i, i)) for i in range(5)]"
     )
-    import subprocess
-    import sys
-
-    from tests.acceptance.shopping import ROOT
-
-    subprocess.run([sys.executable, "-c", send], cwd=ROOT, env=shop.environment, check=True, timeout=60)
+    nursery.run(["-c", send], shop.environment)
 
     wait_until(lambda: shop.ledger.read_text().count("sum ") == 5, 30, "the ordinary tasks")
     shop.wait_idle("keyed")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -11,7 +9,8 @@ import pytest
 from bus import observe
 from bus.errors import UnknownGroup
 from bus.operating import deadletters
-from tests.acceptance.shopping import ROOT, Shop
+from tests import nursery
+from tests.acceptance.shopping import Shop
 from tests.waiting import wait_until
 
 TOPICS = ("invoices", "hints")
@@ -24,22 +23,12 @@ def mended(shop: Shop) -> Shop:
     for topic in TOPICS:
         shop.bus.topic(topic, partitions=2)
     shop.bus.registry.project(shop.bus.declared.specs().values())
-    subprocess.run(  # the audit needs its table
-        [sys.executable, "manage.py", "migrate", "-v", "0"],
-        cwd=ROOT,
-        env=shop.environment,
-        check=True,
-        timeout=60,
-    )
+    shop.migrate()  # the audit needs its table
     return shop
 
 
 def bus_command(shop: Shop, *arguments: str) -> str:
-    command = [sys.executable, "manage.py", "bus", *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, env=shop.environment, check=True, timeout=60, capture_output=True, text=True
-    )
-    return done.stdout
+    return nursery.run(["manage.py", "bus", *arguments], shop.environment)
 
 
 def ended(shop: Shop, topic: str, group: str) -> list[int]:

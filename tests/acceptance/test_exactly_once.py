@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +19,8 @@ from bus.client import Bus
 from bus.errors import UnknownGroup
 from bus.streams.embedded import EmbeddedServer
 from config.database import database as database_of
-from tests.acceptance.shopping import ROOT, Worker
+from tests import nursery
+from tests.acceptance.shopping import Worker
 from tests.databases import KINDS, raw_connection
 from tests.mariadb import MariaDB
 from tests.postgres import Postgres
@@ -61,8 +60,7 @@ class Bank:
             "CELERY_QUEUE_PREFIX": prefix,
             "PYTHONWARNINGS": "ignore",
         }
-        command = [sys.executable, "manage.py", "migrate", "--run-syncdb", "-v", "0"]
-        subprocess.run(command, cwd=ROOT, env=self.environment, check=True, timeout=90)
+        nursery.run(["manage.py", "migrate", "--run-syncdb", "-v", "0"], self.environment, 90)
         self._connection = raw_connection(self._entry)
         self._workers: list[Worker] = []
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from bus.client import Bus
-from tests.acceptance.shopping import GROUPS, ROOT, Shop
+from tests import nursery
+from tests.acceptance.shopping import GROUPS, Shop
 from tests.waiting import wait_until
 
 #: What gets junk, with all that may be written there; and its neighbours, of which nobody is harmed.
@@ -111,10 +109,7 @@ def test_workers_go_on_beside_junk_in_every_kind_of_key(shop: Shop) -> None:
             what=f"{topic} to be handled beside the junk",
         )
     # so do the ordinary tasks of the project,
-    subprocess.run(
-        [sys.executable, "-c", SEND],
-        cwd=ROOT, env=shop.environment, check=True, timeout=60,
-    )  # fmt: skip
+    nursery.run(["-c", SEND], shop.environment)
     wait_until(lambda: "sum 2" in shop.ledger.read_text(), what="the ordinary task")
     # and the partition whose keys have junk in them, but are of the right type.
     shop.bus.client.call("XADD", shop.bus.keys.partition(SICK, 0).stream, "*", "v", '{"n": 500}', "k", "a")

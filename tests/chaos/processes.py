@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests import nursery
 from tests.chaos.shop.releases import OLD, RELEASES, ROLES, other, served
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,16 +26,8 @@ class Process:
     def __init__(self, name: str, command: list[str], environment: Mapping[str, str], log: Path) -> None:
         self.name = name
         self.log = log
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        log.touch()
+        self._process = nursery.start(command, environment, log)
 
     @property
     def pid(self) -> int:
@@ -81,7 +72,7 @@ class Worker(Process):
         environment: Mapping[str, str],
         directory: Path,
     ) -> None:
-        command = [sys.executable, "-m", "celery", "-A", "workers", "worker", "-n", f"{name}@chaos",
+        command = ["-m", "celery", "-A", "workers", "worker", "-n", f"{name}@chaos",
                    "-c", str(processes), "-l", "INFO"]  # fmt: skip
         if groups := served(ROLES[role], release):
             # The others talk to each other over the broker, as a worker does by default.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,13 +14,14 @@ from bus.client import Bus
 from bus.errors import BusError
 from bus.streams.commands import text
 from bus.streams.embedded import EmbeddedServer
+from tests import nursery
 from tests.chaos import plan
 from tests.chaos.bookings import Database
 from tests.chaos.faults import Injector
 from tests.chaos.judge import Leftover, Place, Verdict, book, judge
 from tests.chaos.ledger import read_handled, read_published
 from tests.chaos.ownership import Ownership
-from tests.chaos.processes import ROOT, Fleet, Process
+from tests.chaos.processes import Fleet, Process
 from tests.chaos.service import Service
 from tests.chaos.shop.releases import NEW, ONCE, calls, groups, ordered
 from tests.chaos.stranger import Stranger
@@ -144,8 +143,8 @@ class Run:
 
     def _migrate(self) -> None:
         """Workers copy marks into the database."""
-        command = [sys.executable, "-m", "django", "migrate", "--verbosity", "0", "--noinput", "--run-syncdb"]
-        subprocess.run(command, cwd=ROOT, env=self._environment(), check=True, timeout=START_SECONDS)
+        command = ["-m", "django", "migrate", "--verbosity", "0", "--noinput", "--run-syncdb"]
+        nursery.run(command, self._environment(), START_SECONDS)
 
     def _all_ready(self) -> bool:
         self._fleet.tend()
@@ -154,7 +153,7 @@ class Run:
 
     def _publisher(self, number: int) -> Process:
         options = self._options
-        command = [sys.executable, "-m", "tests.chaos.publisher", "--number", str(number),
+        command = ["-m", "tests.chaos.publisher", "--number", str(number),
                    "--rate", str(options.rate / PUBLISHERS), "--seed", str(options.seed),
                    "--ledger", str(self._published)]  # fmt: skip
         name = f"publisher{number}"
