@@ -7,9 +7,9 @@ import uuid
 import pytest
 
 from bus.client import Bus
+from bus.consuming.blame import GroupGone
 from bus.consuming.lane import Lane
-from bus.consuming.mending import PAGE, RELEASE
-from bus.consuming.plan import GroupLost
+from bus.consuming.mending import MESSAGES_A_SCRIPT, RELEASE
 from bus.consuming.sizes import FETCH_BYTES
 from bus.consuming.turn import Turns
 from bus.errors import BusUnavailable, ReplyLost, StaleLease
@@ -275,9 +275,9 @@ def test_a_vanished_group_is_told_apart(world):
     world.publish(1)
     world.take()
     world.bus.client.call("XGROUP", "DESTROY", world.keys().stream, GROUP)
-    with pytest.raises(GroupLost):
+    with pytest.raises(GroupGone):
         world.turns.take(1)
-    with pytest.raises(GroupLost):
+    with pytest.raises(GroupGone):
         world.open([Lane(LaneId(TOPIC, 0, GROUP), world.keys(), "me:1", "key")])
 
 
@@ -635,7 +635,7 @@ def test_a_lane_with_ten_thousand_messages_held_behind_nothing_is_put_right_in_p
     after = world.commands_run()
     # Then no script looked at more than a page of them, or let more than 150 go
     scripts = sum(after.get(name, 0) - before.get(name, 0) for name in ("eval", "evalsha"))
-    assert scripts >= 9_990 / PAGE + 10 / RELEASE
+    assert scripts >= 9_990 / MESSAGES_A_SCRIPT + 10 / RELEASE
     assert after["xpending"] - before["xpending"] < 2 * 10_000
     assert call("ZCARD", keys.retry(GROUP)) == 150
     # And all are handled, in order

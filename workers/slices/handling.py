@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from bus.consuming.answer import Delivery
 from bus.consuming.lane import Lane
-from bus.consuming.plan import Batch
 from bus.consuming.subscriptions import Subscription
 from bus.consuming.turn import Turns
 from bus.errors import BusUnavailable, Forbidden
@@ -95,9 +95,10 @@ class Handling:
 
     # ------------------------------------------------------------------ a batch
 
-    def handle(self, batch: Batch) -> None:
+    def handle(self, delivery: Delivery) -> None:
+        """Handle what a turn has brought."""
         self.in_hand = True
-        for lane, messages in batch:
+        for lane, messages in delivery:
             if self.cut_short or not self.in_hand:
                 # Fetched and not run: without this mark nobody would look for them in the pending list.
                 lane.leave_over()

@@ -12,8 +12,8 @@ import sys
 import time
 from functools import partial
 
+from bus.consuming.blame import GroupGone
 from bus.consuming.lane import Lane
-from bus.consuming.plan import GroupLost
 from bus.consuming.turn import Turns
 from bus.errors import BusUnavailable, InboxUnavailable, ServerError, StaleLease
 from bus.safety.complaints import Complaints
@@ -93,8 +93,8 @@ class Slice:
             self._work()
         except StaleLease:
             self._hand.cut_short = True
-        except GroupLost as error:
-            bursts.say("gone", "A consumer group of %s has vanished and will be made again: %s",
+        except GroupGone as error:
+            bursts.say("gone", "A consumer group of %s is gone and will be made again: %s",
                        self._place(), error)  # fmt: skip
             self._trouble = Report.GONE | Report.RECOVER
         except BusUnavailable as error:
@@ -132,10 +132,10 @@ class Slice:
     def _work(self) -> None:
         ends = self._hand.ends = time.monotonic() + SLICE_SECONDS
         while not self._hand.cut_short:
-            batch = self._hand.on_line(lambda: self._turns.take(self._hand.count()))
+            delivery = self._hand.on_line(lambda: self._turns.take(self._hand.count()))
             self._hand.mark_settled()
-            if any(messages for _, messages in batch):
-                self._hand.handle(batch)
+            if any(messages for _, messages in delivery):
+                self._hand.handle(delivery)
                 if time.monotonic() >= ends or self._should_share(ends):
                     self._hand.cut_short = True
             elif not any(lane.recovering for lane in self._turns.lanes) and not self._linger(ends):
