@@ -112,7 +112,8 @@ class Answer:
         while not (yield from blamed([lane], reply)):
             raise_first_error([reply])
             if reply[0] != UNFINISHED:
-                lane.lost = lane.lost or reply[0] == 0
+                if reply[0] == 0:
+                    lane.lose()
                 return reply
             self._late.add(lane)
             (reply,) = yield Ask([again()])
@@ -156,8 +157,7 @@ class Answer:
         for lane in self._asked.reading:
             entries = streams.get(lane.keys.stream.encode())
             if entries:
-                lane.last_id = lane.seen = text(entries[-1][0])
-                self.delivery.append((lane, lane.messages(entries)))
+                self.delivery.append((lane, lane.fetched(entries)))
 
     def _by_script(self) -> Steps[None]:
         """Have scripts do what stood in the MULTI: Redis before 7.4 refuses it when memory is full."""
@@ -173,14 +173,13 @@ class Answer:
                 continue
             raise_first_error([reply])
             if reply[0] == 0:
-                lane.lost = True
+                lane.lose()
                 continue
             lane.acks = []
             if not lane.lost:
                 lane.settled(*reply[2:])
             if reply[1]:
-                lane.last_id = lane.seen = text(reply[1][-1][0])
-                self.delivery.append((lane, lane.messages(reply[1])))
+                self.delivery.append((lane, lane.fetched(reply[1])))
 
     def _recovered(self, lane: Lane, entries: Sequence[Any], position: bytes) -> None:
         lane.position = text(position)

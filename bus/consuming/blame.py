@@ -30,11 +30,12 @@ def blame(lanes: Sequence[Lane], error: ServerError) -> Steps[None]:
         foreign = strangers.among(of_lane, replies[at : at + len(of_lane)])
         at += len(of_lane)
         if foreign:
-            lane.trouble, lane.lost, marked = ForeignData(str(foreign[0])), True, True
+            lane.lose(ForeignData(str(foreign[0])))
+            marked = True
     if not marked:
         for lane in lanes:
             where = f"{lane.id.topic}/{lane.id.partition} for {lane.id.group}"
-            lane.trouble, lane.lost = ForeignData(f"{where}: {error}"), True
+            lane.lose(ForeignData(f"{where}: {error}"))
 
 
 def blamed(lanes: Sequence[Lane], reply: Any) -> Steps[bool]:

@@ -93,7 +93,7 @@ def _put_right(turns: Settler, lane: Lane, reply: Any) -> tuple[int, dict[str, t
     firsts: dict[str, tuple[int, int]] = {}
     while True:
         if check(reply)[0] == 0:
-            lane.lost = True
+            lane.lose()
             turns.drop([lane])
             return fixed, {}
         _, stage, go_on, count, members = reply

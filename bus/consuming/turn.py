@@ -157,7 +157,7 @@ class Turns:
             link.close()  # refused by the server, not broken: a socket that nobody would close
         for lane in self.lanes:
             lane.last_id = None
-            lane.leave_over()
+            lane.start_recovery()
         self._begin(None, learn=False)
         # What the lost reply said (keys released, retries claimed) is in Redis alone: settle, then read it.
         self.settle()
@@ -204,7 +204,7 @@ class Turns:
         if count:
             for lane in self.lanes:
                 if lane.recovering and not lane.position:
-                    lane.recovered()  # the last page of left-overs has been handled
+                    lane.end_recovery()  # the last page of left-overs has been handled
         asked = question.question(
             self.lanes,
             fetch_from=self.sizes.some(self.lanes) if count else (),
@@ -218,7 +218,8 @@ class Turns:
         commands = question.commands(asked)
         packed = pack_all(commands)
         answer = Answer(asked)
-        self._run(answer.first_portions())
+        if asked.first_portions:
+            self._run(answer.first_portions())
         self._asked = self._clock()
         link.received, link.limit = 0, asked.most_bytes
         link.send(packed, len(commands))

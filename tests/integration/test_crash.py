@@ -8,6 +8,7 @@ from bus.client import Bus
 from bus.consuming import question
 from bus.consuming.asked import Asked
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.turn import Turns
 from bus.errors import ReplyLost
 from bus.format.keys import unpad_id
@@ -47,7 +48,7 @@ class World:
     def take_over(self, lease: str) -> None:
         self.bus.client.call("SET", self.keys.lease(GROUP, "0"), lease)
         self._end_turns()
-        self.lane = Lane(LaneId("orders", 0, GROUP), self.keys, lease, "key")
+        self.lane = Lane(LaneState(LaneId("orders", 0, GROUP), lease, "key"), self.keys)
         self.turns = Turns(self.bus.endpoint, [self.lane], held_limit=100, dead_limit=100)
         self.turns.open()
 

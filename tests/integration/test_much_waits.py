@@ -11,6 +11,7 @@ import pytest
 from bus.client import Bus
 from bus.consuming import waiting
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.turn import Turns
 from bus.format.keys import pad_id
 from bus.format.lane_id import LaneId
@@ -97,9 +98,9 @@ def let_wait(bus: Bus, heads: int, held: int) -> dict[bytes, list[str]]:
 def opened(bus: Bus, endpoint: Endpoint, *, recover: bool) -> tuple[Turns, Lane]:
     keys = bus.keys.partition(TOPIC, 0)
     bus.client.call("SET", keys.lease(GROUP, "0"), LEASE)
-    lane = Lane(LaneId(TOPIC, 0, GROUP), keys, LEASE, "key")
+    lane = Lane(LaneState(LaneId(TOPIC, 0, GROUP), LEASE, "key"), keys)
     if not recover:
-        lane.recovered()
+        lane.end_recovery()
     turns = Turns(endpoint, [lane], held_limit=10_000, dead_limit=10_000)
     turns.open()
     return turns, lane

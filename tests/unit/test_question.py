@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from bus.consuming import question
 from bus.consuming.asked import Asked
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.portions import PORTION
 from bus.consuming.sizes import MOST_BYTES
 from bus.format.keys import Keys
@@ -35,7 +36,8 @@ ids = st.sampled_from([[], ["2-1"], [f"2-{number}" for number in range(PORTION +
 def a_lane(draw: st.DrawFn, partition: int) -> Lane:
     """A lane in any state in which a slice may have it between two turns."""
     ordering = draw(st.sampled_from(["key", "partition", "none"]))
-    lane = Lane(LaneId("orders", partition, "g"), Keys("p").partition("orders", partition), "me:1", ordering)
+    id = LaneId("orders", partition, "g")
+    lane = Lane(LaneState(id, "me:1", ordering), Keys("p").partition("orders", partition))
     lane.recovering = draw(st.booleans())
     lane.position = draw(st.sampled_from(["-", "1-5"]))
     lane.last_id = draw(st.sampled_from([None, "1-7"]))

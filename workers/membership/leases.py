@@ -160,7 +160,7 @@ class Leases:
         ]  # fmt: skip
         try:
             *known, now = self._bus.client.pipe([*waiting.first(keys, group), ("TIME",)])
-            lane = Lane(owned.id, keys, value, owned.ordering)
+            lane = Lane(owned.state.leased(value), keys)
             known = [check(reply) for reply in known]
             lane.load(check(run(waiting.rest(keys, group, known), self._send)))
             fallen.settle_in(lane, None, int(seconds_of(now)) * 1000)
