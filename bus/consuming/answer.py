@@ -35,6 +35,8 @@ UNFINISHED = 2
 class Answer:
     """The meaning of the replies to one turn."""
 
+    __slots__ = ("_asked", "_late", "_released", "delivery", "leases", "memory_full", "refused")
+
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
         self._released: dict[Lane, list[Any]] = {}
@@ -77,7 +79,12 @@ class Answer:
             size = len(asked.acking) + len(asked.marks) + bool(asked.reading)
             queued = [next(rest) for _ in range(1 + size)]
             executed, _, self.leases = next(rest), next(rest), next(rest)
-            yield from self._multi(queued, executed)
+            if isinstance(executed, list):
+                if [reply for reply in executed if isinstance(reply, ServerError)]:
+                    yield from self._partly_executed(executed)
+                self._executed(executed)
+            else:
+                yield from self._not_executed(queued, executed)
         for lane in asked.recovering:
             again = partial(calls.recover, lane, asked.most_waiting, by_text=True)
             reply = next(rest)
@@ -119,39 +126,47 @@ class Answer:
             (reply,) = yield Ask([again()])
         return None
 
-    def _multi(self, queued: Sequence[Any], executed: Any) -> Steps[None]:
-        """Take in what became of the MULTI. `queued`: the replies before that of EXEC."""
+    def _not_executed(self, queued: Sequence[Any], executed: ServerError | None) -> Steps[None]:
+        """Take in that the server has executed nothing of the MULTI. `queued`: the replies before EXEC's."""
         asked = self._asked
-        if isinstance(executed, ServerError):
-            errors = [reply for reply in queued if isinstance(reply, ServerError)]
-            if any(error.code == "OOM" for error in errors):
-                self.memory_full = True
-                if asked.marking:
-                    self.refused = True  # for the SET: without it newer servers take the rest
-                else:
-                    yield from self._by_script()
-                return
-            raise_first_error([*errors, executed])
         if executed is None:
             self.refused = True
             for lane in asked.lanes:
                 lane.next_due = 0  # a lease still ours was touched by redrive.lua: look what is due
             yield from opening.read_eras(asked.lanes)  # … or by ensure.lua
             return
-        for lane, reply in zip(asked.acking, executed, strict=False):
-            if isinstance(reply, ServerError):
-                if (yield from blamed([lane], reply)):
-                    continue
+        errors = [reply for reply in queued if isinstance(reply, ServerError)]
+        if not any(error.code == "OOM" for error in errors):
+            raise_first_error([*errors, executed])
+        self.memory_full = True
+        if asked.marking:
+            self.refused = True  # for the SET: without it newer servers take the rest
+        else:
+            yield from self._by_script()
+
+    def _partly_executed(self, executed: list[Any]) -> Steps[None]:
+        """Leave out the lanes whose commands the server has refused: their replies become None."""
+        asked = self._asked
+        for number, reply in enumerate(executed):
+            if not isinstance(reply, ServerError):
+                continue
+            lanes = asked.acking[number : number + 1]
+            if asked.reading and number == len(executed) - 1:
+                lanes = asked.reading
+            if not (lanes and (yield from blamed(lanes, reply))):
                 raise_first_error([reply])
-            lane.acks = []
-        streams = executed[-1] if asked.reading else None
-        if isinstance(streams, ServerError) and (yield from blamed(asked.reading, streams)):
-            streams = executed[-1] = None
-        raise_first_error(executed[len(asked.acking) :])
+            executed[number] = None
+
+    def _executed(self, executed: list[Any]) -> None:
+        """Take in the replies to the commands of the MULTI."""
+        asked = self._asked
+        for lane, acked in zip(asked.acking, executed, strict=False):
+            if acked is not None:
+                lane.acks = []
         for lane, mark in asked.marks.items():
             lane.marked = mark
-        if streams is not None:
-            self._fetched({bytes(stream): entries for stream, entries in streams})
+        if asked.reading and executed[-1] is not None:
+            self._fetched({bytes(stream): entries for stream, entries in executed[-1]})
 
     def _fetched(self, streams: dict[bytes, list[Any]]) -> None:
         for lane in self._asked.reading:

@@ -226,7 +226,7 @@ class Turns:
         replies = [link.receive() for _ in commands]
         link.limit = math.inf
         try:
-            self._run(answer.read(replies))
+            run(answer.read(replies), self._send)
         finally:
             self.marking = self.marking and not answer.memory_full
         dropped = any(lane.trouble for lane in self.lanes)
