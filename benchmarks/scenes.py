@@ -9,6 +9,7 @@ import orjson
 
 from benchmarks.slowlog import BASE, GROUP, LARGE, LEASE, VALUE, Bench, id_of
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.turn import Turns
 from bus.format.keys import PartitionKeys, pad_id
 from bus.format.lane_id import LaneId
@@ -118,7 +119,7 @@ def opened(bench: Bench) -> None:
     bench.fail(keys, range(count))
     bench.hold(keys, range(count, 2 * count))
     name = keys.due_member.partition(":")[0]
-    lane = Lane(LaneId(name, 0, GROUP), keys, LEASE, "key")
+    lane = Lane(LaneState(LaneId(name, 0, GROUP), LEASE, "key"), keys)
     turns = Turns(bench.bus.endpoint, [lane], held_limit=10_000, dead_limit=10_000)
     with bench.watched("a slice begins where all that waits"):
         turns.open()

@@ -15,6 +15,7 @@ import orjson
 
 from benchmarks.slowlog import BASE, GROUP, LARGE, LEASE, VALUE, Bench, id_of
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.outcomes import Outcomes
 from bus.consuming.turn import Turns
 from bus.errors import BusError
@@ -231,7 +232,7 @@ def strangers(bench: Bench) -> None:
     bench.lease(keys)
     junk = "x" * 100
     bench.pipe(("HSET", keys.state(GROUP), f"junk{n}", junk) for n in range(bench.waiting))
-    lane = Lane(LaneId(name, 0, GROUP), keys, LEASE, "key")
+    lane = Lane(LaneState(LaneId(name, 0, GROUP), LEASE, "key"), keys)
     turns = Turns(bench.bus.endpoint, [lane], held_limit=10_000, dead_limit=10_000)
     with bench.watched("a slice begins, junk in the state"):
         turns.open()

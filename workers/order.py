@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import NamedTuple
 
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.format.lane_id import LaneId
-from bus.values import Ordering, id_pair
+from bus.values import id_pair
 
 #: The name of the one Celery task of the bus.
 SLICE_TASK = "jitney.slice"
@@ -69,28 +71,19 @@ class Fallen:
             lane.blame(self.running, self.reason, attempts, now)
 
 
-@dataclass(frozen=True, slots=True)
-class LaneOrder:
+class LaneOrder(NamedTuple):
     """One lane to work on."""
 
-    id: LaneId
-    lease: str
-    last_id: str | None
-    """The last id that the group was given there; None: must be asked for."""
-    seen: str | None
-    """The greatest id that the group was ever known to be at here."""
-    history: int
-    """The history of the server in which the last slice left it (see bus.streams.history)."""
+    state: LaneState
     serial: int
-    """Counts the slices under this lease: a child that ran the one before may go on with its state."""
-    recover: bool = False
+    """Counts the slices under this lease: a child that ran the one before may go on with its lane."""
     fallen: Fallen | None = None
-    ordering: Ordering = "key"
-    """The one in effect."""
-    closed: bool = False
-    """Another ordering is declared: settle and retry what is pending, fetch nothing new."""
-    drain_only: bool = False
-    """An orphaned lane of an unordered group: settle what is pending, fetch nothing new."""
+    """What the slice before has left to be settled."""
+
+    @property
+    def id(self) -> LaneId:
+        """The lane's id."""
+        return self.state.id
 
 
 @dataclass(frozen=True, slots=True)

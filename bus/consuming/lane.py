@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from bus.consuming.lane_state import LaneState
 from bus.consuming.outcomes import Outcomes
 from bus.errors import BusError
 from bus.format import codec
 from bus.format import state as states
 from bus.format.keys import PartitionKeys, pad_id
-from bus.format.lane_id import LaneId
 from bus.format.partition import key_hash
 from bus.format.state import MAX_ERROR, Failure
 from bus.moments import whole
 from bus.safety.unreadable import Unreadable, tell
+from bus.streams.commands import text
 from bus.values import ORDERINGS, Message, Ordering, Source, id_pair, known_id
 
 if TYPE_CHECKING:
@@ -46,40 +47,31 @@ class Lane:
         "recovering", "retrying", "seen", "suspect", "trouble",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        id: LaneId,
-        keys: PartitionKeys,
-        lease: str,
-        ordering: Ordering,
-        *,
-        last_id: str | None = None,
-        seen: str | None = None,
-        history: int = 0,
-    ) -> None:
-        """`last_id`: where the last slice left it, in `history` of the server. `seen`: the furthest ever."""
-        self.id = id
+    def __init__(self, state: LaneState, keys: PartitionKeys) -> None:
+        """`state`: as the main process hands it over. `keys`: of the partition."""
+        self.id = state.id
         self.keys = keys
-        self.lease = lease
-        self.ordering: Ordering = ordering
+        self.lease = state.lease
+        self.ordering: Ordering = state.ordering
         self.link: Link | None = None
         """The connection over which all of this was learnt. Over another one nothing of it counts."""
-        self.history = history
+        self.history = state.history
         """The history of the server in which left-overs were looked for (see Link.history)."""
-        self.last_id = last_id
+        # In unordered groups other lanes move the position too.
+        self.last_id = None if state.ordering == "none" else state.last_id
         """The last id that the group was given here; None: it must be asked for."""
-        self.seen = seen
+        self.seen = state.seen
         """The greatest position of the group that was ever known. A server that says less has lost data."""
         self.marked: str | None = None
         """The mark that was written last."""
-        self.recovering = True
+        self.recovering = state.recover
         """True: left-overs in the pending list come before anything new."""
         self.position = "-"
         """The id at which the search for left-overs goes on."""
         self.mended = False
         """True: what is known of waiting messages fits together, or need not be looked at."""
         self.lost = False
-        self.closed = False
+        self.closed = state.closed
         """True: fetch nothing new. Another ordering is declared, and waits until nothing is pending."""
         self.trouble: BusError | None = None
         """The error, if a key of this lane holds something foreign: then the lane counts as lost."""
@@ -99,6 +91,12 @@ class Lane:
         self.acks: list[str] = []
         self.outcomes = Outcomes()
 
+    def go_on(self, state: LaneState) -> None:
+        """Go on where the last slice in this process ended. `state`: as the main process hands it over."""
+        self.closed = state.closed
+        if state.recover:
+            self.start_recovery()
+
     # ------------------------------------------------------------------ what Redis knows
 
     def doubt(self, link: Link) -> None:
@@ -112,7 +110,7 @@ class Lane:
         self.link = self.marked = None
         if not link.history or self.history != link.history:
             self.last_id = None
-            self.leave_over()
+            self.start_recovery()
         self.history = link.history
 
     def at(self, position: str) -> bool:
@@ -191,7 +189,29 @@ class Lane:
         self.next_due = next_due if next_due >= 0 else None
         self.outcomes = Outcomes()
 
+    # ------------------------------------------------------------------ left-overs and loss
+
+    def start_recovery(self) -> None:
+        """Have left-overs looked for: something that was fetched here was not run."""
+        self.recovering, self.position = True, "-"
+
+    def end_recovery(self) -> None:
+        """Note that all left-overs were found. What comes now is new, or waits for its retry."""
+        self.recovering, self.position = False, "-"
+        self._clear_suspect()
+
+    def lose(self, trouble: BusError | None = None) -> None:
+        """Work on it no more: the lease is not ours, or a key holds something foreign (`trouble`)."""
+        self.lost = True
+        if trouble is not None:
+            self.trouble = trouble
+
     # ------------------------------------------------------------------ messages
+
+    def fetched(self, entries: Sequence[Sequence[Any]]) -> list[Message]:
+        """Return new entries as messages. The group is at the last of them now."""
+        self.last_id = self.seen = text(entries[-1][0])
+        return self.messages(entries)
 
     def messages(self, entries: Sequence[Sequence[Any]]) -> list[Message]:
         """Return the entries of the stream as messages."""
@@ -335,15 +355,6 @@ class Lane:
         else:
             self.outcomes.dead.append((message_id, reason, reason, failure.attempts, failure.first))
             self._leave(message_id)
-
-    def leave_over(self) -> None:
-        """Have left-overs looked for: something that was fetched here was not run."""
-        self.recovering, self.position = True, "-"
-
-    def recovered(self) -> None:
-        """Note that all left-overs were found. What comes now is new, or waits for its retry."""
-        self.recovering, self.position = False, "-"
-        self._clear_suspect()
 
     def _clear_suspect(self) -> None:
         """Suspect nothing any more, once no retry is left that may have killed a worker either."""

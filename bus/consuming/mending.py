@@ -12,27 +12,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from bus.consuming.lane import Lane
 from bus.safety.complaints import Complaints
 from bus.streams.commands import Script, is_noscript, script
 from bus.streams.connect import check
-from bus.streams.wire import Argument
+from bus.streams.wire import Argument, Link
 from bus.values import id_pair
 
-if TYPE_CHECKING:
-    from bus.consuming.turn import Turns
-
 #: Messages looked at in one script.
-PAGE = 200
+MESSAGES_A_SCRIPT = 200
 #: Keys that are let go in one turn: `turn.lua` releases up to 150 messages of them.
 RELEASE = 50
 
 _complaints = Complaints(logging.getLogger("bus.mending"))
 
 
-def mend(turns: Turns, lanes: Iterable[Lane]) -> None:
+class Settler(Protocol):
+    """The part of a slice's turns that mending needs (see bus.consuming.turn.Turns)."""
+
+    def need_link(self) -> Link: ...
+    def learn(self, *lanes: Lane) -> None: ...
+    def settle(self) -> None: ...
+    def drop(self, lost: Iterable[Lane]) -> None: ...
+
+
+def mend(turns: Settler, lanes: Iterable[Lane]) -> None:
     """Put lanes right, whose leases have just been proven ours.
 
     If nothing waits, this costs nothing; else one round trip for all lanes. (A slice that needs many would
@@ -48,17 +54,17 @@ def mend(turns: Turns, lanes: Iterable[Lane]) -> None:
         _mend(turns, lane, reply)
 
 
-def _first_pages(turns: Turns, lanes: Sequence[Lane]) -> list[Any]:
+def _first_pages(turns: Settler, lanes: Sequence[Lane]) -> list[Any]:
     if not lanes:
         return []
-    wanted: Script = script("mend")
-    replies = turns.need_link().pipe([wanted.by_sha(*_about(lane)) for lane in lanes])
+    mend_script: Script = script("mend")
+    replies = turns.need_link().pipe([mend_script.by_sha(*_about(lane)) for lane in lanes])
     if any(is_noscript(reply) for reply in replies):
-        replies = turns.need_link().pipe([wanted.by_text(*_about(lane)) for lane in lanes])
+        replies = turns.need_link().pipe([mend_script.by_text(*_about(lane)) for lane in lanes])
     return replies
 
 
-def _mend(turns: Turns, lane: Lane, first: Any) -> None:
+def _mend(turns: Settler, lane: Lane, first: Any) -> None:
     fixed, firsts = _put_right(turns, lane, first)
     if fixed and not lane.lost:
         turns.learn(lane)
@@ -78,7 +84,7 @@ def _mend(turns: Turns, lane: Lane, first: Any) -> None:
         )  # fmt: skip
 
 
-def _put_right(turns: Turns, lane: Lane, reply: Any) -> tuple[int, dict[str, tuple[int, int]]]:
+def _put_right(turns: Settler, lane: Lane, reply: Any) -> tuple[int, dict[str, tuple[int, int]]]:
     """Return how many records were put right, and the first message that is held back, by key hash.
 
     `reply`: to the first page.
@@ -87,7 +93,7 @@ def _put_right(turns: Turns, lane: Lane, reply: Any) -> tuple[int, dict[str, tup
     firsts: dict[str, tuple[int, int]] = {}
     while True:
         if check(reply)[0] == 0:
-            lane.lost = True
+            lane.lose()
             turns.drop([lane])
             return fixed, {}
         _, stage, go_on, count, members = reply
@@ -111,5 +117,5 @@ def _about(lane: Lane, stage: bytes = b"retry", go_on: bytes = b"") -> tuple[lis
         keys.held(group),
         keys.state(group),
     ]
-    about: list[Argument] = [lane.lease, group, lane.id.lane, lane.ordering, stage, go_on, PAGE]
+    about: list[Argument] = [lane.lease, group, lane.id.lane, lane.ordering, stage, go_on, MESSAGES_A_SCRIPT]
     return own, about

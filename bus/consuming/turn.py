@@ -2,10 +2,10 @@
 
     MULTI · XACK … · XREADGROUP · EXEC · WATCH leases · MGET leases        in one write
 
-The fence is Redis's own optimistic lock: the leases are WATCHed, so if any of them has changed since it
-was last seen to be ours, the server executes nothing, and a worker that was frozen and comes back can
-neither acknowledge nor fetch. Outcomes other than "done" go through `turn.lua`, which makes the same
-check and, being flagged allow-oom, also works when memory is full.
+`bus.consuming.question` says what a turn asks. This sends it and receives the replies.
+`bus.consuming.answer` says what they mean. `bus.consuming.fence` keeps out whoever has lost the lease.
+Outcomes other than "done" go through `turn.lua`, which compares the lease itself and, being flagged
+allow-oom, also works when memory is full.
 
 What a turn fetches, lane by lane: left-overs (after a takeover, a death or a lost reply), else retries
 that are due, else new messages.
@@ -17,18 +17,24 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from bus.consuming import mending, waiting
-from bus.consuming.blame import blame
+from bus.consuming import fence, mending, opening, question
+from bus.consuming.answer import Answer, Delivery
+from bus.consuming.blame import accept, blamed, raise_first_error
 from bus.consuming.lane import Lane
-from bus.consuming.plan import PAGE, Batch, GroupLost, Plan, last_delivered, raise_first_error
 from bus.consuming.sizes import Sizes
+from bus.consuming.steps import Ask, Steps, run
 from bus.errors import BusUnavailable, ServerError, StaleLease
 from bus.streams import history
-from bus.streams.commands import is_of_one_partition, script
-from bus.streams.connect import Endpoint, error_of, seconds_of
-from bus.streams.wire import Command, Link
+from bus.streams.commands import script
+from bus.streams.connect import Endpoint, seconds_of
+from bus.streams.wire import Command, Link, pack_all
+
+T = TypeVar("T")
+
+#: Entries of a pending list that one script walks for the mark of an unordered group.
+ENTRIES_A_SCRIPT = 500
 
 
 class Turns:
@@ -50,7 +56,7 @@ class Turns:
         self.dead_limit = dead_limit
         self.drain_only = drain_only
         """True: settle what is pending, take nothing else (an orphaned lane that will be removed)."""
-        self.sizes = sizes or Sizes(PAGE)
+        self.sizes = sizes or Sizes(question.WAITING_A_TURN)
         self._clock = clock
         self._link: Link | None = None
         self._server_ahead = 0.0
@@ -71,7 +77,7 @@ class Turns:
         """Watch and prove the leases, and read what is not known yet of the lanes.
 
         Nothing may be fetched in the same write: a stale slice would fetch what the real owner then
-        never sees. Raises BusUnavailable, StaleLease (no lane is left), GroupLost.
+        never sees. Raises BusUnavailable, StaleLease (no lane is left), GroupGone.
         """
         self._begin(link, learn=True)
         self._mend()
@@ -82,47 +88,34 @@ class Turns:
             link = None
         if link is None:
             link = self._endpoint.connect()
-            self._link = link  # to be closed, should the question break
+            self._link = link  # to be closed, should what follows break
             link.history = history.ask(link)
         self._link = link
         for lane in self.lanes:
             lane.doubt(link)
-        late = self._void_late_turns()
+        recovering = [lane for lane in self.lanes if lane.recovering]
+        late = opening.void_late_turns(recovering)
         # The link may still watch the leases of the slice before.
-        opening: list[Command] = [*late, ("UNWATCH",), self.watch(), self.mget(), ("TIME",)]
+        begin: list[Command] = [
+            *late,
+            ("UNWATCH",),
+            fence.watch(self.lanes),
+            fence.read(self.lanes),
+            ("TIME",),
+        ]
         self._asked = self._clock()
-        voided = [lane for lane in self.lanes if lane.recovering for _ in range(2)]
-        replies = link.pipe([*opening, *(self._reads() if learn else ())])
+        replies = link.pipe([*begin, *(opening.reads(self.lanes) if learn else ())])
+        voided = [lane for lane in recovering for _ in range(opening.VOIDING)]
         for lane, reply in zip(voided, replies, strict=False):
-            self._check(lane, [reply])
-        clock = replies.pop(len(opening) - 1)  # where TIME is forbidden messages are handled all the same
+            self._run(accept(lane, [reply]))
+        clock = replies.pop(len(begin) - 1)  # where TIME is forbidden messages are handled all the same
         replies = replies[len(late) :]
         raise_first_error(replies[:3])
         self._server_ahead = seconds_of(clock) - self._clock()
         if learn:
-            self._take_in(replies[3:])
+            self._run(opening.take_in(self.lanes, replies[3:], link))
         self.prove_by(replies[2])
         self.drop([lane for lane in self.lanes if lane.lost])
-
-    def _void_late_turns(self) -> list[Command]:
-        """Return commands that void a turn of a broken connection, in lanes where left-overs are looked for.
-
-        It may still be on its way, under the same lease, and nobody would see what it fetched. To write the
-        lease anew voids its WATCH.
-        """
-        late = []
-        for lane in self.lanes:
-            if lane.recovering:
-                group, state = lane.id.group, lane.keys.state(lane.id.group)
-                late += [
-                    script("lease").by_text(
-                        [lane.keys.lease(group, lane.id.lane), lane.keys.stream, state],
-                        [lane.lease, lane.lease, group, lane.id.lane, ""],
-                    ),
-                    # What is gone from ahead of the group is seen best before it reads on.
-                    script("lost").by_text([lane.keys.stream, state], ["?", group]),
-                ]
-        return late
 
     def learn(self, *lanes: Lane) -> None:
         """Read anew what Redis knows of these lanes, which fits together."""
@@ -144,67 +137,15 @@ class Turns:
         self._mend()
 
     def _learn(self) -> None:
-        self._take_in(self.need_link().pipe(self._reads()))
+        link = self.need_link()
+        self._run(opening.take_in(self.lanes, link.pipe(opening.reads(self.lanes)), link))
         self.drop([lane for lane in self.lanes if lane.lost])
-
-    def _check(self, lane: Lane, replies: list[Any]) -> bool:
-        """Return False and mark the lane if a key of it holds something foreign. Raises other errors."""
-        for reply in replies:
-            if is_of_one_partition(reply):
-                blame(self.need_link(), [lane], reply)
-                return False
-        raise_first_error(replies)
-        return True
 
     def _mend(self) -> None:
         """Put waiting messages right, in lanes where left-overs are looked for: they may not fit together
         either.
         """
         mending.mend(self, [lane for lane in self.lanes if not lane.mended])
-
-    def _reads(self) -> list[Command]:
-        reads: list[Command] = []
-        for lane in self.lanes:
-            if lane.link is None:
-                reads += waiting.first(lane.keys, lane.id.group)
-            else:
-                # Between two slices an operator may have given dead letters back (see redrive.lua), and the
-                # stream may have vanished and been made again (see ensure.lua).
-                reads += [("ZRANGE", lane.keys.retry(lane.id.group), 0, 0, "WITHSCORES"), _era(lane)]
-            if lane.last_id is None:
-                reads.append(("XINFO", "GROUPS", lane.keys.stream))
-        return reads
-
-    def _take_in(self, replies: list[Any]) -> None:
-        rest = iter(replies)
-        for lane in self.lanes:
-            is_new = lane.link is None
-            known = [next(rest) for _ in range(waiting.REPLIES if is_new else 2)]
-            groups = [next(rest)] if lane.last_id is None else []
-            if not self._check(lane, [*known, *groups]):
-                continue
-            if is_new:
-                found = waiting.rest(self.need_link().pipe, lane.keys, lane.id.group, known)
-                if isinstance(found, ServerError):
-                    self._check(lane, [found])  # raises what is not of this lane alone
-                    continue
-                lane.load(found)
-            else:
-                lane.look_at(known[0])
-                lane.take_in(known[1])
-            lane.link = self._link
-            if groups and not lane.at(last_delivered(groups[0], lane.id.group)):
-                raise GroupLost(
-                    f"The server knows group {lane.id.group!r} of {lane.keys.stream} at {lane.last_id}, "
-                    f"but it was at {lane.seen}: its data are older than what was settled."
-                )
-
-    def read_eras(self) -> None:
-        """Read the eras anew (which messages the ids mean): a lease was touched, perhaps by ensure.lua."""
-        replies = self.need_link().pipe([_era(lane) for lane in self.lanes])
-        for lane, raw in zip(self.lanes, replies, strict=True):
-            if self._check(lane, [raw]):
-                lane.take_in(raw)
 
     def reopen(self) -> None:
         """After a lost connection: prove the leases anew, settle what is kept, and look for left-overs.
@@ -216,7 +157,7 @@ class Turns:
             link.close()  # refused by the server, not broken: a socket that nobody would close
         for lane in self.lanes:
             lane.last_id = None
-            lane.leave_over()
+            lane.start_recovery()
         self._begin(None, learn=False)
         # What the lost reply said (keys released, retries claimed) is in Redis alone: settle, then read it.
         self.settle()
@@ -235,16 +176,16 @@ class Turns:
 
     # ------------------------------------------------------------------ turns
 
-    def take(self, count: int) -> Batch:
+    def take(self, count: int) -> Delivery:
         """Settle everything that is kept and fetch about `count` messages.
 
         Returns them by lane; an empty list means that nothing is there now. Raises BusUnavailable or
-        ReplyLost (what was kept is still kept), StaleLease (no lane is left), GroupLost.
+        ReplyLost (what was kept is still kept), StaleLease (no lane is left), GroupGone.
         """
-        batch = self._turn(count)
-        while batch is None:  # refused, by another lane's lease or for memory: once more
-            batch = self._turn(count)
-        return batch
+        delivery = self._turn(count)
+        while delivery is None:  # refused, by another lane's lease or for memory: once more
+            delivery = self._turn(count)
+        return delivery
 
     def settle(self) -> None:
         """Settle everything that is kept; fetch nothing."""
@@ -256,28 +197,68 @@ class Turns:
         for lane in list(self.lanes):
             if lane.ordering == "none":
                 own = [lane.keys.stream, lane.keys.mark(lane.id.group), lane.keys.retry(lane.id.group)]
-                self.need_link().call(*script("mark").by_text(own, [lane.id.group, "-", PAGE]))
+                self.need_link().call(*script("mark").by_text(own, [lane.id.group, "-", ENTRIES_A_SCRIPT]))
 
-    def _turn(self, count: int) -> Batch | None:
-        link = self.need_link()
-        plan = Plan(self, self.sizes.bound(count))
-        plan.settle_early()
+    def _turn(self, count: int) -> Delivery | None:
+        link, count = self.need_link(), self.sizes.bound(count)
+        if count:
+            for lane in self.lanes:
+                if lane.recovering and not lane.position:
+                    lane.end_recovery()  # the last page of left-overs has been handled
+        asked = question.question(
+            self.lanes,
+            fetch_from=self.sizes.some(self.lanes) if count else (),
+            count=count,
+            now=self.server_now(),
+            held_limit=self.held_limit,
+            dead_limit=self.dead_limit,
+            drain_only=self.drain_only,
+            marking=self.marking,
+        )
+        commands = question.commands(asked)
+        packed = pack_all(commands)
+        answer = Answer(asked)
+        if asked.first_portions:
+            self._run(answer.first_portions())
         self._asked = self._clock()
-        link.received, link.limit = 0, plan.limit
-        link.send(plan.packed, plan.replies)
-        replies = [link.receive() for _ in range(plan.replies)]
+        link.received, link.limit = 0, asked.most_bytes
+        link.send(packed, len(commands))
+        replies = [link.receive() for _ in commands]
         link.limit = math.inf
-        batch = plan.take_in(replies)
-        if batch:
-            self.sizes.learn(sum([len(messages) for _, messages in batch]), link.received)
-        return batch
+        try:
+            run(answer.read(replies), self._send)
+        finally:
+            self.marking = self.marking and not answer.memory_full
+        dropped = any(lane.trouble for lane in self.lanes)
+        if asked.has_multi:
+            self.prove_by(answer.leases)
+        self.drop([lane for lane in self.lanes if lane.lost])
+        if (answer.refused or dropped) and not answer.delivery:
+            return None
+        delivery = [(lane, messages) for lane, messages in answer.delivery if not lane.lost]
+        if delivery:
+            self.sizes.learn(sum([len(messages) for _, messages in delivery]), link.received)
+        return delivery
+
+    def _run(self, steps: Steps[T]) -> T:
+        """Run what reads replies; send what it asks again. Raises what it raises, and ReplyLost."""
+        return run(steps, self._send)
+
+    def _send(self, ask: Ask) -> list[Any]:
+        link = self.need_link()
+        if ask.most_bytes is not None:
+            link.received, link.limit = 0, ask.most_bytes
+        replies = [link.call(*ask.commands[0])] if len(ask.commands) == 1 else link.pipe(ask.commands)
+        if ask.most_bytes is not None:
+            link.limit = math.inf
+        return replies
 
     def prove(self) -> None:
         """Read the leases again; drop lanes that were lost. Raises StaleLease if none is left."""
         if not self.lanes:
             raise StaleLease("All lanes of this slice were lost before.")
         self._asked = self._clock()
-        self.prove_by(self.need_link().call(*self.mget()))
+        self.prove_by(self.need_link().call(*fence.read(self.lanes)))
 
     def is_ours(self, lane: Lane) -> bool:
         """Return whether a lane is surely still ours. Handlers ask it, between two turns."""
@@ -306,8 +287,7 @@ class Turns:
         ids = [lane.last_id or "0-0" for lane in lanes]
         reply = link.call("XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS",
                           *(lane.keys.stream for lane in lanes), *ids)  # fmt: skip
-        if is_of_one_partition(reply):
-            blame(link, lanes, reply)
+        if self._run(blamed(lanes, reply)):
             self.drop([lane for lane in self.lanes if lane.lost])
             return False
         raise_first_error([reply])
@@ -331,17 +311,9 @@ class Turns:
             raise BusUnavailable("This slice has no connection.")
         return self._link
 
-    def watch(self) -> Command:
-        return ("WATCH", *(lane.keys.lease(lane.id.group, lane.id.lane) for lane in self.lanes))
-
-    def mget(self) -> Command:
-        return ("MGET", *(lane.keys.lease(lane.id.group, lane.id.lane) for lane in self.lanes))
-
-    def prove_by(self, values: Any) -> None:
-        if isinstance(values, ServerError):
-            raise error_of(values)
-        for lane, value in zip(self.lanes, values, strict=True):
-            lane.lost = lane.trouble is not None or value is None or value != lane.lease.encode()
+    def prove_by(self, leases: Any) -> None:
+        """Go on without the lanes that are not ours any more. `leases`: the reply to `fence.read`."""
+        fence.prove(self.lanes, leases)
         self.drop(lane for lane in self.lanes if lane.lost)
         self.proved = self._asked
 
@@ -353,7 +325,3 @@ class Turns:
             names = ", ".join(f"{lane.id.topic}/{lane.id.partition}" for lane in gone)
             troubles = [str(lane.trouble) for lane in gone if lane.trouble]
             raise StaleLease(f"Nothing can be done in {names} now: {'; '.join(troubles) or 'not our lease'}.")
-
-
-def _era(lane: Lane) -> Command:
-    return ("HMGET", lane.keys.state(lane.id.group), "era", "ordering")

@@ -8,16 +8,17 @@ beginning to its end. What comes meanwhile comes by a verb that touches the leas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bus.consuming.steps import Ask, Steps
 from bus.errors import ServerError
 from bus.format.keys import PartitionKeys
 from bus.streams.wire import Command
 
 #: Records looked at by one command: of 4 KB each, the longest there are, a millisecond of the server's time.
-PAGE = 250
+RECORDS_A_COMMAND = 250
 
 #: How many replies `first` has.
 REPLIES = 3
@@ -39,35 +40,33 @@ def first(keys: PartitionKeys, group: str) -> list[Command]:
     return [*_pages(keys, group, b"0", b"0"), ("ZCARD", keys.held(group))]
 
 
-def rest(
-    pipe: Callable[[list[Command]], list[Any]], keys: PartitionKeys, group: str, replies: Sequence[Any]
-) -> Waiting | ServerError:
+def rest(keys: PartitionKeys, group: str, replies: Sequence[Any]) -> Steps[Waiting | ServerError]:
     """Read the rest and return all of it, or the first error that comes.
 
-    `replies`: those to `first`, none of which is an error. `pipe`: sends commands and returns their replies.
-    Raises BusUnavailable.
+    `replies`: those to `first`, none of which is an error.
     """
     (state_at, state), (retry_at, retries), held = replies
     state, retries = list(state), list(retries)
     while state_at != b"0" or retry_at != b"0":
         # One of them may be through: then it is not begun again.
         asked = _pages(keys, group, state_at, retry_at)
-        left = [command for command, at in zip(asked, (state_at, retry_at), strict=True) if at != b"0"]
-        found = pipe(left)
-        for reply in found:
+        pages = yield Ask(
+            [command for command, at in zip(asked, (state_at, retry_at), strict=True) if at != b"0"]
+        )
+        for reply in pages:
             if isinstance(reply, ServerError):
                 return reply
         if state_at != b"0":
-            state_at, page = found.pop(0)
+            state_at, page = pages.pop(0)
             state += page
         if retry_at != b"0":
-            retry_at, page = found.pop(0)
+            retry_at, page = pages.pop(0)
             retries += page
     return Waiting(state, retries, held)
 
 
 def _pages(keys: PartitionKeys, group: str, state_at: bytes, retry_at: bytes) -> list[Command]:
     return [
-        ("HSCAN", keys.state(group), state_at, "COUNT", PAGE),
-        ("ZSCAN", keys.retry(group), retry_at, "COUNT", PAGE),
+        ("HSCAN", keys.state(group), state_at, "COUNT", RECORDS_A_COMMAND),
+        ("ZSCAN", keys.retry(group), retry_at, "COUNT", RECORDS_A_COMMAND),
     ]

@@ -10,13 +10,14 @@ import dataclasses
 import hashlib
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
 
+import bus.consuming.calls
+import bus.consuming.fence
 import bus.consuming.mending
-import bus.consuming.plan
 import workers.consumer
 import workers.slices.handling
 import workers.slices.slice
@@ -50,15 +51,17 @@ def take_place(saboteur: type, module: ModuleType, *methods: str) -> None:
 
 
 class UnfencedTurns(Turns):
-    """Settles and fetches whoever holds the lease: no WATCH, and no proof is ever refused."""
+    """Settles and fetches whoever holds the lease: no proof is ever refused."""
 
-    def watch(self) -> tuple[Any, ...]:
-        return ("PING",)
-
-    def prove_by(self, values: Any) -> None:
-        if isinstance(values, ServerError):
-            raise error_of(values)
+    def prove_by(self, leases: Any) -> None:
+        if isinstance(leases, ServerError):
+            raise error_of(leases)
         self.proved = self._clock()
+
+
+def no_watch(lanes: Sequence[Lane]) -> tuple[Any, ...]:
+    """Ask something instead of the WATCH, so that there are as many replies."""
+    return ("PING",)
 
 
 class StubbornMembership(Membership):
@@ -83,9 +86,12 @@ def unfenced_script(name: str) -> Script:
 
 
 def no_fence() -> None:
-    take_place(UnfencedTurns, workers.slices.slice, "watch", "prove_by")
+    take_place(UnfencedTurns, workers.slices.slice, "prove_by")
+    assert bus.consuming.fence.watch([])[0] == "WATCH"
+    bus.consuming.fence.watch = no_watch
     take_place(StubbornMembership, workers.consumer, "_drop_lost", "_give_up")
-    for module in (bus.consuming.plan, bus.consuming.mending):
+    for module in (bus.consuming.calls, bus.consuming.mending):
+        assert "script" in vars(module), module
         vars(module)["script"] = unfenced_script
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from bus.client import Bus
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.outcomes import Outcomes
 from bus.consuming.portions import portions
 from bus.consuming.turn import Turns
@@ -131,7 +132,7 @@ class Scene:
         self.client.call("SET", self.keys.lease(GROUP, "0"), LEASE)
         turns = Turns(
             self.bus.endpoint,
-            [Lane(LaneId(TOPIC, 0, GROUP), self.keys, LEASE, ordering)],
+            [Lane(LaneState(LaneId(TOPIC, 0, GROUP), LEASE, ordering), self.keys)],
             held_limit=10_000,
             dead_limit=10_000,
         )

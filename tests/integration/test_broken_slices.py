@@ -179,7 +179,7 @@ def test_slices_that_break_at_once_are_tried_ever_more_rarely(
     with caplog.at_level(logging.ERROR), Sturdy(bus, [subscriptions([])["single"]]) as worker:
         wait_until(lambda: len(began) >= 4, 30, "four slices")
         (lane,) = worker.consumer.scheduler._lanes.values()
-        wait_until(lambda: lane.state == "backing off", 10, "the lane to wait")
+        wait_until(lambda: lane.stage == "backing off", 10, "the lane to wait")
         # Then the lane waits longer each time
         assert lane.troubles >= 4
         assert lane.due is not None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from bus.client import Bus
-from bus.consuming import plan
+from bus.consuming import question
+from bus.consuming.asked import Asked
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.turn import Turns
 from bus.errors import ReplyLost
 from bus.format.keys import unpad_id
@@ -46,7 +48,7 @@ class World:
     def take_over(self, lease: str) -> None:
         self.bus.client.call("SET", self.keys.lease(GROUP, "0"), lease)
         self._end_turns()
-        self.lane = Lane(LaneId("orders", 0, GROUP), self.keys, lease, "key")
+        self.lane = Lane(LaneState(LaneId("orders", 0, GROUP), lease, "key"), self.keys)
         self.turns = Turns(self.bus.endpoint, [self.lane], held_limit=100, dead_limit=100)
         self.turns.open()
 
@@ -95,17 +97,20 @@ class World:
 def commands_of_a_turn(server: EmbeddedServer, prefix: str) -> int:
     world = World(server, f"{prefix}c")
     world.handle(world.take(8))
-    size = plan.Plan(world.turns, 8).replies
+    asked = question.question(
+        [world.lane], fetch_from=[world.lane], count=8, now=0, held_limit=100, dead_limit=100
+    )
+    size = len(question.commands(asked))
     world.close()
     return size
 
 
 def cut_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """The server gets only the first commands of the next write; then the connection is gone."""
-    real = plan.Plan._commands
+    real = question.commands
 
-    def fewer(self: plan.Plan) -> list[Command]:
-        return real(self)[:number]
+    def fewer(asked: Asked) -> list[Command]:
+        return real(asked)[:number]
 
     def send_and_die(self: Link, packed: bytes, replies: int) -> None:
         real_send(self, packed, replies)
@@ -115,7 +120,7 @@ def cut_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         raise ReplyLost("cut")
 
     real_send = Link.send
-    monkeypatch.setattr(plan.Plan, "_commands", fewer)
+    monkeypatch.setattr(question, "commands", fewer)
     monkeypatch.setattr(Link, "send", send_and_die)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from bus.client import Bus
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.turn import Turns
 from bus.errors import ConfigurationError, ReadOnly, UnknownGroup, UnknownTopic
 from bus.format.lane_id import LaneId
@@ -60,7 +61,7 @@ class Scene:
         """Own a lane and begin a slice on it."""
         keys = self.bus.keys.partition(TOPIC, 0)
         self.bus.client.call("SET", keys.lease(group, name), lease)
-        lane = Lane(LaneId(TOPIC, 0, group, name), keys, lease, self.ordering)
+        lane = Lane(LaneState(LaneId(TOPIC, 0, group, name), lease, self.ordering), keys)
         turns = Turns(self.bus.endpoint, [lane], held_limit=1000, dead_limit=1000)
         turns.open()
         OPEN.append(turns)
@@ -432,7 +433,7 @@ def test_a_lane_between_two_slices_finds_it_when_the_next_begins(scene: Scene) -
 
     scene.retry()
 
-    turns.lanes[0].leave_over()
+    turns.lanes[0].start_recovery()
     turns.open()
     assert sorted(one.id for one in drain(turns)) == sorted([dead, running])
 

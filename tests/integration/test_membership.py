@@ -11,6 +11,7 @@ import pytest
 
 from bus.client import Bus
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.subscriptions import Subscription
 from bus.format.lane_id import LaneId
 from bus.format.partition import partition_of
@@ -159,12 +160,12 @@ def fallen_lane(bus: Bus, leases: Leases) -> tuple[OwnedLane, list[str]]:
         bus.publish("keyed", number, key="a")
     partition = partition_of("a", PARTITIONS)
     keys = bus.keys.partition("keyed", partition)
-    lane = OwnedLane(LaneId("keyed", partition, "g"), leases.new_value(), "key")
+    lane = OwnedLane(LaneState(LaneId("keyed", partition, "g"), leases.new_value(), "key"))
     bus.client.call("SET", keys.lease("g", "0"), lane.lease)
     [[_, entries]] = bus.client.call("XREADGROUP", "GROUP", "g", "0", "STREAMS", keys.stream, ">")
     ids = [text(entry[0]) for entry in entries]
     bus.client.call("HSET", keys.state("g"), ids[1], Failure("x", 2).dump())
-    before = Lane(lane.id, keys, lane.lease, "none")
+    before = Lane(LaneState(lane.id, lane.lease, "none"), keys)
     messages = before.messages(entries)
     again = before.retry(messages[2], 60.0, "no", 5)
     never = before.dead(messages[3], "never", "never", 5)
@@ -201,10 +202,10 @@ def test_all_is_settled_before_a_lane_is_given_back_where_large_dead_letters_tak
         bus.publish("keyed", "x" * 150_000, key="a")
     partition = partition_of("a", PARTITIONS)
     keys, leases = bus.keys.partition("keyed", partition), Leases(bus, "me")
-    lane = OwnedLane(LaneId("keyed", partition, "g"), leases.new_value(), "key")
+    lane = OwnedLane(LaneState(LaneId("keyed", partition, "g"), leases.new_value(), "key"))
     bus.client.call("SET", keys.lease("g", "0"), lane.lease)
     [[_, entries]] = bus.client.call("XREADGROUP", "GROUP", "g", "0", "STREAMS", keys.stream, ">")
-    before = Lane(lane.id, keys, lane.lease, "none")
+    before = Lane(LaneState(lane.id, lane.lease, "none"), keys)
     records = tuple(before.dead(each, "never", "never", 5) for each in before.messages(entries)[:5])
     lane.fallen = Fallen((text(entries[5][0]),), records)
     # when
@@ -233,10 +234,10 @@ def test_all_is_settled_of_a_slice_that_left_many_large_dead_letters_and_much_th
         bus.publish("keyed", large if number < 10 else number, key="a")
     partition = partition_of("a", PARTITIONS)
     keys, leases = bus.keys.partition("keyed", partition), Leases(bus, "me")
-    lane = OwnedLane(LaneId("keyed", partition, "g"), leases.new_value(), "key")
+    lane = OwnedLane(LaneState(LaneId("keyed", partition, "g"), leases.new_value(), "key"))
     bus.client.call("SET", keys.lease("g", "0"), lane.lease)
     [[_, entries]] = bus.client.call("XREADGROUP", "GROUP", "g", "0", "STREAMS", keys.stream, ">")
-    before = Lane(lane.id, keys, lane.lease, "none")
+    before = Lane(LaneState(lane.id, lane.lease, "none"), keys)
     messages = before.messages(entries)
     refused = tuple(before.dead(message, "never", "never", 5) for message in messages[:10])
     lane.fallen = Fallen(tuple(message.id for message in messages[10:]), refused, None, False, "worker lost")
@@ -261,7 +262,7 @@ def test_a_batch_that_was_in_hand_of_a_slice_that_died_is_suspect_for_whoever_ha
         bus.publish("keyed", number, key="a")
     partition = partition_of("a", PARTITIONS)
     keys, leases = bus.keys.partition("keyed", partition), Leases(bus, "me")
-    lane = OwnedLane(LaneId("keyed", partition, "g"), leases.new_value(), "key")
+    lane = OwnedLane(LaneState(LaneId("keyed", partition, "g"), leases.new_value(), "key"))
     bus.client.call("SET", keys.lease("g", "0"), lane.lease)
     [[_, entries]] = bus.client.call("XREADGROUP", "GROUP", "g", "0", "STREAMS", keys.stream, ">")
     last = text(entries[-1][0])

@@ -11,6 +11,7 @@ import pytest
 from bus.client import Bus
 from bus.consuming import waiting
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.turn import Turns
 from bus.format.keys import pad_id
 from bus.format.lane_id import LaneId
@@ -97,9 +98,9 @@ def let_wait(bus: Bus, heads: int, held: int) -> dict[bytes, list[str]]:
 def opened(bus: Bus, endpoint: Endpoint, *, recover: bool) -> tuple[Turns, Lane]:
     keys = bus.keys.partition(TOPIC, 0)
     bus.client.call("SET", keys.lease(GROUP, "0"), LEASE)
-    lane = Lane(LaneId(TOPIC, 0, GROUP), keys, LEASE, "key")
+    lane = Lane(LaneState(LaneId(TOPIC, 0, GROUP), LEASE, "key"), keys)
     if not recover:
-        lane.recovered()
+        lane.end_recovery()
     turns = Turns(endpoint, [lane], held_limit=10_000, dead_limit=10_000)
     turns.open()
     return turns, lane
@@ -120,7 +121,7 @@ def test_what_waits_in_a_lane_is_read_in_pages(server: Any, bus: Bus) -> None:
     assert sum(map(len, lane.failing.values())) == 3_000
     assert lane.next_due == 1
     # A page is some records more than asked for, as the server's hash tables are laid out
-    assert endpoint.greatest < 2 * 3 * waiting.PAGE
+    assert endpoint.greatest < 2 * 3 * waiting.RECORDS_A_COMMAND
 
 
 def test_where_little_waits_that_costs_no_round_trip_of_its_own(server: Any, bus: Bus) -> None:
@@ -163,7 +164,7 @@ def test_a_hundred_thousand_waiting_messages_are_handled_once_and_in_order(serve
     assert len(set(handled)) == heads + held
     hot = set(ids[HOT])
     assert [id for id in handled if id in hot] == ids[HOT]
-    assert endpoint.greatest < 2 * 3 * waiting.PAGE
+    assert endpoint.greatest < 2 * 3 * waiting.RECORDS_A_COMMAND
 
 
 def test_left_overs_are_looked_up_a_few_at_a_time(bus: Bus) -> None:

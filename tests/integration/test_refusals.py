@@ -9,6 +9,7 @@ import pytest
 
 from bus.client import Bus
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.turn import Turns
 from bus.errors import Forbidden
 from bus.format.keys import PartitionKeys, pad_id
@@ -96,7 +97,7 @@ def test_a_lane_is_given_back_though_what_was_handled_there_cannot_be_settled(
     leases, lanes = Leases(mine, "me"), []
     for partition in range(2):
         keys = bus.keys.partition(TOPIC, partition)
-        lanes.append(OwnedLane(LaneId(TOPIC, partition, GROUP), leases.new_value(), "key"))
+        lanes.append(OwnedLane(LaneState(LaneId(TOPIC, partition, GROUP), leases.new_value(), "key")))
         bus.client.call("SET", keys.lease(GROUP, "0"), lanes[-1].lease)
     keys = bus.keys.partition(TOPIC, 0)
     id = bus.client.call("XADD", keys.stream, "*", "v", "1").decode()
@@ -121,7 +122,7 @@ def test_a_lane_is_given_back_though_a_key_there_is_of_another_type(
     bus: Bus, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys, leases = bus.keys.partition(TOPIC, 0), Leases(bus, "me")
-    lane = OwnedLane(LaneId(TOPIC, 0, GROUP), leases.new_value(), "key")
+    lane = OwnedLane(LaneState(LaneId(TOPIC, 0, GROUP), leases.new_value(), "key"))
     bus.client.call("SET", keys.lease(GROUP, "0"), lane.lease)
     lane.fallen = Fallen(("1-1",), (), None, False, "worker lost")
     foreign = keys.stream if name == "stream" else getattr(keys, name)(GROUP)
@@ -152,7 +153,7 @@ class Waiting:
         bus.client.call("SET", self.keys.lease(GROUP, "0"), "me:1")
 
     def opened(self, bus: Bus) -> Turns:
-        lane = Lane(LaneId(TOPIC, 0, GROUP), self.keys, "me:1", "key")
+        lane = Lane(LaneState(LaneId(TOPIC, 0, GROUP), "me:1", "key"), self.keys)
         turns = Turns(bus.endpoint, [lane], held_limit=100, dead_limit=100)
         turns.open()
         return turns

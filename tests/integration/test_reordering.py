@@ -69,7 +69,7 @@ class Shop:
             with scheduler._lock:
                 yield from (not lane.closed for lane in scheduler._lanes.values())
                 for running in scheduler._slots.running.values():
-                    yield from (not order.closed for order in running.order.lanes)
+                    yield from (not order.state.closed for order in running.order.lanes)
 
     def publish(self, first, count=COUNT):
         self.bus.publish_many(TOPIC, range(first, first + count), key=lambda value: f"k{value % 7}")

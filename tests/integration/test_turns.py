@@ -7,9 +7,10 @@ import uuid
 import pytest
 
 from bus.client import Bus
+from bus.consuming.blame import GroupGone
 from bus.consuming.lane import Lane
-from bus.consuming.mending import PAGE, RELEASE
-from bus.consuming.plan import GroupLost
+from bus.consuming.lane_state import LaneState
+from bus.consuming.mending import MESSAGES_A_SCRIPT, RELEASE
 from bus.consuming.sizes import FETCH_BYTES
 from bus.consuming.turn import Turns
 from bus.errors import BusUnavailable, ReplyLost, StaleLease
@@ -81,7 +82,7 @@ class World:
 
     def lane(self, partition, lease="me:1"):
         self.lease(lease, partition)
-        return Lane(LaneId(TOPIC, partition, GROUP), self.keys(partition), lease, self.ordering)
+        return Lane(LaneState(LaneId(TOPIC, partition, GROUP), lease, self.ordering), self.keys(partition))
 
     def open(self, lanes, held_limit=100):
         turns = Turns(self.endpoint, lanes, held_limit=held_limit, dead_limit=100)
@@ -240,7 +241,7 @@ def test_a_lease_that_vanished_is_a_lost_one(world):
 
 def test_a_stale_slice_learns_it_at_its_opening_before_it_fetches(world):
     world.publish(1)
-    stale = Lane(LaneId(TOPIC, 0, GROUP), world.keys(), "me:0", "key")
+    stale = Lane(LaneState(LaneId(TOPIC, 0, GROUP), "me:0", "key"), world.keys())
     with pytest.raises(StaleLease):
         world.open([stale])
     assert world.pending() == 0
@@ -275,10 +276,10 @@ def test_a_vanished_group_is_told_apart(world):
     world.publish(1)
     world.take()
     world.bus.client.call("XGROUP", "DESTROY", world.keys().stream, GROUP)
-    with pytest.raises(GroupLost):
+    with pytest.raises(GroupGone):
         world.turns.take(1)
-    with pytest.raises(GroupLost):
-        world.open([Lane(LaneId(TOPIC, 0, GROUP), world.keys(), "me:1", "key")])
+    with pytest.raises(GroupGone):
+        world.open([Lane(LaneState(LaneId(TOPIC, 0, GROUP), "me:1", "key"), world.keys())])
 
 
 # ---------------------------------------------------------------------- lost replies
@@ -351,7 +352,7 @@ def test_suspects_are_handed_out_one_by_one_and_then_no_more_suspected(world):
     world.take()
     world.bus.client.call("HSET", world.keys().state(GROUP), "suspect:0", ids[-1])
     world.lease("me:2")
-    world.lanes = [Lane(LaneId(TOPIC, 0, GROUP), world.keys(), "me:2", "key")]
+    world.lanes = [Lane(LaneState(LaneId(TOPIC, 0, GROUP), "me:2", "key"), world.keys())]
     world.turns = world.open(world.lanes)
     seen = []
     while batch := world.take():
@@ -630,12 +631,12 @@ def test_a_lane_with_ten_thousand_messages_held_behind_nothing_is_put_right_in_p
     before = world.commands_run()
     # When the lane is taken over
     world.lease("me:2")
-    world.lanes = [Lane(LaneId(TOPIC, 0, GROUP), keys, "me:2", "key")]
+    world.lanes = [Lane(LaneState(LaneId(TOPIC, 0, GROUP), "me:2", "key"), keys)]
     world.turns = world.open(world.lanes, held_limit=20_000)
     after = world.commands_run()
     # Then no script looked at more than a page of them, or let more than 150 go
     scripts = sum(after.get(name, 0) - before.get(name, 0) for name in ("eval", "evalsha"))
-    assert scripts >= 9_990 / PAGE + 10 / RELEASE
+    assert scripts >= 9_990 / MESSAGES_A_SCRIPT + 10 / RELEASE
     assert after["xpending"] - before["xpending"] < 2 * 10_000
     assert call("ZCARD", keys.retry(GROUP)) == 150
     # And all are handled, in order

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.subscriptions import Subscription
 from bus.errors import BusUnavailable, Reject
 from bus.format import codec
@@ -125,7 +126,10 @@ class World:
         dispatcher = Dispatcher(subscription, is_ending=lambda: self.dying)
         partitions = Keys("p")
         self.lanes = [
-            Lane(LaneId("orders", number, "g"), partitions.partition("orders", number), "me", ordering)
+            Lane(
+                LaneState(LaneId("orders", number, "g"), "me", ordering),
+                partitions.partition("orders", number),
+            )
             for number in range(lanes)
         ]
         self.turns = Turns(self, self.lanes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.waiting import Waiting
 from bus.format import codec
 from bus.format.keys import Keys
@@ -11,9 +12,9 @@ from bus.values import Message
 
 
 def a_lane() -> Lane:
-    lane = Lane(LaneId("orders", 0, "ledger"), Keys("t").partition("orders", 0), "a:1", "key")
+    lane = Lane(LaneState(LaneId("orders", 0, "ledger"), "a:1", "key"), Keys("t").partition("orders", 0))
     lane.load(Waiting([], [], 0))
-    lane.recovered()
+    lane.end_recovery()
     return lane
 
 

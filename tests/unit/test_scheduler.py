@@ -75,8 +75,8 @@ def test_a_new_lane_is_ready_at_once_and_looks_for_left_overs(world):
     world.own(0)
     (order,) = world.plan()
     assert partitions(order) == [0]
-    assert order.lanes[0].recover
-    assert order.lanes[0].lease == "me:0"
+    assert order.lanes[0].state.recover
+    assert order.lanes[0].state.lease == "me:0"
     assert order.nonce == "nonce"
 
 
@@ -87,7 +87,11 @@ def test_a_new_lane_that_is_surely_at_rest_gets_a_slice_only_when_there_is_news(
     assert world.scheduler.watched() == {lane: "7-0"}
     assert world.scheduler.wake([lane])
     (order,) = world.plan()
-    assert (order.lanes[0].last_id, order.lanes[0].seen, order.lanes[0].recover) == ("7-0", "7-0", False)
+    assert (order.lanes[0].state.last_id, order.lanes[0].state.seen, order.lanes[0].state.recover) == (
+        "7-0",
+        "7-0",
+        False,
+    )
 
 
 def test_lanes_are_served_in_the_order_in_which_they_became_ready(world):
@@ -261,12 +265,12 @@ def test_a_slice_that_broke_without_a_word_is_tried_again_with_recovery(world):
     world.end(order)
     world.scheduler.wake([order.lanes[0].id])
     (order,) = world.plan()
-    assert not order.lanes[0].recover
+    assert not order.lanes[0].state.recover
     world.scheduler.ended(order.slot)  # no report
     world.clock.now += BACKOFF.max_delay
     assert world.scheduler.wake_due()
     (order,) = world.plan()
-    assert order.lanes[0].recover
+    assert order.lanes[0].state.recover
 
 
 def test_a_vanished_group_is_reported_and_tried_again(world):
@@ -287,8 +291,8 @@ def test_a_slice_that_celery_dropped_runs_again_only_under_a_new_lease(world):
     (lane,) = world.scheduler.taken_back()
     world.scheduler.renew(lane.id, lane.lease, "me:new")
     (again,) = world.plan()
-    assert again.lanes[0].recover
-    assert again.lanes[0].lease == "me:new"
+    assert again.lanes[0].state.recover
+    assert again.lanes[0].state.lease == "me:new"
     assert again.slot != order.slot
 
 
@@ -380,7 +384,7 @@ def test_after_a_death_the_next_slice_learns_what_was_finished_and_what_ran(worl
     fallen = order.lanes[0].fallen
     assert fallen.finished == ("8-0",)
     assert (fallen.running, fallen.batch, fallen.reason) == ("9-1", False, "worker lost")
-    assert order.lanes[0].recover
+    assert order.lanes[0].state.recover
 
 
 def test_what_a_slice_has_left_is_there_until_another_has_settled_it(world):
@@ -547,8 +551,8 @@ def test_a_lane_that_was_taken_back_runs_again_only_under_its_new_lease(world):
     assert world.plan() == []
     world.scheduler.renew(lane.id, lane.lease, "me:new")
     (again,) = world.plan(1)
-    assert again.lanes[0].lease == "me:new"
-    assert again.lanes[0].recover
+    assert again.lanes[0].state.lease == "me:new"
+    assert again.lanes[0].state.recover
     # And what the stuck slice says of it in the end does not count
     world.end(order, Report.LOST)
     assert lane.id in world.scheduler.owned()
@@ -607,7 +611,7 @@ def test_after_the_server_was_lost_no_lane_goes_on_with_what_was_known_of_it_idl
         lane for _ in range(3) for order in world.plan() for lane in order.lanes if not world.end(order).gone
     ]
     assert {lane.id for lane in lanes} == {idle, running, ready}
-    assert all(lane.recover for lane in lanes)
+    assert all(lane.state.recover for lane in lanes)
     assert all(lane.serial > before.get(lane.id, 0) + 1 for lane in lanes)
     # And once only
     assert world.plan() == []
@@ -616,8 +620,8 @@ def test_after_the_server_was_lost_no_lane_goes_on_with_what_was_known_of_it_idl
 def test_a_slice_is_told_in_which_history_of_the_server_the_last_one_left_the_lane(world):
     (id,) = world.own(0)
     (order,) = world.plan()
-    assert order.lanes[0].history == 0
+    assert order.lanes[0].state.history == 0
     world.progress.report(order.slot, 0, 0, 5, 0, -1, 2**63 - 1)
     world.scheduler.ended(order.slot)
     world.scheduler.wake([id])
-    assert world.plan()[0].lanes[0].history == 2**63 - 1
+    assert world.plan()[0].lanes[0].state.history == 2**63 - 1

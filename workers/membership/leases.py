@@ -10,9 +10,10 @@ from typing import Any
 
 from bus.client import Bus
 from bus.consuming import waiting
+from bus.consuming.answer import UNFINISHED
 from bus.consuming.lane import Lane
-from bus.consuming.plan import UNFINISHED
 from bus.consuming.portions import portions
+from bus.consuming.steps import Ask, run
 from bus.errors import BusUnavailable, Forbidden, ForeignData, ServerError
 from bus.format import lease
 from bus.format.lane_id import LaneId
@@ -159,9 +160,9 @@ class Leases:
         ]  # fmt: skip
         try:
             *known, now = self._bus.client.pipe([*waiting.first(keys, group), ("TIME",)])
-            lane = Lane(owned.id, keys, value, owned.ordering)
+            lane = Lane(owned.state.leased(value), keys)
             known = [check(reply) for reply in known]
-            lane.load(check(waiting.rest(self._bus.client.pipe, keys, group, known)))
+            lane.load(check(run(waiting.rest(keys, group, known), self._send)))
             fallen.settle_in(lane, None, int(seconds_of(now)) * 1000)
             lane.outcomes.done += lane.acks
             limit = self._bus.settings.dead_limit
@@ -182,6 +183,9 @@ class Leases:
                 self._complain(own[1:2], error)
             return False
         return True
+
+    def _send(self, ask: Ask) -> list[Any]:
+        return self._bus.client.pipe(ask.commands)
 
     def key(self, lane: LaneId) -> str:
         return self._bus.keys.partition(lane.topic, lane.partition).lease(lane.group, lane.lane)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bus.consuming.lane_state import LaneState
 from bus.format.lane_id import LaneId
 from bus.values import Ordering, RetryPolicy
 from workers.order import Fallen, LaneOrder, Report, SliceOrder
@@ -15,41 +16,97 @@ from workers.seen import SlotView
 #: The waits of a lane whose slice had trouble, each twice as long as the one before.
 BACKOFF = RetryPolicy(delay=0.1, max_delay=5.0, jitter=0.5)
 
-State = Literal["watched", "ready", "running", "backing off", "taken back", "given up"]
+Stage = Literal["watched", "ready", "running", "backing off", "taken back", "given up"]
+
+#: Parts of a report as plain numbers, which cost a tenth of the others.
+_BROKEN_OFF = int(Report.TROUBLE | Report.BROKEN)
+_GONE, _RECOVER, _BLOCKED = int(Report.GONE), int(Report.RECOVER), int(Report.BLOCKED)
 
 
 @dataclass(slots=True)
 class OwnedLane:
-    """A lane whose lease this worker holds."""
+    """A lane whose lease this worker holds. Its stage changes by the methods here alone.
 
-    id: LaneId
-    lease: str
-    ordering: Ordering
-    state: State = "ready"
-    last_id: str | None = None
-    seen: str | None = None
-    """The greatest id that the group was known to be at."""
-    history: int = 0
-    """The history of the server in which the last slice left it (see bus.streams.history)."""
+    watched ─wait_for_slot─▶ ready ─run─▶ running ─▶ watched | ready | backing off | taken back | given up
+    """
+
+    state: LaneState
+    """What the next slice is told of it."""
+    stage: Stage = "ready"
+    since: float = 0.0
+    """When it entered its stage, by the monotonic clock."""
+    serial: int = 0
+    """Counts the slices under this lease (see workers.order.LaneOrder)."""
+    fallen: Fallen | None = None
+    blocked: bool = False
+    """Nothing new may be fetched: held limit, or a failing partition. Only due retries count."""
+    due: float | None = None
+    """When the next retry is due, or the back-off over, by the monotonic clock."""
     doubted: bool = False
     """While it was running the server was lost: what the slice reports may be of another history."""
-    serial: int = 0
-    recover: bool = True
-    blocked: bool = False
-    fallen: Fallen | None = None
-    due: float | None = None
-    """When the next retry is due, by the monotonic clock."""
-    since: float = 0.0
-    """When it entered its state."""
     troubles: int = 0
+    """Slices in a row that ended in trouble."""
     leaving: bool = False
-    closed: bool = False
-    """Another ordering is declared: nothing new is fetched until what is pending is settled."""
-    drain_only: bool = False
+    """To be given up when its slice ends."""
     news: bool = False
     """Something arrived while it was running."""
     suspect: bool = False
     """What is pending may have killed a process: whoever has the lane next handles it one by one."""
+    id: LaneId = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.id = self.state.id
+
+    @property
+    def lease(self) -> str:
+        """The value of the lease under which it is worked on."""
+        return self.state.lease
+
+    @property
+    def ordering(self) -> Ordering:
+        """The ordering in effect."""
+        return self.state.ordering
+
+    @property
+    def closed(self) -> bool:
+        """Whether another ordering is declared, so that nothing new is fetched."""
+        return self.state.closed
+
+    # ------------------------------------------------------------------ stages
+
+    def wait_for_slot(self, now: float) -> None:
+        """It has work: it waits for a slot."""
+        self.stage, self.since, self.due = "ready", now, None
+
+    def run(self, now: float) -> LaneOrder:
+        """Its slice begins. Return the order for it."""
+        self.stage, self.since, self.news = "running", now, False
+        self.serial += 1
+        return LaneOrder(self.state, self.serial, self.fallen)
+
+    def watch(self, now: float) -> None:
+        """Nothing is left to do: it waits for news."""
+        self.stage, self.since = "watched", now
+
+    def watch_from(self, position: str) -> None:
+        """Nothing is left to do, and the group was given all up to this id: it waits for news."""
+        self.stage, self.state = "watched", self.state.at_rest(position)
+
+    def back_off(self, now: float) -> None:
+        """Its slice had trouble: wait, longer each time. `now`: by the monotonic clock."""
+        self.troubles += 1
+        self.stage, self.since, self.due = "backing off", now, now + BACKOFF.delay_after(self.troubles)
+
+    def take_back(self, left: Fallen | None) -> None:
+        """A process may still work on it under the lease that it has: it waits for a new one."""
+        self.fallen = left
+        self.stage, self.since, self.due = "taken back", -math.inf, None
+
+    def give_up(self) -> None:
+        """Its lease will be given back: no slice begins here any more."""
+        self.stage = "given up"
+
+    # ------------------------------------------------------------------ what becomes known
 
     def left(self, view: SlotView, index: int, reason: str) -> Fallen:
         """What a slice, of which this was lane number `index`, has left to be settled here, as shared memory
@@ -70,68 +127,53 @@ class OwnedLane:
 
     def hear(self, view: SlotView, index: int) -> Report:
         """Its slice, of which this was lane number `index`, has ended: take in what it says of this lane."""
-        report = next((each for each in view.reports if each.lane_index == index), None)
+        report = next((report for report in view.reports if report.lane_index == index), None)
         # Without a report the slice broke before it could say anything.
-        flags = Report.BROKEN | Report.RECOVER if report is None else Report(report.flags)
-        if flags & (Report.TROUBLE | Report.BROKEN):
+        flags = int(Report.BROKEN | Report.RECOVER) if report is None else report.flags
+        if flags & _BROKEN_OFF:
             # As after a death: what was handled is not handled again, and what broke it has had an attempt.
             why = "its slice was broken off by an error: see the worker's log"
             self.fallen = self.left(view, index, why) or None
         elif view.took_in:
             self.fallen = None
-        self.recover, self.blocked = bool(flags & Report.RECOVER), bool(flags & Report.BLOCKED)
+        recover, self.blocked = bool(flags & _RECOVER), bool(flags & _BLOCKED)
         self.due = report.next_due_ms / 1000 if report is not None and report.next_due_ms >= 0 else None
-        if report is None or flags & (Report.TROUBLE | Report.BROKEN | Report.GONE):
-            self.last_id = None
-            if flags & Report.GONE:
-                self.seen = None  # what is made again may begin anywhere
+        if report is not None and not flags & (_BROKEN_OFF | _GONE):
+            self.troubles = 0
+            last_id = f"{report.last_ms}-{report.last_seq}"
+            self.state = self.state.worked_on(last_id, report.history, recover=recover)
+        elif flags & _GONE:
+            self.state = self.state.made_again(recover=recover)
         else:
-            self.troubles, self.history = 0, report.history
-            self.last_id = self.seen = f"{report.last_ms}-{report.last_seq}"
-        return flags
-
-    def order(self) -> LaneOrder:
-        """For the next slice."""
-        self.serial += 1
-        return LaneOrder(
-            self.id, self.lease, self.last_id, self.seen, self.history, self.serial, self.recover,
-            self.fallen, self.ordering, self.closed, self.drain_only,
-        )  # fmt: skip
-
-    def rest_at(self, position: str) -> None:
-        """Nothing is left to do there now, and the group was given all up to this id."""
-        self.state, self.last_id, self.seen, self.recover = "watched", position, position, False
-
-    def take_back(self, left: Fallen | None) -> None:
-        """A process may still work on it under the lease that it has: it waits for a new one."""
-        self.fallen = left
-        self.state, self.since, self.due = "taken back", -math.inf, None
+            self.state = self.state.unsure(recover=recover)
+        return Report(flags)
 
     def died(self, left: Fallen) -> None:
         """The process that worked on it has died, and left this."""
         # The serial goes on: under the same lease a process may remember what it left at an earlier one.
-        self.fallen, self.recover, self.serial = left, True, self.serial + 1
+        self.fallen, self.state, self.serial = left, self.state.with_leftovers(), self.serial + 1
 
-    def news_after(self) -> str | None:
-        """The id after which a message would be news; None: not known, or it could not be fetched."""
-        return None if self.blocked or self.closed else self.last_id
-
-    def order_by(self, declared: Mapping[tuple[str, str], Ordering]) -> bool:
-        """Close it if another ordering is declared for its (topic, group), else open it; True if it opens."""
-        before = self.closed
-        self.closed = declared.get((self.id.topic, self.id.group), self.ordering) != self.ordering
-        return before and not self.closed
-
-    def back_off(self, now: float) -> None:
-        """Its slice had trouble: wait, longer each time. `now`: by the monotonic clock."""
-        self.troubles += 1
-        self.state, self.since, self.due = "backing off", now, now + BACKOFF.delay_after(self.troubles)
+    def renew(self, lease: str) -> None:
+        """It has a new lease: no process goes on with what it remembers of the lane."""
+        self.state, self.serial = self.state.leased(lease), 0
 
     def doubt(self) -> None:
         """The server may have come back with older data. What a slice that runs reports may be of before."""
-        self.doubted = self.state == "running"
+        self.doubted = self.stage == "running"
         # With a serial left out no process goes on with what it remembers of the lane.
-        self.last_id, self.recover, self.serial = None, True, self.serial + 1
+        self.state, self.serial = self.state.unsure(recover=True), self.serial + 1
+
+    def close_or_open(self, declared: Mapping[tuple[str, str], Ordering]) -> bool:
+        """Close it if another ordering is declared for its (topic, group), else open it; True if it opens."""
+        before, ordering = self.state.closed, self.state.ordering
+        closed = declared.get((self.id.topic, self.id.group), ordering) != ordering
+        if closed != before:
+            self.state = self.state._replace(closed=closed)
+        return before and not closed
+
+    def news_after(self) -> str | None:
+        """The id after which a message would be news; None: not known, or it could not be fetched."""
+        return None if self.blocked or self.state.closed else self.state.last_id
 
 
 @dataclass(slots=True)

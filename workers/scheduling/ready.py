@@ -27,12 +27,12 @@ class Ready:
         """Lanes of these (topic, group) wait for their group, not for a slot."""
         before, self._paused = self._paused, frozenset(groups)
         for lane in self._lanes.values():
-            if lane.state == "ready" and (lane.id.topic, lane.id.group) in before - self._paused:
+            if lane.stage == "ready" and (lane.id.topic, lane.id.group) in before - self._paused:
                 lane.since = self._clock()  # until now it waited for its group, not for a slot
 
     def make(self, lane: OwnedLane, *, first: bool = False) -> None:
         """This lane is ready from now on; `first`: before all others."""
-        lane.state, lane.since, lane.due = "ready", self._clock(), None
+        lane.wait_for_slot(self._clock())
         if first:
             self._queue.appendleft(lane.id)
         else:
@@ -42,7 +42,7 @@ class Ready:
         """The next to get a slot; its state is left as it is."""
         for _ in range(len(self._queue)):
             lane = self._lanes.get(self._queue.popleft())
-            if lane is None or lane.state != "ready":
+            if lane is None or lane.stage != "ready":
                 continue
             if not self._is_paused(lane):
                 return lane
@@ -51,13 +51,13 @@ class Ready:
 
     def take(self, lane: OwnedLane) -> None:
         """It is taken along, out of turn."""
-        if lane.state == "ready" and lane.id in self._queue:
+        if lane.stage == "ready" and lane.id in self._queue:
             self._queue.remove(lane.id)  # a stale entry would only pile up
 
     def waiting(self) -> Iterator[OwnedLane]:
         """Lanes that wait for a slot."""
         lanes = (self._lanes.get(id) for id in self._queue)
-        return (lane for lane in lanes if lane and lane.state == "ready" and not self._is_paused(lane))
+        return (lane for lane in lanes if lane and lane.stage == "ready" and not self._is_paused(lane))
 
     def is_anyone_waiting(self) -> bool:
         return any(self.waiting())

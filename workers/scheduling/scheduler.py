@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from bus.consuming.lane_state import LaneState
 from bus.format.lane_id import ORDERED_LANE, LaneId
 from bus.values import Ordering
 from workers.order import MAX_LANES, Report, SliceOrder
@@ -64,13 +65,12 @@ class Scheduler:
         `position`: of its group, where surely nothing is pending or ahead; then it waits for news.
         """
         with self._lock:
-            lane = self._lanes[id] = OwnedLane(
-                id, lease, ordering, drain_only=drain_only, since=self._clock()
-            )
+            state = LaneState(id, lease, ordering, drain_only=drain_only)
+            lane = self._lanes[id] = OwnedLane(state, since=self._clock())
             if position is None:
                 self._ready.make(lane)
             else:
-                lane.rest_at(position)
+                lane.watch_from(position)
 
     def leave(self, id: LaneId) -> bool:
         """Give a lane up: True if that is possible now, else it is reported when its slice ends."""
@@ -78,17 +78,17 @@ class Scheduler:
             lane = self._lanes.get(id)
             if lane is None:
                 return False
-            if lane.state == "running":
+            if lane.stage == "running":
                 lane.leaving = True
                 return False
-            lane.state = "given up"
+            lane.give_up()
             return True
 
     def given_up(self) -> list[OwnedLane]:
         """Lanes that are given up. They are ours until `given_back`, or somebody would free or take their
         leases before what their slices have left is settled."""
         with self._lock:
-            return [lane for lane in self._lanes.values() if lane.state == "given up"]
+            return [lane for lane in self._lanes.values() if lane.stage == "given up"]
 
     def given_back(self, lanes: Iterable[OwnedLane]) -> None:
         """The leases of these lanes are not ours any more."""
@@ -108,7 +108,7 @@ class Scheduler:
                         lane.fallen = lane.left(view, index, "worker lost")
                     elif view.reports:
                         lane.hear(view, index)
-                    lane.state = "given up"
+                    lane.give_up()
 
     def stay(self, id: LaneId) -> None:
         """Do not give this lane up after all."""
@@ -130,15 +130,15 @@ class Scheduler:
         """A lane that was taken back from a stuck slice has a new lease: it may be worked on again."""
         with self._lock:
             lane = self._lanes.get(id)
-            if lane is not None and lane.lease == old:
-                lane.lease, lane.serial, lane.recover = new, 0, True
-                if lane.state == "taken back":
+            if lane is not None and lane.state.lease == old:
+                lane.renew(new)
+                if lane.stage == "taken back":
                     self._ready.make(lane)
 
     def owned(self) -> dict[LaneId, str]:
         """Lanes and the lease values under which they are held."""
         with self._lock:
-            return {id: lane.lease for id, lane in self._lanes.items()}
+            return {id: lane.state.lease for id, lane in self._lanes.items()}
 
     def pause(self, groups: Iterable[tuple[str, str]]) -> None:
         """Lanes of these (topic, group) get no new slices."""
@@ -149,7 +149,7 @@ class Scheduler:
         """(topic, group) → the ordering that is wanted: lanes that work by another fetch nothing new."""
         with self._lock:
             for lane in self._lanes.values():
-                if lane.order_by(declared) and lane.state == "watched":
+                if lane.close_or_open(declared) and lane.stage == "watched":
                     self._ready.make(lane)
 
     # ------------------------------------------------------------------ work is found
@@ -157,7 +157,7 @@ class Scheduler:
     def watched(self) -> dict[LaneId, str]:
         """Idle lanes, each with the id after which a message would be news."""
         with self._lock:
-            lanes = [(id, lane.news_after()) for id, lane in self._lanes.items() if lane.state == "watched"]
+            lanes = [(id, lane.news_after()) for id, lane in self._lanes.items() if lane.stage == "watched"]
             return {id: last_id for id, last_id in lanes if last_id is not None}
 
     def wake(self, ids: Iterable[LaneId]) -> bool:
@@ -168,9 +168,9 @@ class Scheduler:
                 lane = self._lanes.get(id)
                 if lane is None:
                     continue
-                if lane.state == "running":
+                if lane.stage == "running":
                     lane.news = True
-                elif lane.state == "watched":
+                elif lane.stage == "watched":
                     self._ready.make(lane)
                     woken = True
             return woken
@@ -180,7 +180,7 @@ class Scheduler:
         with self._lock:
             for lane in self._lanes.values():
                 lane.doubt()
-                if lane.state == "watched":
+                if lane.stage == "watched":
                     self._ready.make(lane)
 
     def wake_due(self) -> bool:
@@ -188,7 +188,7 @@ class Scheduler:
         with self._lock:
             now, woken = self._clock(), False
             for lane in self._lanes.values():
-                if lane.state in ("watched", "backing off") and lane.due is not None and lane.due <= now:
+                if lane.stage in ("watched", "backing off") and lane.due is not None and lane.due <= now:
                     self._ready.make(lane)
                     woken = True
             return woken
@@ -199,7 +199,7 @@ class Scheduler:
             dues = [
                 lane.due
                 for lane in self._lanes.values()
-                if lane.due is not None and lane.state in ("watched", "backing off")
+                if lane.due is not None and lane.stage in ("watched", "backing off")
             ]
             return min(dues, default=None)
 
@@ -248,12 +248,12 @@ class Scheduler:
             lane
             for lane in mates
             if lane is not first
-            and lane.state in ("ready", "watched")
-            and lane.ordering == first.ordering
+            and lane.stage in ("ready", "watched")
+            and lane.state.ordering == first.ordering
             and not lane.leaving
         ]
-        ready = sorted((lane for lane in others if lane.state == "ready"), key=lambda lane: lane.since)
-        idle = [lane for lane in others if lane.state == "watched"]
+        ready = sorted((lane for lane in others if lane.stage == "ready"), key=lambda lane: lane.since)
+        idle = [lane for lane in others if lane.stage == "watched"]
         # Its share of all lanes of the group, also of those that other slots work on: they come back. Lanes
         # with work are dealt out evenly first.
         share = min(MAX_LANES, -(-len(mates) // max(1, free + len(self._slots.running))))
@@ -265,8 +265,7 @@ class Scheduler:
         orders = []
         for lane in lanes:
             self._ready.take(lane)
-            orders.append(lane.order())
-            lane.state, lane.since, lane.news = "running", now, False
+            orders.append(lane.run(now))
         mean = self._mean.get((lanes[0].id.topic, lanes[0].id.group))
         order = SliceOrder(self._nonce, slot, tuple(orders), mean)
         self._slots.running[slot] = Running(order, lanes, now)
@@ -305,7 +304,7 @@ class Scheduler:
                 else:
                     self._reported(lane, view, index, ended)
                 if lane.leaving and lane.id in self._lanes:
-                    lane.state = "given up"
+                    lane.give_up()
                     ended.free.append(lane)
             return ended
 
@@ -314,7 +313,9 @@ class Scheduler:
         return [
             lane
             for lane, order in zip(running.lanes, running.order.lanes, strict=True)
-            if self._lanes.get(lane.id) is lane and lane.lease == order.lease and lane.state == "running"
+            if self._lanes.get(lane.id) is lane
+            and lane.state.lease == order.state.lease
+            and lane.stage == "running"
         ]
 
     def _reported(self, lane: OwnedLane, view: SlotView, index: int, ended: Ended) -> None:
@@ -332,12 +333,12 @@ class Scheduler:
         if doubted:
             self._ready.make(lane)
             lane.doubt()
-        elif lane.drain_only and not lane.recover:
+        elif lane.state.drain_only and not lane.state.recover:
             lane.leaving = True
         elif flags & Report.MORE or lane.news:
             self._ready.make(lane)
         else:
-            lane.state, lane.since = "watched", self._clock()
+            lane.watch(self._clock())
 
     # ------------------------------------------------------------------ stuck slices
 
@@ -354,7 +355,7 @@ class Scheduler:
     def _not_renewed(self) -> list[OwnedLane]:
         """Lanes that were taken back and have no new lease yet; again after a while, if Redis was away."""
         late = self._clock() - BACKOFF.max_delay
-        taken = [lane for id in self._taken if (lane := self._lanes.get(id)) and lane.state == "taken back"]
+        taken = [lane for id in self._taken if (lane := self._lanes.get(id)) and lane.stage == "taken back"]
         self._taken = dict.fromkeys(lane.id for lane in taken)
         lanes = [lane for lane in taken if lane.since <= late]
         for lane in lanes:

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from bus.consuming.answer import Delivery
 from bus.consuming.lane import Lane
-from bus.consuming.plan import Batch
 from bus.consuming.subscriptions import Subscription
 from bus.consuming.turn import Turns
 from bus.errors import BusUnavailable, Forbidden
@@ -95,12 +95,13 @@ class Handling:
 
     # ------------------------------------------------------------------ a batch
 
-    def handle(self, batch: Batch) -> None:
+    def handle(self, delivery: Delivery) -> None:
+        """Handle what a turn has brought."""
         self.in_hand = True
-        for lane, messages in batch:
+        for lane, messages in delivery:
             if self.cut_short or not self.in_hand:
                 # Fetched and not run: without this mark nobody would look for them in the pending list.
-                lane.leave_over()
+                lane.start_recovery()
             elif self.dispatcher(lane).is_concurrent and lane.suspect is None:
                 self._handle_concurrently(lane, messages)
             elif self.subscription(lane).batch is None:
@@ -145,14 +146,14 @@ class Handling:
             if time.monotonic() > next_look or lane.lost or progress.stopping(slot):
                 self.settle_if_due()
                 if not self.may_go_on(lane):
-                    lane.leave_over()
+                    lane.start_recovery()
                     break
                 next_look = self._next_look()
             if lane.failing and self.held_back(lane, message):
                 continue
             if lane.suspect is not None and not self._may_run_suspect(lane, message):
                 if not self.in_hand or lane.lost:
-                    lane.leave_over()
+                    lane.start_recovery()
                     break
                 continue
             if message.attempt > attempts and self.is_used_up(lane, message):
@@ -186,7 +187,7 @@ class Handling:
         if crew.broken:
             self.on_line(self._turns.settle)
         if not went_on:
-            lane.leave_over()
+            lane.start_recovery()
         self._learn(crew.ended, crew.busy)
 
     def _handle_in_batches(self, lane: Lane, messages: list[Message]) -> None:
@@ -198,7 +199,7 @@ class Handling:
             while batch:
                 self.settle_if_due()
                 if not self.may_go_on(lane):
-                    lane.leave_over()
+                    lane.start_recovery()
                     return
                 batch = self._handle_batch(lane, batch)
                 self.handled = True
@@ -216,7 +217,7 @@ class Handling:
             return []
         if lane.suspect is not None and not self._may_run_suspect(lane, ready[0]):
             if not self.in_hand or lane.lost:
-                lane.leave_over()
+                lane.start_recovery()
             return []
         index = self._index[id(lane)]
         self._mark_running(index, ready)
@@ -227,7 +228,7 @@ class Handling:
             for message in ready:
                 self.settle_if_due()
                 if not self.may_go_on(lane):
-                    lane.leave_over()
+                    lane.start_recovery()
                     break
                 self._handle_batch(lane, [message])
             return []

@@ -12,8 +12,8 @@ import sys
 import time
 from functools import partial
 
+from bus.consuming.blame import GroupGone
 from bus.consuming.lane import Lane
-from bus.consuming.plan import GroupLost
 from bus.consuming.turn import Turns
 from bus.errors import BusUnavailable, InboxUnavailable, ServerError, StaleLease
 from bus.safety.complaints import Complaints
@@ -50,8 +50,8 @@ class Slice:
         self._settings = runtime.bus.settings
         self._silent = False
         self._trouble = Report.NONE
-        self._lanes = [self._lane(each) for each in order.lanes]
-        self._drain_only = any(each.drain_only for each in order.lanes)
+        self._lanes = [self._lane(lane_order) for lane_order in order.lanes]
+        self._drain_only = any(lane_order.state.drain_only for lane_order in order.lanes)
         self._turns = Turns(
             runtime.bus.endpoint,
             self._lanes,
@@ -63,22 +63,12 @@ class Slice:
         self._hand = Handling(runtime, self._turns, self._lanes, self._slot, order.handler_seconds)
 
     def _lane(self, order: LaneOrder) -> Lane:
-        known = self._runtime.lanes.pop(order.id, None)
-        if known is not None and known[0] == order.serial - 1 and known[1].lease == order.lease:
-            lane = known[1]
-        else:
-            keys = self._runtime.bus.keys.partition(order.id.topic, order.id.partition)
-            # In unordered groups other lanes move the position too.
-            last_id = None if order.ordering == "none" else order.last_id
-            lane = Lane(
-                order.id, keys, order.lease, order.ordering,
-                last_id=last_id, seen=order.seen, history=order.history,
-            )  # fmt: skip
-            lane.recovering = False
-        lane.closed = order.closed
-        if order.recover:
-            lane.leave_over()
-        return lane
+        state = order.state
+        serial, lane = self._runtime.lanes.pop(state.id, (0, None))
+        if lane is not None and serial == order.serial - 1 and lane.lease == state.lease:
+            lane.go_on(state)
+            return lane
+        return Lane(state, self._runtime.bus.keys.partition(state.id.topic, state.id.partition))
 
     # ------------------------------------------------------------------ the run
 
@@ -93,8 +83,8 @@ class Slice:
             self._work()
         except StaleLease:
             self._hand.cut_short = True
-        except GroupLost as error:
-            bursts.say("gone", "A consumer group of %s has vanished and will be made again: %s",
+        except GroupGone as error:
+            bursts.say("gone", "A consumer group of %s is gone and will be made again: %s",
                        self._place(), error)  # fmt: skip
             self._trouble = Report.GONE | Report.RECOVER
         except BusUnavailable as error:
@@ -132,10 +122,10 @@ class Slice:
     def _work(self) -> None:
         ends = self._hand.ends = time.monotonic() + SLICE_SECONDS
         while not self._hand.cut_short:
-            batch = self._hand.on_line(lambda: self._turns.take(self._hand.count()))
+            delivery = self._hand.on_line(lambda: self._turns.take(self._hand.count()))
             self._hand.mark_settled()
-            if any(messages for _, messages in batch):
-                self._hand.handle(batch)
+            if any(messages for _, messages in delivery):
+                self._hand.handle(delivery)
                 if time.monotonic() >= ends or self._should_share(ends):
                     self._hand.cut_short = True
             elif not any(lane.recovering for lane in self._turns.lanes) and not self._linger(ends):
