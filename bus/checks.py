@@ -20,6 +20,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections, router
 
 from bus import conf, default
+from bus.databases import is_configured
 from bus.errors import ConfigurationError
 
 #: The packages of the distribution, which stand side by side in one directory.
@@ -63,7 +64,7 @@ def _is_check_command() -> bool:
 
 
 def check_vendors(*, databases: Collection[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """Databases that may have our tables are of a kind that the tests run on.
+    """Check that the databases that may have our tables are of a kind that the tests run on.
 
     Opens a connection only to `databases`, which Django gives to `check --database` and `migrate`: Django has
     one vendor for MariaDB and MySQL, and only the server tells which of them it is.
@@ -77,7 +78,9 @@ def check_vendors(*, databases: Collection[str] | None = None, **_: Any) -> list
             id="jitney.W001",
         )
         for alias in connections
-        if router.allow_migrate_model(alias, OutboxRow) and not _is_tried(alias, alias in (databases or ()))
+        if is_configured(alias)
+        and router.allow_migrate_model(alias, OutboxRow)
+        and not _is_tried(alias, alias in (databases or ()))
     ]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from django.db import connections, router
 
+from bus.databases import is_configured
 from bus.errors import BusError, ForeignData, ServerError
 from bus.format.keys import PartitionKeys
 from bus.format.state import read_era
@@ -52,7 +53,7 @@ class Place:
 
 
 def copy(bus: Bus, known: dict[Place, str] | None = None) -> int:
-    """Copy the marks of all groups to the database; how many there are.
+    """Copy the marks of all groups to the database, if there is one; how many there are.
 
     `known`: what the same caller has copied, which is brought up to date: only what has changed is written.
     Raises BusUnavailable, or the database's errors.
@@ -61,6 +62,8 @@ def copy(bus: Bus, known: dict[Place, str] | None = None) -> int:
 
     groups = bus.registry.groups()
     note_unordered(bus, [group for group in groups if group.ordering == "none"])
+    if not is_configured(router.db_for_write(MarkCopy)):
+        return 0
     places = list(_places(bus, groups))
     marks = {place: mark for place, mark in zip(places, _marks(bus, places), strict=True) if mark is not None}
     before = {} if known is None else known
@@ -144,12 +147,14 @@ def _position(key: str, raw: bytes | None) -> str | None:
 
 
 def advance(bus: Bus) -> int:
-    """Move groups that are behind their copied marks forward to them.
+    """Move groups that are behind their copied marks forward to them, if there is a database.
 
     Returns how many messages will not be given again. Raises BusUnavailable, or the database's errors.
     """
     from bus.models import MarkCopy  # as in copy()
 
+    if not is_configured(router.db_for_read(MarkCopy)):
+        return 0
     copies = {
         Place(row.topic, row.partition, row.group, row.born): (row.safe, row.era)
         for row in MarkCopy.objects.filter(prefix=bus.settings.prefix)
