@@ -19,7 +19,7 @@ from vine import promise
 from bus import default
 from workers.broker import PatientConsumer
 from workers.consumer import Consumer, Host
-from workers.forks import forks
+from workers.fork_guard import fork_guard
 from workers.order import SLICE_TASK, SliceOrder
 from workers.slices.runtime import Runtime
 
@@ -136,7 +136,7 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
             self._slices = _Slices(c, self._consumer)
             host = self._slices.host()
             signals.worker_shutting_down.connect(self._shutting_down, weak=False)
-            forks.arm()
+            fork_guard.arm()
             self._consumer.start(host, processes=c.pool.num_processes)
         self._slices.keep_time()
 

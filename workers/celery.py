@@ -17,7 +17,7 @@ from celery.worker.request import Request
 
 from bus import testrun
 from workers.bootstep import BusConsumerStep, BusWorkerStep
-from workers.location import broker_settings
+from workers.broker_settings import broker_settings
 from workers.order import SLICE_TASK, SliceOrder
 
 

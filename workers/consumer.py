@@ -20,8 +20,8 @@ from bus.safety.complaints import Complaints
 from bus.signals import lease_lost
 from bus.transactions.inbox import check_databases
 from bus.values import TopicSpec
-from workers.forks import forks
-from workers.mainloop import MainLoop
+from workers.fork_guard import fork_guard
+from workers.loop_watch import LoopWatch
 from workers.membership.identity import this_process
 from workers.membership.keeper import Membership
 from workers.order import SliceOrder
@@ -90,7 +90,7 @@ class Consumer:
         self._membership: Membership | None = None
         self._watcher: Watcher | None = None
         self._upkeep: list[Upkeep] = []
-        self._loop = MainLoop(self._loop_changed, self._is_handling)
+        self._loop = LoopWatch(self._loop_changed, self._is_handling)
 
     # ------------------------------------------------------------------ life
 
@@ -271,7 +271,7 @@ def _guarded_find(find: Callable[[str], TopicSpec | None]) -> Callable[[str], To
     """Return the same function, guarded, for a thread of this process that asks the database for a topic."""
 
     def inside(name: str) -> TopicSpec | None:
-        with forks.work():
+        with fork_guard.work():
             return find(name)
 
     return inside

@@ -28,7 +28,7 @@ from bus.safety.complaints import Complaints
 from bus.topics.registry import GroupSpec, Tables
 from bus.transactions import marks
 from bus.upkeep.newcomers import Newcomers
-from workers.forks import forks
+from workers.fork_guard import fork_guard
 from workers.membership.declines import Declines
 from workers.membership.departures import Departures
 from workers.membership.division import Division
@@ -291,7 +291,7 @@ class Membership(threading.Thread):
         older.
         """
         try:
-            with forks.work():
+            with fork_guard.work():
                 settled = marks.advance(self._bus)
             if settled:
                 logger.warning(

@@ -13,7 +13,7 @@ from bus.errors import InboxUnavailable
 from bus.transactions.inbox import Inbox
 from bus.values import Message
 from workers.batch import Batch
-from workers.lineage import lineage
+from workers.handler_forks import handler_forks
 
 
 def atomic(subscription: Subscription, handler: Handler) -> Handler:
@@ -52,11 +52,11 @@ def _inside(handler: Handler) -> Handler:
         try:
             result = handler(delivery)
         except BaseException as error:
-            lineage.leave(error)  # or its parent's transaction would be rolled back, or committed
+            handler_forks.end_child(error)  # or its parent's transaction would be rolled back, or committed
             if isinstance(error, InboxUnavailable):
                 error.begun = True
             raise
-        lineage.leave()
+        handler_forks.end_child()
         return result
 
     return call

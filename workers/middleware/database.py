@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 from django.db import close_old_connections
 
 from bus.consuming.subscriptions import Handler, Subscription
-from workers.lineage import lineage
+from workers.handler_forks import handler_forks
 
 #: The event loop itself keeps no reference to a task.
 _closing: set[asyncio.Task[None]] = set()
@@ -21,18 +21,18 @@ def database(_subscription: Subscription, handler: Handler) -> Handler:
     Celery's own Django fixup does the same before and after each slice.
 
     A process that the handler has forked off ends here, without a word over connections that are its parent's
-    (see workers.lineage).
+    (see workers.handler_forks).
     """
 
     def call(delivery: Any) -> Any:
         try:
             result = handler(delivery)
         except BaseException as error:
-            lineage.leave(error)
+            handler_forks.end_child(error)
             close_old_connections()
             raise
-        if lineage.forked:
-            lineage.leave()
+        if handler_forks.is_child:
+            handler_forks.end_child()
         return result
 
     return call
@@ -49,13 +49,13 @@ def async_database(_subscription: Subscription, handler: Handler) -> Handler:
         try:
             result = await handler(delivery)
         except BaseException as error:
-            lineage.leave(error)
+            handler_forks.end_child(error)
             task = asyncio.ensure_future(_close_old_connections())
             _closing.add(task)
             task.add_done_callback(_closing.discard)
             raise
-        if lineage.forked:
-            lineage.leave()
+        if handler_forks.is_child:
+            handler_forks.end_child()
         return result
 
     return call

@@ -17,7 +17,7 @@ from bus.databases import Databases
 from bus.errors import BusError
 from bus.transactions import forgetting, marks, outbox
 from bus.upkeep import due, losses, retention
-from workers.forks import guarded
+from workers.fork_guard import guarded
 from workers.upkeep.threads import Step, Upkeep
 
 logger = logging.getLogger("jitney.workers")

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 
-class Lineage:
-    """Knows whether this process is the one whose slice is here. One for each process, see `lineage`."""
+class HandlerForks:
+    """Tells a process that a handler forked off from the one that its slice belongs to. One per process."""
 
-    __slots__ = ("_armed", "forked", "on_birth")
+    __slots__ = ("_armed", "is_child", "on_birth")
 
     def __init__(self) -> None:
-        self.forked = False
+        self.is_child = False
         """True if this process was forked off while a slice was here. Read after each message: an attribute,
         no call.
         """
@@ -29,26 +29,26 @@ class Lineage:
         """Note that this process was forked off. Called as soon as it is there."""
         self._armed = False
 
-    def begin(self) -> None:
+    def begin_slice(self) -> None:
         """Begin a slice in this process: what is forked off from now on is another one."""
-        self.forked = False
+        self.is_child = False
         if not self._armed:
             self._armed = True  # children inherit the hook together with this
             os.register_at_fork(after_in_child=self._born)
 
     def _born(self) -> None:
-        self.forked = True
+        self.is_child = True
         if self.on_birth is not None:
             self.on_birth()
 
-    def leave(self, error: BaseException | None = None) -> None:
+    def end_child(self, error: BaseException | None = None) -> None:
         """End this process if it was forked off by a handler. `error`: what the handler was left with, if
         anything."""
-        if self.forked:
+        if self.is_child:
             _exit(error)
 
 
-lineage = Lineage()
+handler_forks = HandlerForks()
 
 
 def _exit(error: BaseException | None) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Running(NamedTuple):
+class InHand(NamedTuple):
     """The message that a slot runs (of a batch: the first), and since when by time.monotonic()."""
 
     lane_index: int
@@ -14,7 +14,7 @@ class Running(NamedTuple):
     since: float
 
 
-class Report(NamedTuple):
+class LaneReport(NamedTuple):
     """What a slice left behind of one lane. The meaning of `flags` is the slice's own."""
 
     lane_index: int
@@ -31,7 +31,7 @@ class SlotView:
     """A slot as the parent read it."""
 
     pid: int
-    running: Running | None
+    running: InHand | None
     batch_end: str | None
     """The id of the last message of the batch that runs; None where no batch does."""
     finished: list[tuple[int, str]]
@@ -39,7 +39,7 @@ class SlotView:
     refused: list[tuple[int, bytes]]
     """(lane index, record) of messages that are not done, and not settled yet (see
     `bus.consuming.lane.Lane.refused`)."""
-    reports: list[Report]
+    reports: list[LaneReport]
     took_in: bool
     """What the slice before had left is settled."""
     client_id: int

@@ -33,7 +33,7 @@ LOOK_SECONDS = 1.0
 _BROKER = ("/kombu/", "/redis/", "/amqp/", "/vine/", "/boto3/", "/botocore/")
 
 
-class MainLoop(threading.Thread):
+class LoopWatch(threading.Thread):
     """Watches the main loop of one worker; `turned` is called by it."""
 
     def __init__(

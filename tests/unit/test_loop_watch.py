@@ -6,13 +6,13 @@ import logging
 
 import pytest
 
-from workers import mainloop
-from workers.mainloop import (
+from workers import loop_watch
+from workers.loop_watch import (
     HOPELESS_COLD_SECONDS,
     HOPELESS_SECONDS,
     HOPELESS_STOPPING_SECONDS,
     STANDING_SECONDS,
-    MainLoop,
+    LoopWatch,
 )
 
 
@@ -22,7 +22,7 @@ class World:
         self.changes = 0
         self.busy = False
         self.ended = []
-        self.loop = MainLoop(self._changed, lambda: self.busy, end=self.ended.append, clock=lambda: self.now)
+        self.loop = LoopWatch(self._changed, lambda: self.busy, end=self.ended.append, clock=lambda: self.now)
 
     def _changed(self):
         self.changes += 1
@@ -50,7 +50,7 @@ def test_a_loop_that_stands_still_is_said_with_its_place_and_so_is_its_return(wo
     caplog.set_level(logging.WARNING)
     world.pass_time(STANDING_SECONDS + 1)
     assert (world.loop.standing, world.changes) == (True, 1)
-    assert "test_mainloop.py" in caplog.text
+    assert "test_loop_watch.py" in caplog.text
     world.pass_time(3)
     assert world.changes == 1
     world.pass_time(2, turning=True)
@@ -108,7 +108,7 @@ def test_a_warm_stop_becomes_a_cold_one_and_a_cold_one_stays_so(world):
 def test_once_the_pool_has_ended_a_wait_for_the_broker_ends_whatever_was_left_in_shared_memory(
     world, monkeypatch
 ):
-    monkeypatch.setattr(mainloop, "_BROKER", ("test_mainloop",))
+    monkeypatch.setattr(loop_watch, "_BROKER", ("test_loop_watch",))
     world.busy = True
     world.loop.stopping("Warm")
     world.loop.pool_ended()
@@ -119,7 +119,7 @@ def test_once_the_pool_has_ended_a_wait_for_the_broker_ends_whatever_was_left_in
 
 
 def test_a_stop_that_waits_for_the_broker_ends_when_no_handler_is_at_work(world, monkeypatch):
-    monkeypatch.setattr(mainloop, "_BROKER", ("test_mainloop",))
+    monkeypatch.setattr(loop_watch, "_BROKER", ("test_loop_watch",))
     world.busy = True
     world.loop.stopping("Warm")
     world.pass_time(HOPELESS_STOPPING_SECONDS + 10)

@@ -24,7 +24,7 @@ logger = logging.getLogger("jitney.workers")
 PATIENCE_SECONDS = 30.0
 
 
-class Forks:
+class ForkGuard:
     """The guard of one process."""
 
     def __init__(self) -> None:
@@ -89,14 +89,14 @@ class Forks:
         self._begin()
 
 
-forks = Forks()
+fork_guard = ForkGuard()
 
 
 def guarded(work: Callable[[], None]) -> Callable[[], None]:
     """Return a function that does its database work inside the guard, under its own name."""
 
     def inside() -> None:
-        with forks.work():
+        with fork_guard.work():
             work()
 
     inside.__name__ = work.__name__
