@@ -1,9 +1,9 @@
-"""Processes that a handler forks off. A slice belongs to one process, and they are not that.
+"""Ends the processes that a handler forks off: a slice belongs to the process that began it.
 
-A child of os.fork() comes back from the handler in a copy of the slice, with its parent's sockets, database
-connections and pipes. There it ends, with the code that it asked for: as soon as it leaves the handler, and
-at the latest before anything of Jitney's is used. Its parent goes on, and only the parent says what became of
-the message.
+A child of os.fork() returns from the handler into a copy of the slice, with its parent's sockets, database
+connections and pipes. It ends there, with the exit code that it asked for: as soon as it leaves the handler,
+and at the latest before it uses anything of Jitney's. Its parent goes on, and only the parent says what
+became of the message.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class HandlerForks:
 
     def __init__(self) -> None:
         self.is_child = False
-        """True if this process was forked off while a slice was here. Read after each message: an attribute,
-        no call.
+        """True if this process was forked off while a slice ran here. It is read after each message, so it is
+        an attribute and no call.
         """
         self.on_birth: Callable[[], None] | None = None
-        """Note that this process was forked off. Called as soon as it is there."""
+        """Called in a child as soon as it exists."""
         self._armed = False
 
     def begin_slice(self) -> None:
-        """Begin a slice in this process: what is forked off from now on is another one."""
+        """Begin a slice: whatever process is forked off from now on is a child, and not the slice's own."""
         self.is_child = False
         if not self._armed:
             self._armed = True  # children inherit the hook together with this
@@ -42,8 +42,7 @@ class HandlerForks:
             self.on_birth()
 
     def end_child(self, error: BaseException | None = None) -> None:
-        """End this process if it was forked off by a handler. `error`: what the handler was left with, if
-        anything."""
+        """End this process if a handler forked it off. `error`: what the handler raised, if anything."""
         if self.is_child:
             _exit(error)
 
@@ -52,7 +51,9 @@ handler_forks = HandlerForks()
 
 
 def _exit(error: BaseException | None) -> None:
-    """End the process as an interpreter ends, but without what its parent has registered. Does not return."""
+    """End the process as an interpreter ends, but run nothing that its parent has registered. Never
+    returns.
+    """
     code = 1
     try:
         code = _code_of(error)

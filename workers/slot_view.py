@@ -1,4 +1,4 @@
-"""What the main process reads of a slot in shared memory (see `workers.progress`)."""
+"""The values that the main process reads from a slot of shared memory (see `workers.progress`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class InHand(NamedTuple):
-    """The message that a slot runs (of a batch: the first), and since when by time.monotonic()."""
+    """The message that a slot runs (of a batch: the first), and since when, by time.monotonic()."""
 
     lane_index: int
     id: str
@@ -15,7 +15,7 @@ class InHand(NamedTuple):
 
 
 class LaneReport(NamedTuple):
-    """What a slice left behind of one lane. The meaning of `flags` is the slice's own."""
+    """The report of a slice on one of its lanes. Only the slice and the scheduler know its `flags`."""
 
     lane_index: int
     flags: int
@@ -23,24 +23,24 @@ class LaneReport(NamedTuple):
     last_seq: int
     next_due_ms: int
     history: int = 0
-    """Of the server (see bus.streams.history)."""
+    """The history of the server (see bus.streams.history)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotView:
-    """A slot as the parent read it."""
+    """All that the main process reads of one slot, at one moment."""
 
     pid: int
     running: InHand | None
     batch_end: str | None
-    """The id of the last message of the batch that runs; None where no batch does."""
+    """The id of the last message of the batch that runs; None if no batch runs."""
     finished: list[tuple[int, str]]
-    """(lane index, id) of messages that are done and not settled yet."""
+    """(lane index, id) of messages that are done, but not settled yet."""
     refused: list[tuple[int, bytes]]
-    """(lane index, record) of messages that are not done, and not settled yet (see
+    """(lane index, record) of messages that failed, and are not settled yet (see
     `bus.consuming.lane.Lane.refused`)."""
     reports: list[LaneReport]
     took_in: bool
-    """What the slice before had left is settled."""
+    """True once this slice has settled what the slice before had left."""
     client_id: int
     handler_ns: float

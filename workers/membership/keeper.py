@@ -180,7 +180,7 @@ class Membership(threading.Thread):
             work()
         except BusError as error:
             if isinstance(error, BusUnavailable):
-                self._roster.failed()
+                self._roster.observe_anew()
             self._complaints.say(
                 type(error).__name__,
                 "The worker cannot look after its leases now and goes on trying: %s",

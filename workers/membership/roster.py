@@ -142,9 +142,9 @@ class Roster:
         self._bus.client.call("HDEL", self._bus.keys.workers, self._identity.incarnation)
         self._bus.registry.hint("leave")
 
-    def failed(self) -> None:
-        """Start the observation anew: a reading failed."""
-        self._liveness.failed(self._clock())
+    def observe_anew(self) -> None:
+        """Forget what was seen of the beats: a reading failed."""
+        self._liveness.begin_anew(self._clock())
 
     def next_look(self) -> float:
         """Return the seconds until the next beat is due."""
