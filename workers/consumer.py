@@ -22,7 +22,7 @@ from bus.transactions.inbox import check_databases
 from workers.fork_guard import guarded
 from workers.loop_watch import LoopWatch
 from workers.membership.identity import this_process
-from workers.membership.keeper import Membership
+from workers.membership.keeper import Keeper
 from workers.order import SliceOrder
 from workers.progress import Progress
 from workers.scheduling.owned import Ended
@@ -86,7 +86,7 @@ class Consumer:
         """Slots whose process was killed because of the hard time limit."""
         self._ticked = self._awake_since = time.monotonic()
         self._host: Host | None = None
-        self._membership: Membership | None = None
+        self._membership: Keeper | None = None
         self._watcher: Watcher | None = None
         self._upkeep: list[Upkeep] = []
         self._loop_watch = LoopWatch(self._on_loop_change, self._is_handling)
@@ -100,7 +100,7 @@ class Consumer:
         self._watcher = Watcher(
             self.bus, self.scheduler, on_work=host.wake, on_hint=self._on_hint, on_strays=self._on_strays
         )
-        self._membership = Membership(
+        self._membership = Keeper(
             self.bus,
             self.identity,
             self.subscriptions,
@@ -247,7 +247,7 @@ class Consumer:
 
     def _on_strays(self) -> None:
         if self._membership is not None:
-            self._membership.strays.hear()
+            self._membership.strays.note_hint()
 
     def _on_loop_change(self) -> None:
         self.scheduler.standing = self._loop_watch.standing

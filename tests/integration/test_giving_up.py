@@ -122,7 +122,7 @@ def unwanted(dying: Dying, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def nothing(view: Any) -> None:
         update(view)
-        dying.worker.membership._division.wanted = set()
+        dying.worker.membership._division.assigned = set()
 
     monkeypatch.setattr(dying.worker.membership._division, "update", nothing)
 

@@ -1,4 +1,4 @@
-"""Looks after database connections: a handler never starts on one that broke under the handler before it."""
+"""Closes database connections that broke, so that no handler starts on one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _closing: set[asyncio.Task[None]] = set()
 
 
 def database(_subscription: Subscription, handler: Handler) -> Handler:
-    """After a failure, close connections that are unusable; the next handler then gets new ones.
+    """Close unusable connections after a failure, so that the next handler gets new ones.
 
     Celery's own Django fixup does the same before and after each slice.
 
-    A process that the handler has forked off ends here, without a word over connections that are its parent's
-    (see workers.handler_forks).
+    A process that the handler has forked off ends here. It sends nothing over the connections, which are its
+    parent's (see workers.handler_forks).
     """
 
     def call(delivery: Any) -> Any:
@@ -39,9 +39,9 @@ def database(_subscription: Subscription, handler: Handler) -> Handler:
 
 
 def async_database(_subscription: Subscription, handler: Handler) -> Handler:
-    """Close unusable connections in the thread in which Django's asynchronous queries run.
+    """Close unusable connections after a failure, in the thread in which Django's asynchronous queries run.
 
-    Nobody waits for it: until the slice hears of the failure, another handler may end the process. That
+    Nothing waits for that: until the slice hears of the failure, another handler may end the process. The
     thread does one thing after the other, so the queries of handlers that begin later come after it.
     """
 
