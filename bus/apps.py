@@ -20,12 +20,12 @@ class BusConfig(AppConfig):
         from django.conf import settings
 
         from bus import autodiscover, testrun
-        from bus.checks import check_handlers, check_places, check_setting, check_vendors
+        from bus.checks import check_handlers, check_packages, check_setting, check_vendors
         from bus.operating import declarations
 
         testrun.sign()  # marks what this process starts, if it runs tests
         checks.register(check_setting, "jitney")
-        checks.register(check_places, "jitney")
+        checks.register(check_packages, "jitney")
         checks.register(check_handlers, "jitney")
         checks.register(check_vendors, "jitney")
         _mask(getattr(settings, "BUS", None))
@@ -35,7 +35,7 @@ class BusConfig(AppConfig):
 
 
 def _follow_setting(*, setting: str, value: Any = None, **_signal: Any) -> None:
-    """`override_settings(BUS=…)` takes effect at the next use of the default bus."""
+    """Make `override_settings(BUS=…)` take effect at the next use of the default bus."""
     if setting == "BUS":
         from bus import default
 
@@ -44,7 +44,7 @@ def _follow_setting(*, setting: str, value: Any = None, **_signal: Any) -> None:
 
 
 def _mask(setting: Any) -> None:
-    """Make the password invisible where the setting itself is shown.
+    """Hide the passwords where the setting itself is shown.
 
     Django's debug page and its mails to ADMINS hide settings by their names, and show the value of "URL".
     The values stay the texts that they are; only their repr changes.

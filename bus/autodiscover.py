@@ -1,4 +1,4 @@
-"""Import the modules in which apps declare topics and handlers."""
+"""Imports the modules in which apps declare topics and handlers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from django.utils.module_loading import autodiscover_modules
 
 
 def topics() -> None:
-    """Import `topics.py` of every installed app; done at the start of every process."""
+    """Import `topics.py` of every installed app, at the start of every process."""
     autodiscover_modules("topics")
 
 
 def consumers() -> None:
-    """Import `consumers.py` of every installed app; done in workers, and where handlers are looked at.
+    """Import `consumers.py` of every installed app, in workers and where handlers are looked at.
 
-    They are not imported elsewhere, because a web process needs none of what handlers import.
+    Nothing else imports them, because a web process needs nothing of what handlers import.
     """
     autodiscover_modules("consumers")

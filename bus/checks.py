@@ -1,11 +1,11 @@
-"""System checks.
+"""The system checks of `bus`.
 
 jitney.E001   the BUS setting is wrong
 jitney.E002   another package is imported under the name of one of Jitney's
-jitney.E003   the app `workers` is installed without `bus` (reported by workers.apps)
+jitney.E003   the app `workers` is installed without `bus` (workers.apps reports it)
 jitney.E004   a handler is atomic in a database where it cannot be
 jitney.E005   a consumers.py cannot be imported, so no worker could start
-jitney.W001   our tables are in a database of a kind that was never tried
+jitney.W001   our tables are in a database of a kind that Jitney was never tried with
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections, router
 
 from bus import conf, default
+from bus.databases import is_configured
 from bus.errors import ConfigurationError
 
 #: The packages of the distribution, which stand side by side in one directory.
@@ -27,7 +28,7 @@ PACKAGES = ("bus", "workers", "admin_ui")
 
 
 def check_setting(**_: Any) -> list[CheckMessage]:
-    """The BUS setting can be read, and its URL is one that we know. Opens no connection."""
+    """Check that the BUS setting can be read, and that its URL is of a known kind. Opens no connection."""
     try:
         conf.from_django()
     except ConfigurationError as error:
@@ -36,11 +37,11 @@ def check_setting(**_: Any) -> list[CheckMessage]:
 
 
 def check_handlers(**_: Any) -> list[CheckMessage]:
-    """Handlers can be imported, and the atomic ones have a database where they can be.
+    """Check that handlers can be imported, and that each atomic one has a database where it can be atomic.
 
-    Of the handlers that are known to this process. The command `check` imports `consumers.py` for that, as a
-    worker does; other commands run these checks too, but a web process needs none of what handlers import,
-    and `migrate` must not fail because of them.
+    It looks at the handlers that this process knows. The command `check` imports `consumers.py` first, as a
+    worker does. Other commands run these checks too, but a web process needs nothing of what handlers import,
+    and `migrate` must not fail because of it.
     """
     from bus import autodiscover
     from bus.transactions.inbox import check_databases as check
@@ -63,7 +64,7 @@ def _is_check_command() -> bool:
 
 
 def check_vendors(*, databases: Collection[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """Databases that may have our tables are of a kind that the tests run on.
+    """Check that the databases that may have our tables are of a kind that the tests run on.
 
     Opens a connection only to `databases`, which Django gives to `check --database` and `migrate`: Django has
     one vendor for MariaDB and MySQL, and only the server tells which of them it is.
@@ -77,7 +78,9 @@ def check_vendors(*, databases: Collection[str] | None = None, **_: Any) -> list
             id="jitney.W001",
         )
         for alias in connections
-        if router.allow_migrate_model(alias, OutboxRow) and not _is_tried(alias, alias in (databases or ()))
+        if is_configured(alias)
+        and router.allow_migrate_model(alias, OutboxRow)
+        and not _is_tried(alias, alias in (databases or ()))
     ]
 
 
@@ -90,22 +93,24 @@ def _is_tried(alias: str, may_ask: bool) -> bool:
     return connection.vendor in SUPPORTED
 
 
-def check_places(**_: Any) -> list[CheckMessage]:
-    """No other package of the project hides one of ours."""
+def check_packages(**_: Any) -> list[CheckMessage]:
+    """Check that no other package of the project hides one of ours."""
     home = Path(__file__).resolve().parent.parent
     return [
         Error(
-            f"The name {name!r} stands for {found}, which is not Jitney's package of that name in {home}.",
+            f"The name {name!r} stands for {path}, which is not Jitney's package of that name in {home}.",
             hint=f"Rename the other package, or put {home} before it on the import path.",
             id="jitney.E002",
         )
         for name in PACKAGES
-        if (found := _place(name)) is not None and found.parent != home
+        if (path := _path_of(name)) is not None and path.parent != home
     ]
 
 
-def _place(package: str) -> Path | None:
-    """The directory that a package is imported from, or the file of a module; None if there is none."""
+def _path_of(package: str) -> Path | None:
+    """Return the directory that a package is imported from, or the file of a module; None if there is
+    none.
+    """
     spec = find_spec(package)
     if spec is None:
         return None

@@ -12,10 +12,19 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections, models, router
 from django.utils import timezone
 
-logger = logging.getLogger("bus.databases")
+from bus.safety.complaints import Complaints
+
+complaints = Complaints(logging.getLogger("bus.databases"))
 
 #: How often a database without the table is looked at again: it may be migrated. Seconds.
 LOOK_SECONDS = 60.0
+
+
+def is_configured(alias: str) -> bool:
+    """Return whether the settings name a database there. Where they name none Django has a dummy, which can
+    be asked nothing, under the alias "default".
+    """
+    return bool(connections.settings[alias]["ENGINE"] != "django.db.backends.dummy")
 
 
 class Databases:
@@ -35,14 +44,15 @@ class Databases:
         if self._clock() < self._look_at.get(alias, 0.0):
             return False
         self._look_at[alias] = self._clock() + LOOK_SECONDS
-        if not router.allow_migrate_model(alias, self._model):
+        if not is_configured(alias) or not router.allow_migrate_model(alias, self._model):
             return False
         try:
             tables = connections[alias].introspection.table_names()
         except (Error, ImproperlyConfigured) as error:
             self._look_at[alias] = self._clock() + LOOK_SECONDS / 10
-            logger.warning("Database %r cannot be asked for its tables: %s", alias, error)
+            complaints.say(alias, "Database %r cannot be asked for its tables: %s", alias, error)
             return False
+        complaints.over(alias)
         if self._model._meta.db_table in tables:
             self._having.add(alias)
         return alias in self._having

@@ -1,4 +1,4 @@
-"""Signals of consuming, sent in the process where it happens. Receivers get keywords as named below."""
+"""The Django signals of consuming, sent in the process where it happens, with the keywords named below."""
 
 from django.dispatch import Signal
 

@@ -1,10 +1,10 @@
-"""Tests never work on the bus of the project: in a test run the default bus is one of their own, or none.
+"""Keeps tests off the bus of the project: in a test run the default bus is one of the tests' own, or none.
 
-Else a message that a test publishes would be handled by the development worker, in the development database;
-and a worker that a test starts would take what waits for the development worker, and its effects would be
-gone with the test database. What a test makes itself, `bus.Bus(url)`, is its own affair.
+Else the development worker would handle a message that a test publishes, in the development database. And a
+worker that a test starts would take what waits for the development worker, and its effects would go with the
+test database. A bus that a test makes itself, `bus.Bus(url)`, is the test's own affair.
 
-Only what surely means tests counts as a sign of them: to take a production process for one would stop it.
+Only what surely means tests counts as a sign of a test run: a production process that is taken for one stops.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ from bus.conf import Settings
 from bus.errors import ConfigurationError
 from bus.streams.url import parse
 
-#: In the environment of what a test run starts: the process id of the run. "0": nothing here is a test run.
+#: The environment variable that processes of a test run inherit: the process id of the run. "0" says that
+#: this is no test run.
 MARK = "BUS_TEST_RUN"
 
 
 def sign() -> str | None:
-    """What shows that this process belongs to a test run, as a sentence without its full stop; None: nothing.
+    """Return what shows that this process belongs to a test run, as a sentence without a full stop; else
+    None.
 
-    Where something does, processes that are started from here on are marked too.
+    If it belongs to one, processes that it starts from here on are marked too.
     """
     mark = os.environ.get(MARK, "")
     if mark == "0":
         return None
-    found = _sign(mark)
-    if found is not None and not mark:
+    sentence = _sign(mark)
+    if sentence is not None and not mark:
         os.environ[MARK] = str(os.getpid())
-    return found
+    return sentence
 
 
 def _sign(mark: str) -> str | None:
@@ -60,7 +62,9 @@ def _runs_unittest() -> bool:
 
 
 def _is_set_up_for_tests() -> bool:
-    """Every runner built on Django's calls setup_test_environment, which makes `mail.outbox`."""
+    """Return whether setup_test_environment was called, as each runner built on Django's does: it makes
+    `mail.outbox`.
+    """
     return hasattr(sys.modules.get("django.core.mail"), "outbox")
 
 
@@ -74,10 +78,10 @@ def _aliases() -> list[str]:
 
 
 def is_test_database(alias: str) -> bool:
-    """True if a database is there for tests.
+    """Return True if a database is there for tests.
 
-    By three signs: the process is set up for tests; the database is in memory only; or it bears the name that
-    the settings give for tests. A name that merely begins with "test_" proves nothing.
+    There are three signs: the process is set up for tests; the database is in memory only; or it has the name
+    that the settings give for tests. A name that merely begins with "test_" proves nothing.
     """
     from django.db import connections
 
@@ -91,10 +95,10 @@ def is_test_database(alias: str) -> bool:
 
 
 def from_django() -> Settings:
-    """What the default bus of a Django project goes by.
+    """Return the settings of a Django project's default bus.
 
     In a test run: BUS["TEST"] laid over BUS, or an overridden BUS. Raises ConfigurationError, in a test run
-    also where tests would work on the bus of the project.
+    also if tests would work on the bus of the project.
     """
     why = sign()
     if why is None:
@@ -107,7 +111,9 @@ def from_django() -> Settings:
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
-    """The same for a process without Django: in a test run BUS_TEST_URL and BUS_TEST_PREFIX hold."""
+    """Return the settings for a process without Django. In a test run BUS_TEST_URL and BUS_TEST_PREFIX
+    hold.
+    """
     environ = os.environ if environ is None else environ
     why = sign()
     if why is None:
@@ -124,7 +130,7 @@ def _of_tests(
         # Another server by its text may be the same one: a prefix of its own is right on any.
         merged["PREFIX"] = f"{chosen.get('PREFIX', conf.PREFIX)}-test"
     settings = conf.from_mapping(merged)
-    if settings.prefix == own.get("PREFIX", conf.PREFIX) and _is_same_place(settings, own.get("URL")):
+    if settings.prefix == own.get("PREFIX", conf.PREFIX) and _leads_there(settings, own.get("URL")):
         raise ConfigurationError(
             f"This is a test run ({why}), and tests have no bus of their own: nothing is published, read or "
             "consumed, so that they touch nothing real. Put BUS['TEST'] = {'PREFIX': 'test'} into the "
@@ -135,8 +141,8 @@ def _of_tests(
     return settings
 
 
-def _is_same_place(settings: Settings, url: object) -> bool:
-    """Whether a URL leads where these settings do, however it is written."""
+def _leads_there(settings: Settings, url: object) -> bool:
+    """Return whether a URL leads to the server and database of these settings, however it is written."""
     if not isinstance(url, str) or not url:
         return False
     try:
@@ -155,7 +161,7 @@ def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own_setting() -> dict[str, Any]:
-    """BUS as the settings of the project say it, below all that tests override."""
+    """Return BUS as the settings of the project have it, below all that tests override."""
     from django.conf import UserSettingsHolder, settings
 
     lazy: Any = settings

@@ -11,7 +11,7 @@ import pytest
 
 from bus.streams.embedded import EmbeddedServer
 from bus.streams.url import parse
-from workers.location import broker_settings
+from workers.broker_settings import broker_settings
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 

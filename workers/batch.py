@@ -1,9 +1,9 @@
-"""What a batch handler is called with: messages in order, each of which it may refuse by itself.
+"""The batch that a batch handler is called with: messages in order. It may refuse each of them.
 
 Order per key is kept through refusals. A message that is to be tried again holds back the later ones of its
 key: they leave the batch, so the handler's loop passes over them, and they are handled when the earlier one
-is settled. Where the handler has them already (from a list that was made before, say), that is an error in
-its hands before it handles them; all are then handled again, one by one.
+is settled. Where the handler has them already (from a list that it made before, say), the refusal raises
+OutOfOrder, and all messages are then handled again, one by one.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ class Batch(Sequence[Message]):
         self._messages = list(messages)
         self.ordering: Ordering = ordering
         self._loops: list[Any] = []
-        """The iterators that were given out. They see what leaves the list, and say where they are: so a loop
-        over the batch costs what a loop over a list does."""
+        """The iterators that were given out. They see what leaves the list, and say where they are. So a loop
+        over the batch costs no more than a loop over a list."""
         self._taken = 0
         """How many of the first messages were taken by index."""
         self._ties: dict[str, list[Message]] | None = None
+        """The messages by what ties them together in order; None until that is asked."""
         self.refused: dict[str, Reject | Retry] = {}
         self.passed_over: list[Message] = []
         """The messages that left the batch, unhandled, behind an earlier one of their key."""
@@ -61,10 +62,10 @@ class Batch(Sequence[Message]):
     def __getitem__(self, index: slice) -> list[Message]: ...
 
     def __getitem__(self, index: int | slice) -> Message | list[Message]:
-        found = self._messages[index]
+        taken = self._messages[index]
         last = len(self) if isinstance(index, slice) else range(len(self))[index] + 1
         self._taken = max(self._taken, last)
-        return found
+        return taken
 
     def __contains__(self, message: object) -> bool:
         return message in self._messages
@@ -77,26 +78,26 @@ class Batch(Sequence[Message]):
         """Try this message again after `delay`, seconds or a timedelta (None: as the retry policy says).
 
         Later messages of its key leave the batch and wait for it, so `for message in batch` passes over them.
-        Raises ConfigurationError for a delay that is none (see Retry), and OutOfOrder where the handler has
-        one of them already. Let both pass: each message is then handled again, alone, in order. To try all
-        of a batch again raise an exception.
+        Raises ConfigurationError for a delay that is not valid (see Retry), and OutOfOrder where the handler
+        has one of them already. Do not catch these: each message is then handled again, alone, in order. To
+        try the whole batch again, raise an exception.
         """
         self.refused[message.id] = Retry(reason, delay=delay)
         given = max([self._taken, *(len(self) - loop.__length_hint__() for loop in self._loops)])
-        have = {each.id for each in self._messages[:given]}
-        gone = set()
+        given_ids = {before.id for before in self._messages[:given]}
+        leaving = set()
         for later in self._behind(message):
-            if later.id not in have:
-                gone.add(later.id)
+            if later.id not in given_ids:
+                leaving.add(later.id)
             elif later.id not in self.refused:
                 raise OutOfOrder(message, later)
-        if gone:
-            self.passed_over += [each for each in self._messages if each.id in gone]
+        if leaving:
+            self.passed_over += [later for later in self._messages if later.id in leaving]
             # In place: the loops that run over it go on with what is left.
-            self._messages[given:] = [each for each in self._messages[given:] if each.id not in gone]
+            self._messages[given:] = [later for later in self._messages[given:] if later.id not in leaving]
 
     def check(self) -> None:
-        """Check the batch when the handler has returned. Raises OutOfOrder, also if the handler has caught
+        """Check the order once the handler has returned. Raises OutOfOrder, also if the handler has caught
         it.
         """
         waiting = {message.id for message in self.passed_over}
@@ -110,10 +111,9 @@ class Batch(Sequence[Message]):
                     tried_again = tried_again or message
 
     def take_in(self, part: Batch) -> None:
-        """Take in what a handler said of these messages, or of some, which it was given as a batch of their
-        own.
+        """Take in what the handler said of these messages, or of some of them, in a batch of their own.
 
-        What it said in an earlier call counts no more: that was rolled back.
+        What it said in an earlier call counts no more, since that was rolled back.
         """
         self.refused = dict(part.refused)
         self.passed_over = list(part.passed_over)
@@ -121,8 +121,8 @@ class Batch(Sequence[Message]):
     def _behind(self, message: Message) -> list[Message]:
         """Return the messages that came in this batch and must wait for this one."""
         tied = self._by_tie().get(self._tie(message), [])
-        places = [number for number, each in enumerate(tied) if each.id == message.id]
-        return tied[places[0] + 1 :] if places else []
+        indexes = [index for index, other in enumerate(tied) if other.id == message.id]
+        return tied[indexes[0] + 1 :] if indexes else []
 
     def _by_tie(self) -> dict[str, list[Message]]:
         """Return the messages by what ties them together in order, as they came."""

@@ -1,4 +1,4 @@
-"""Ties the consumer to the life of a Celery worker. With `celery.py` and `broker.py`, all that knows it."""
+"""Ties the consumer to the life of a Celery worker: its start, its slices, its stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vine import promise
 from bus import default
 from workers.broker import PatientConsumer
 from workers.consumer import Consumer, Host
-from workers.forks import forks
+from workers.fork_guard import fork_guard
 from workers.order import SLICE_TASK, SliceOrder
 from workers.slices.runtime import Runtime
 
@@ -29,12 +29,12 @@ logger = logging.getLogger("jitney.workers")
 CELERY_CONSUMER = "celery.worker.consumer:Consumer"
 #: How often what no event announces is looked for. Seconds.
 TICK_SECONDS = 0.1
-#: Without it billiard notices some dead pool processes only after 5 s. Seconds.
+#: How often billiard is told to look for dead pool processes; by itself it sees some only after 5 s. Seconds.
 MAINTAIN_SECONDS = 0.5
 
 
 class BusWorkerStep(bootsteps.Step):  # type: ignore[misc]  # Celery has no types
-    """The step before the pool forks: makes what the pool's children inherit."""
+    """Makes, before the pool forks, what the pool's children inherit."""
 
     # Made after the pool's settings are known; the pool itself forks later, when it is started.
     requires = ("celery.worker.components:Pool",)
@@ -45,8 +45,8 @@ class BusWorkerStep(bootsteps.Step):  # type: ignore[misc]  # Celery has no type
         worker.bus_consumer = None
         if no_bus:
             return
-        wanted = [part.strip() for part in groups.split(",") if part.strip()] if groups else None
-        worker.bus_consumer = make_consumer(worker, wanted)
+        names = [part.strip() for part in groups.split(",") if part.strip()] if groups else None
+        worker.bus_consumer = make_consumer(worker, names)
         if worker.bus_consumer is not None:
             type(self).runtime = worker.bus_consumer.runtime
             worker.bus_consumer.runtime.is_ending = terminate_handler_fired
@@ -62,14 +62,14 @@ def make_consumer(worker: Any, groups: list[str] | None) -> Consumer | None:
     autodiscover_modules("consumers")
     bus = default.get()
     serving = groups or bus.settings.groups
-    known = list(default.subscriptions)
-    unknown = set(serving or ()) - {each.group for each in known}
+    subscribed = {subscription.group for subscription in default.subscriptions}
+    unknown = set(serving or ()) - subscribed
     if unknown:
         raise ImproperlyConfigured(
             f"No handler is subscribed for the group(s) {', '.join(sorted(unknown))}. "
-            f"Known groups: {', '.join(sorted({each.group for each in known})) or 'none'}."
+            f"Known groups: {', '.join(sorted(subscribed)) or 'none'}."
         )
-    mine = [each for each in known if serving is None or each.group in serving]
+    mine = [served for served in default.subscriptions if serving is None or served.group in serving]
     if not mine:
         logger.warning("No handler is subscribed (is there a consumers.py?): this worker consumes no topics.")
         return None
@@ -88,17 +88,14 @@ def _check_pool(worker: Any) -> None:
 
 
 def _check_transport(worker: Any) -> None:
-    """Refuse a transport without an event loop: without it nobody could start a slice, nor end what has
-    begun.
-    """
+    """Refuse a transport without an event loop: there nobody could start a slice, nor end what has begun."""
     if not worker.use_eventloop:
         transport = worker.app.connection_for_read().transport
         raise ImproperlyConfigured(
-            f"The bus needs a Celery broker whose transport has an event loop (Redis, AMQP, SQS), and a "
-            f"process that "
-            f"is not patched by gevent or eventlet; {type(transport).__name__} of "
-            f"{type(transport).__module__} gives "
-            "none here. Start this worker with another broker, or with `--no-bus`."
+            "The bus needs a Celery broker whose transport has an event loop (Redis, AMQP, SQS), and a "
+            "process that is not patched by gevent or eventlet; "
+            f"{type(transport).__name__} of {type(transport).__module__} gives none here. "
+            "Start this worker with another broker, or with `--no-bus`."
         )
 
 
@@ -112,7 +109,7 @@ def slots_of(worker: Any, configured: int | None) -> int:
 
 
 class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
-    """Runs the consumer beside Celery's own, over broker reconnects, until the worker stops."""
+    """Runs the bus's consumer beside Celery's own, through broker reconnects, until the worker stops."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
     label = "Bus"
@@ -128,23 +125,21 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
         return self._consumer is not None
 
     def start(self, c: Any) -> None:
-        """Start, when the broker is connected, for the first time or again; or when it does not answer a new
-        worker.
-        """
+        """Start: the broker is connected, for the first time or again, or does not answer a new worker."""
         assert self._consumer is not None
         if self._slices is None:
             self._slices = _Slices(c, self._consumer)
             host = self._slices.host()
             signals.worker_shutting_down.connect(self._shutting_down, weak=False)
-            forks.arm()
+            fork_guard.arm()
             self._consumer.start(host, processes=c.pool.num_processes)
         self._slices.keep_time()
 
     def stop(self, c: Any) -> None:
-        """Stop, when the broker connection was lost or the worker stops."""
+        """Stop: the connection to the broker was lost, or the worker stops."""
         running = c.blueprint.state == bootsteps.RUN
         if running and self._slices is not None:
-            self._slices.settle_flushed()
+            self._slices.find_dropped()
             self._slices.keep_time()  # Celery has cancelled the timers with the connection
         if not running and self._consumer is not None:
             # What Celery has dropped may run in a process that has not said so yet. It keeps its leases, so
@@ -152,18 +147,18 @@ class BusConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery 
             self._consumer.drain()
 
     def shutdown(self, _c: Any) -> None:
-        """Give everything back: the pool has ended."""
+        """Give all lanes back: the pool has ended."""
         if self._consumer is not None:
             self._consumer.stop(exits=True)
 
     def _shutting_down(self, how: str = "Warm", **_: Any) -> None:
-        """Stop fetching at once. Called in the signal handler, before anything else of the shutdown."""
+        """Stop fetching at once. The signal handler calls this before anything else of the shutdown."""
         if self._consumer is not None:
             self._consumer.drain(how)
 
 
 class _Slices:
-    """Starts slices as real Celery requests, in the main loop, and hears of their end.
+    """Starts slices as Celery requests, in the main loop, and hears of their ends.
 
     A request (not a bare pool job) brings events, inspect, revoke, autoscale, max-tasks-per-child and
     Django's connection care.
@@ -190,8 +185,8 @@ class _Slices:
         self.wake()
 
     def wake(self) -> None:
-        """Wake the main loop, from any thread. `call_soon` keeps a set, so many wakes before the next turn
-        are one.
+        """Wake the main loop, from any thread. `call_soon` keeps a set: many wakes before its next round are
+        one.
         """
         self._hub.call_soon(self._pump)
 
@@ -213,7 +208,7 @@ class _Slices:
         )
 
     def kill(self, pid: int) -> None:
-        """End a pool process. In the threads pool there is none to end but the worker itself."""
+        """End a pool process. In the threads pool there is none: the only process is the worker itself."""
         if pid in (0, os.getpid()):
             return
         try:
@@ -221,8 +216,8 @@ class _Slices:
         except ProcessLookupError:
             return
 
-    def settle_flushed(self) -> None:
-        """Settle the requests that no process had accepted yet: Celery has dropped them without a word.
+    def find_dropped(self) -> None:
+        """Take in which requests Celery has dropped without a word: those that no process had accepted yet.
 
         What the pool still has goes on and reports as ever. One that it has dropped may yet be on its way to
         a process: the consumer sees to that.
@@ -231,7 +226,7 @@ class _Slices:
         for task_id, sent in list(self._sent.items()):
             if kept is not None and task_id not in kept:
                 del self._sent[task_id]
-                self._consumer.dropped(sent.slot)
+                self._consumer.slice_dropped(sent.slot)
 
     def _in_pool(self) -> set[str] | None:
         """Return the ids of the requests that the prefork pool still has; None for a pool that drops none
@@ -245,7 +240,7 @@ class _Slices:
         thread.
         """
         if self._consumer.scheduler.stopped:
-            # The loop does not turn any more while the pool ends: lanes are given back from here.
+            # The loop makes no more rounds while the pool ends: lanes are given back from here.
             self._ended(task_id)
             return
         self._mail.append(lambda: self._ended(task_id))
@@ -257,13 +252,13 @@ class _Slices:
             return
         view = self._consumer.progress.read(sent.slot)
         if view.reports:
-            self._consumer.ended(sent.slot)
+            self._consumer.slice_ended(sent.slot)
         elif sent.request is not None and sent.request.id in worker_state.revoked:
             # Celery says so before the process has ended; it must not go on under the same lease.
             self.kill(view.pid)
-            self._consumer.dropped(sent.slot, reason="revoked")
+            self._consumer.slice_dropped(sent.slot, reason="revoked")
         else:
-            self._consumer.ended(sent.slot, died=self._consumer.why_killed(sent.slot))
+            self._consumer.slice_ended(sent.slot, died=self._consumer.why_killed(sent.slot))
 
     def _on_pump(self) -> None:
         while self._mail:
@@ -274,7 +269,7 @@ class _Slices:
 
     def _tick(self) -> None:
         self._consumer.tick()
-        reason = self._consumer.stalled()
+        reason = self._consumer.why_stalled()
         if reason:
             logger.critical("This worker cannot consume any more (%s) and exits, to be restarted.", reason)
             from celery.exceptions import WorkerShutdown
@@ -295,7 +290,7 @@ class _Sent:
 
 
 class _SliceMessage:
-    """A message as Celery's strategy takes it from a broker."""
+    """A message for a slice, in the form in which Celery's strategy takes messages from a broker."""
 
     delivery_info: ClassVar[dict[str, Any]] = {
         "exchange": "",

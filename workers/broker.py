@@ -1,11 +1,11 @@
-"""Celery's consumer, made to go on with the bus while Celery's own broker is away.
+"""Keeps Celery's main loop running while Celery's own broker is away.
 
-As Celery has it, the main loop stands still until the broker is back, and with it all that needs the
-loop: results of the pool, new slices. The bus does not need the broker, so the loop is kept running.
+As Celery has it, the loop stands still until the broker is back, and with it all that needs the loop: results
+of the pool, new slices. The bus does not need the broker, so the loop is kept running.
 
 A broker that takes connections and answers nothing (stopped, behind a firewall that drops) would hold the
-loop in a read that never ends. So reads have a timeout, after which such a broker is away like any other;
-and events (the heartbeat that every worker sends, above all) are sent by a thread of their own.
+loop in a read that never ends. So reads have a timeout, after which such a broker counts as away. And a
+thread sends the events (above all the heartbeat, which every worker sends).
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ MAX_EVENTS = 1_000
 
 
 class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
-    """Waits for the broker with the main loop running."""
+    """Celery's consumer, which waits for the broker with the main loop running."""
 
     begin: Callable[[], None] | None = None
     """Starts consuming from the bus; set by the step that does it."""
     end_at_once: Callable[[], None] | None = None
-    """Told that the worker is to end at once; set by the same step."""
+    """Hears that the worker is to end at once; set by the same step."""
     _events: Any = None
     restart_count: int
 
@@ -55,8 +55,10 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         self._events = _Events(dispatcher) if detached else dispatcher
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Called at each (re)connection. Those beside the main one wait as Celery does: its place in the loop
-        must not be taken. So does the first one where the project wants it to be tried once only.
+        """Connect to the broker, with the main loop running meanwhile. Celery calls this for each connection.
+
+        Connections beside the main one wait as Celery does, since its place in the loop must not be taken. So
+        does the first one, if the project wants it to be tried only once.
         """
         if _is_redis(conn):
             options = conn.transport_options
@@ -68,7 +70,7 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         return super().ensure_connected(conn)
 
     def _retries(self) -> bool:
-        """Whether the broker is tried again and again, by the settings of the project."""
+        """Return whether the broker is tried again and again, by the settings of the project."""
         retry = self.app.conf.broker_connection_retry
         if self.first_connection_attempt and self.app.conf.broker_connection_retry_on_startup is not None:
             retry = self.app.conf.broker_connection_retry_on_startup
@@ -83,15 +85,17 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         super().on_connection_error_after_connected(exc)
 
     def cancel_active_requests(self) -> None:
-        """The first thing that a cold shutdown does with tasks. Then its signal handler stops the pool within
-        itself, which may never end, and only after that Celery says that it shuts down.
+        """Say first that the worker ends at once: a cold shutdown calls this before all else.
+
+        Then Celery's signal handler stops the pool within itself, which may never end, and only after that
+        Celery says that it shuts down.
         """
         if self.end_at_once is not None:
             self.end_at_once()
         super().cancel_active_requests()
 
     def on_close(self) -> None:
-        """Celery drops the jobs that no process has accepted: not those that a process has read already.
+        """Drop the jobs that no process has accepted, as Celery does, but not those that a process has read.
 
         At the end of the worker such a process would wait 30 s for the receipt of its result.
         """
@@ -141,7 +145,7 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
 
 
 def _track_living(pool: Any) -> None:
-    """Have the prefork pool enter only processes in the loop whose end it has not seen.
+    """Make the prefork pool enter only those processes in the loop whose end it has not seen.
 
     Celery takes a process out of the loop when its pipe ends, and out of the pool when the system has reaped
     it. A connection that is made in between would enter it once more, without a pipe: `ValueError: file
@@ -163,11 +167,11 @@ def _is_redis(conn: Any) -> bool:
 
 
 def _sever(conn: Any) -> None:
-    """Have a lost connection behave like one whose broker is gone.
+    """Make a lost connection refuse at once whatever is asked of it.
 
-    As it closes it, part by part, Celery sends commands over it and connects for them again (Redis), or waits
+    As Celery closes it, part by part, it sends commands over it and connects for them again (Redis), or waits
     for the answers (AMQP). A broker that does not answer would hold the main loop for the full timeout at
-    each, or for good where there is none.
+    each, or for good where there is no timeout.
     """
     if conn is not None and getattr(conn.transport, "driver_type", None) == "amqp":
         opened = conn._connection  # the property would connect again
@@ -188,9 +192,9 @@ def _sever(conn: Any) -> None:
 
 
 class _Events:
-    """Celery's event dispatcher, whose sending is done by a thread; the main loop never waits for it."""
+    """Celery's event dispatcher, with a thread that does the sending: the main loop never waits for it."""
 
-    #: The connection is the thread's alone.
+    #: None for all others: the connection is the thread's alone.
     connection = None
 
     def __init__(self, dispatcher: Any) -> None:
@@ -206,12 +210,12 @@ class _Events:
 
     def send(self, type: str, **fields: Any) -> None:
         if self._dispatcher.enabled and not self._ended:
-            # Never again and again: the next one is soon there, and this one would be old.
+            # Never tried again: the next event comes soon, and this one would be old.
             self._waiting.append((type, {**fields, "retry": False}))
             self._news.set()
 
     def flush(self, **_: Any) -> None:
-        """Send what Celery has collected (`send` of a group that is buffered only collects)."""
+        """Send what Celery has collected: of a buffered group of events `send` only collects."""
         self._waiting.append(("", {}))
         self._news.set()
 
@@ -243,7 +247,7 @@ class _Events:
 
 
 class _Probe(threading.Thread):
-    """Tries the broker with connections of its own; ends when it is reached."""
+    """A thread that tries the broker, with connections of its own, until it is reached."""
 
     def __init__(self, conn: Any) -> None:
         super().__init__(name="jitney-broker-probe", daemon=True)

@@ -1,4 +1,4 @@
-"""The Celery app of this project, and `install`, which puts the consumer into a user's own.
+"""Makes the Celery app of this project; `install` puts the bus's consumer into any other Celery app.
 
 celery -A workers worker -c 4 --groups inventory,ledger
 """
@@ -17,7 +17,7 @@ from celery.worker.request import Request
 
 from bus import testrun
 from workers.bootstep import BusConsumerStep, BusWorkerStep
-from workers.location import broker_settings
+from workers.broker_settings import broker_settings
 from workers.order import SLICE_TASK, SliceOrder
 
 
@@ -25,18 +25,18 @@ class SliceRequest(Request):  # type: ignore[misc]  # Celery has no types
     """The Celery request of a slice."""
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
-        """Cancel the slice only when the worker is ended at once, not when the broker is lost: the broker
-        never had it.
+        """Cancel the slice if the worker ends at once, but not if the broker is lost: the broker never had
+        it.
         """
         if not emit_retry:
             super().cancel(pool, signal, emit_retry)
 
 
 class SliceTask(Task):  # type: ignore[misc]  # Celery has no types
-    """The task of slices.
+    """The Celery task of a slice.
 
-    No setting of the project is about it, and remote control does not change it: time limits and retries are
-    those of each message. Everything that it needs is set here, and only here.
+    No setting of the project applies to it, and remote control does not change it: each message has its own
+    time limits and retries. All that the task needs is set here, and only here.
     """
 
     Request = SliceRequest
@@ -58,7 +58,7 @@ class SliceTask(Task):  # type: ignore[misc]  # Celery has no types
 
 
 class _Unlimited:
-    """Celery's consumer as a slice needs it: without limits of rate and time."""
+    """Celery's consumer as a slice needs it: without rate limits and time limits."""
 
     disable_rate_limits = True
 
@@ -71,13 +71,13 @@ class _Unlimited:
 
 
 class _UnlimitedPool:
-    """Celery's pool as a slice needs it: it does not add its own limits."""
+    """Celery's pool as a slice needs it: without the pool's own time limits."""
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
 
     def apply_async(self, *args: Any, **options: Any) -> Any:
-        """Start a slice without limits of time. Only the main loop starts anything in a pool that keeps time,
+        """Start a slice without time limits. Only the main loop starts anything in a pool with time limits,
         so nothing else starts meanwhile.
         """
         options.update(timeout=None, soft_timeout=None)
@@ -93,7 +93,9 @@ class _UnlimitedPool:
 
 
 def install(app: Celery) -> None:
-    """Make the workers of a Celery app consume from the bus. Its broker and settings stay as they are."""
+    """Make the workers of a Celery app consume from the bus. The app's broker and settings stay as they
+    are.
+    """
     app.steps["worker"].add(BusWorkerStep)
     app.steps["consumer"].add(BusConsumerStep)
     app.user_options["worker"].add(
@@ -108,9 +110,7 @@ def install(app: Celery) -> None:
 
 
 def _run_slice(order: SliceOrder) -> None:
-    """Run a slice in the pool process. Raises PermissionError for an order that was not made in this process
-    tree.
-    """
+    """Run a slice in the pool process. Raises PermissionError for an order of another process tree."""
     runtime = BusWorkerStep.runtime
     if runtime is None or not isinstance(order, SliceOrder) or order.nonce != runtime.nonce:
         raise PermissionError("A slice of the bus can only be started by its own worker.")
@@ -130,7 +130,7 @@ def _run_slice(order: SliceOrder) -> None:
 
 
 def _quiet_slices(record: logging.LogRecord) -> bool:
-    """Filter out Celery's lines about slices: they come once a second and more, and would bury the others."""
+    """Keep out Celery's lines about slices: they come once a second and more, and would bury the others."""
     data: Any = getattr(record, "data", None)
     return record.levelno > logging.INFO or not isinstance(data, dict) or data.get("name") != SLICE_TASK
 
@@ -138,18 +138,18 @@ def _quiet_slices(record: logging.LogRecord) -> bool:
 @cache
 def _make() -> Celery:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-    made = Celery("jitney")
-    made.config_from_object("django.conf:settings", namespace="CELERY")
+    app = Celery("jitney")
+    app.config_from_object("django.conf:settings", namespace="CELERY")
     from django.conf import settings
 
     if not getattr(settings, "CELERY_BROKER_URL", None):
-        made.conf.update(broker_settings(testrun.from_django().address))
-    made.conf.broker_connection_retry_on_startup = True
+        app.conf.update(broker_settings(testrun.from_django().address))
+    app.conf.broker_connection_retry_on_startup = True
     # Slices are acknowledged by the bus; a broker that goes away is no reason to end them.
-    made.conf.worker_cancel_long_running_tasks_on_connection_loss = False
-    made.autodiscover_tasks()
-    install(made)
-    return made
+    app.conf.worker_cancel_long_running_tasks_on_connection_loss = False
+    app.autodiscover_tasks()
+    install(app)
+    return app
 
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]  # Celery has no types

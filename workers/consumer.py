@@ -1,7 +1,7 @@
-"""The bus's consumer in one Celery worker: membership, watcher and scheduler, tied together. No Celery here.
+"""Ties membership, watcher and scheduler together to the consumer of one worker. No Celery here.
 
 What only Celery can do (start a slice in the pool, wake the main loop, end a pool process) comes in as
-functions, so the whole of it runs in tests without Celery.
+functions, so tests run the whole of it without Celery.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from bus.format.lane_id import LaneId
 from bus.safety.complaints import Complaints
 from bus.signals import lease_lost
 from bus.transactions.inbox import check_databases
-from bus.values import TopicSpec
-from workers.forks import forks
-from workers.mainloop import MainLoop
+from workers.fork_guard import guarded
+from workers.loop_watch import LoopWatch
 from workers.membership.identity import this_process
-from workers.membership.keeper import Membership
+from workers.membership.keeper import Keeper
 from workers.order import SliceOrder
 from workers.progress import Progress
 from workers.scheduling.owned import Ended
@@ -37,14 +36,13 @@ from workers.upkeep.threads import Upkeep
 logger = logging.getLogger("jitney.workers")
 complaints = Complaints(logger)
 
-#: Said of a lane whose slices break.
+#: The line of the log about a lane whose slices break.
 BROKEN = (
     "%s/%s for %s: %s slice(s) in a row were broken off by an error, which this log has; it is tried again."
 )
 
 #: A thread that did not go round its loop for so long hangs: every wait in it is shorter. Seconds.
 STALLED_SECONDS = 120.0
-
 
 #: Slots beyond those in use, for slices that Celery has dropped and that may still run.
 SPARE_SLOTS = 64
@@ -57,7 +55,7 @@ class Host:
     wake: Callable[[], None]
     """Has `Consumer.pump` called soon in the main loop; from any thread."""
     start: Callable[[SliceOrder], None]
-    """Starts a slice in the pool; its end is reported to `Consumer.ended`."""
+    """Starts a slice in the pool; its end is reported to `Consumer.slice_ended`."""
     free: Callable[[], int]
     """Returns how many more slices the pool could run now."""
     kill: Callable[[int], None]
@@ -65,7 +63,7 @@ class Host:
 
 
 class Consumer:
-    """Consumes for the subscriptions of this worker, from `start` to `stop`."""
+    """The consumer of this worker's subscriptions, at work from `start` to `stop`."""
 
     def __init__(self, bus: Bus, subscriptions: Iterable[Subscription], *, slots: int) -> None:
         """Make it in the main process before the pool forks: its children inherit `runtime`.
@@ -75,9 +73,10 @@ class Consumer:
         self.bus = bus
         self.slots = slots
         self.subscriptions = Subscriptions()
-        for each in subscriptions:
-            check_runs(each.handler, f"subscribe({each.topic!r}, group={each.group!r})")
-            self.subscriptions.add(each)
+        for subscription in subscriptions:
+            what = f"subscribe({subscription.topic!r}, group={subscription.group!r})"
+            check_runs(subscription.handler, what)
+            self.subscriptions.add(subscription)
         check_databases(self.subscriptions)
         self.identity = this_process()
         self.progress = Progress(slots + SPARE_SLOTS)
@@ -87,56 +86,60 @@ class Consumer:
         """Slots whose process was killed because of the hard time limit."""
         self._ticked = self._awake_since = time.monotonic()
         self._host: Host | None = None
-        self._membership: Membership | None = None
+        self._membership: Keeper | None = None
         self._watcher: Watcher | None = None
         self._upkeep: list[Upkeep] = []
-        self._loop = MainLoop(self._loop_changed, self._is_handling)
+        self._loop_watch = LoopWatch(self._on_loop_change, self._is_handling)
 
     # ------------------------------------------------------------------ life
 
     def start(self, host: Host, *, processes: int) -> None:
-        """Begin: the threads start, lanes come in. Raises nothing when Redis is away; it goes on trying."""
+        """Start the threads, which take lanes. Raises nothing while Redis is away, but goes on trying."""
         self._host = host
-        self.bus.registry.find_elsewhere = _guarded_find(self.bus.registry.find_elsewhere)
+        self.bus.registry.find_elsewhere = guarded(self.bus.registry.find_elsewhere)
         self._watcher = Watcher(
-            self.bus, self.scheduler, on_work=host.wake, on_hint=self._hint, on_strays=self._strays
+            self.bus, self.scheduler, on_work=host.wake, on_hint=self._on_hint, on_strays=self._on_strays
         )
-        self._membership = Membership(
+        self._membership = Keeper(
             self.bus,
             self.identity,
             self.subscriptions,
             self.scheduler,
             slots=self.slots,
             processes=processes,
-            on_change=self._changed,
+            on_change=self._on_lanes_change,
         )
         self._upkeep = Chores(self.bus).threads(self._is_leader)
-        self._loop.turned()
-        for thread in (self._membership, self._watcher, *self._upkeep, self._loop):
+        self._loop_watch.note_round()
+        for thread in (self._membership, self._watcher, *self._upkeep, self._loop_watch):
             thread.start()
-        names = ", ".join(f"{each.topic} for {each.group}" for each in self.subscriptions)
+        names = ", ".join(f"{served.topic} for {served.group}" for served in self.subscriptions)
         logger.info(
             "Consuming %s as %s, at most %s slices at once.", names, self.identity.incarnation, self.slots
         )
 
     def drain(self, how: str = "Warm") -> None:
-        """Start no new slices; those that run finish the message in hand and settle. Safe in a signal
+        """Start no new slices. Those that run finish the message in hand and settle. Safe in a signal
         handler.
 
         `how`: "Cold" if the worker is to end at once.
         """
         if how == "Cold" or not self.scheduler.stopped:
-            self._loop.stopping(how)
+            self._loop_watch.note_stop(how)
         self.scheduler.stopped = True
         self.progress.set_drain()
         if self._membership is not None:
             self._membership.look()  # idle lanes need not wait for the end of the pool
 
     def stop(self, *, exits: bool = False) -> None:
-        """Give the lanes back and end the threads: the pool has ended."""
+        """Give the lanes back and end the threads, after the pool has ended.
+
+        `exits`: the process ends after this, and the watch over the main loop goes on until then.
+        """
         self.drain()
-        self._loop.pool_ended()
-        threads = (self._watcher, *self._upkeep, self._membership, *(() if exits else (self._loop,)))
+        self._loop_watch.note_pool_end()
+        watch = () if exits else (self._loop_watch,)
+        threads = (self._watcher, *self._upkeep, self._membership, *watch)
         for thread in threads:
             if thread is not None:
                 thread.stop()
@@ -160,20 +163,20 @@ class Consumer:
         if clients and self._membership is not None:
             self._membership.unblock(clients)
 
-    def ended(self, slot: int, *, died: str | None = None) -> None:
-        """Hear that a slice has ended. `died`: why, if its process was lost with it."""
+    def slice_ended(self, slot: int, *, died: str | None = None) -> None:
+        """Take in that a slice has ended. `died`: why its process was lost with it, if it was."""
         self._overdue.discard(slot)
-        self._follow(self.scheduler.ended(slot, died=died))
-        self._changed()
+        self._act_on(self.scheduler.ended(slot, died=died))
+        self._on_lanes_change()
 
-    def dropped(self, slot: int, *, reason: str = "") -> None:
-        """Hear that a slice ended for Celery. Its process may still be at it, so its lanes need new leases
-        first.
+    def slice_dropped(self, slot: int, *, reason: str = "") -> None:
+        """Take in that Celery has dropped a slice. A process may still work on it, so its lanes get new
+        leases first.
         """
         self._overdue.discard(slot)
         self.scheduler.dropped(slot, reason)
         self._take_back()
-        self._changed()
+        self._on_lanes_change()
 
     def why_killed(self, slot: int) -> str:
         """Return the reason for the death of the process in this slot."""
@@ -182,8 +185,8 @@ class Consumer:
         return "time limit" if overdue else "worker lost"
 
     def tick(self) -> None:
-        """Do, every 0.1 s, what no event announces: stuck slices, hard time limits."""
-        self._loop.turned()
+        """Look, every 0.1 s, for what no event announces: stuck slices and hard time limits."""
+        self._loop_watch.note_round()
         self._take_back()
         self.scheduler.share_out()
         for slot in self.scheduler.overdue(self._hard_limit):
@@ -198,8 +201,8 @@ class Consumer:
         for lane in self.scheduler.taken_back():
             self._membership.renew(lane)
 
-    def stalled(self) -> str:
-        """Return why this worker can do no more work, or "". Asked at every tick."""
+    def why_stalled(self) -> str:
+        """Return why this worker can do no more work; "" if it can. Asked at every tick."""
         now, before = time.monotonic(), self._ticked
         self._ticked = now
         if now - before > STALLED_SECONDS / 4:
@@ -215,7 +218,8 @@ class Consumer:
 
     # ------------------------------------------------------------------ inner
 
-    def _follow(self, ended: Ended) -> None:
+    def _act_on(self, ended: Ended) -> None:
+        """Do in Redis what follows from the end of a slice."""
         assert self._membership is not None
         if ended.free:
             self._membership.release()
@@ -231,23 +235,23 @@ class Consumer:
         elif ended.lost:
             self._membership.look()
 
-    def _changed(self) -> None:
+    def _on_lanes_change(self) -> None:
         if self._watcher is not None:
             self._watcher.poke()
         if self._host is not None:
             self._host.wake()
 
-    def _hint(self) -> None:
+    def _on_hint(self) -> None:
         if self._membership is not None:
             self._membership.look()
 
-    def _strays(self) -> None:
+    def _on_strays(self) -> None:
         if self._membership is not None:
-            self._membership.strays.hear()
+            self._membership.strays.note_hint()
 
-    def _loop_changed(self) -> None:
-        self.scheduler.standing = self._loop.standing
-        if self._loop.standing:
+    def _on_loop_change(self) -> None:
+        self.scheduler.standing = self._loop_watch.standing
+        if self._loop_watch.standing:
             self.progress.set_drain()
         elif not self.scheduler.stopped:
             self.progress.end_drain()
@@ -265,13 +269,3 @@ class Consumer:
     def _hard_limit(self, lane: LaneId) -> float | None:
         subscription = self.subscriptions.get(lane.topic, lane.group)
         return subscription.time_limit if subscription else None
-
-
-def _guarded_find(find: Callable[[str], TopicSpec | None]) -> Callable[[str], TopicSpec | None]:
-    """Return the same function, guarded, for a thread of this process that asks the database for a topic."""
-
-    def inside(name: str) -> TopicSpec | None:
-        with forks.work():
-            return find(name)
-
-    return inside

@@ -1,8 +1,8 @@
-"""Which workers are dead, as one observer can know it: by its own clock, from beat counters that stand still.
+"""Finds out which workers are dead: those whose beat counter stands still, by the observer's own clock.
 
 There are no expiry times in Redis, so a frozen server or a full memory kills nobody. And the observer
 counts only time in which it did read the table: an error, a new connection, or a pause of its own
-(SIGSTOP, a suspended machine) starts the observation anew, for everybody.
+(SIGSTOP, a suspended machine) starts the observation anew, for all workers.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ BEAT_SECONDS = 3.0
 #: How long a counter must stand still, under observation, until its worker counts as dead. Seconds.
 DEAD_SECONDS = 15.0
 
-#: A counter that stood still for so long belongs to nobody who leads: two beats and a margin. Seconds.
+#: A worker whose counter stood still for so long does not lead: two beats and a margin. Seconds.
 #: A mistake costs nothing here, since two leaders at once do no harm; a wait makes delayed messages late.
 LEAD_SECONDS = 2 * BEAT_SECONDS + 1.5
 
 #: Two readings further apart than this are no observation: what happened in between was not seen. Seconds.
-#: One look may be late by the client's timeout; with 15 s a pause alone could use up DEAD_SECONDS.
+#: One reading may be late by the client's timeout; with 15 s a pause alone could use up DEAD_SECONDS.
 MAX_GAP = 10.0
 
-#: A reading just before the end of DEAD_SECONDS or LEAD_SECONDS would be for nothing. Seconds.
+#: A reading is due so long after the end of DEAD_SECONDS or LEAD_SECONDS: just before, it would tell nothing.
+#: Seconds.
 _MARGIN = 0.01
 
 
@@ -42,7 +43,7 @@ class Liveness:
         """The time at which the present counter of each worker was first read."""
 
     def observe(self, table: Mapping[str, int], now: float) -> None:
-        """Take in a reading without error: incarnation → beat counter. `now`: when the reply came."""
+        """Take in a reading that had no error: incarnation → beat counter. `now`: when the reply came."""
         if self._began is None or not 0 <= now - self._last <= MAX_GAP:
             self._start(now)
         for incarnation in self._counters.keys() | table.keys():
@@ -55,10 +56,8 @@ class Liveness:
         self._last = now
         self._forget_the_gone()
 
-    def failed(self, now: float) -> None:
-        """Note that a reading failed, or that the connection is a new one: nothing that was seen before
-        counts.
-        """
+    def begin_anew(self, now: float) -> None:
+        """Forget what was seen: a reading failed, or the connection is a new one."""
         self._last = now
         self._began = None
         self._counters.clear()
@@ -70,26 +69,25 @@ class Liveness:
         return {name for name in present if self.is_dead(name)}
 
     def is_dead(self, incarnation: str) -> bool:
-        """Whether a worker was dead at the last reading; also for one that is not in the table.
+        """Return whether a worker was dead at the last reading, also one that is not in the table.
 
-        A worker that is missing there counts as one whose counter stands still: after the table was
-        lost, everybody has time to write himself into it again.
+        A worker that is not there counts as one whose counter stands still. So each has time to write its
+        record again after the table was lost.
         """
         if self._began is None or incarnation == self._me:
             return False
         return self._last - self._since.get(incarnation, self._began) >= DEAD_SECONDS
 
     def moving(self) -> set[str]:
-        """Return the workers in the table that may lead; the observer always may.
-
-        Their counter was seen to move within LEAD_SECONDS, or they have not been observed for as long.
+        """Return the workers in the table that may lead: the observer, and each whose counter moved within
+        LEAD_SECONDS, or that has not been observed for so long.
         """
         present = [name for name, counter in self._counters.items() if counter is not None]
         return {name for name in present if name == self._me or self._last - self._since[name] < LEAD_SECONDS}
 
     def next_look(self, now: float) -> float:
-        """Return the seconds until the next reading is due: a beat, or less if somebody may turn out dead, or
-        too slow to lead, before.
+        """Return the seconds until the next reading is due: a beat, or less where a worker may be found dead,
+        or too slow to lead, before that.
         """
         limits = (LEAD_SECONDS, DEAD_SECONDS)
         ends = [since + limit + _MARGIN - now for since in self._since.values() for limit in limits]

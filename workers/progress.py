@@ -48,7 +48,7 @@ from itertools import islice
 
 from bus.values import Message
 from workers.order import MAX_LANES
-from workers.seen import Report, Running, SlotView
+from workers.slot_view import InHand, LaneReport, SlotView
 
 MAX_FINISHED = 1024
 """Ended messages that are remembered for one turn; others that are done count as unfinished."""
@@ -336,7 +336,7 @@ class Progress:
         self._doubles[base + _HANDLER] = 0.0
         self.begin(slot, 0)
 
-    def _read_running(self, base: int) -> tuple[Running | None, str | None]:
+    def _read_running(self, base: int) -> tuple[InHand | None, str | None]:
         words = self._words
         for _ in range(_TRIES):
             state = words[base + _STATE]
@@ -345,7 +345,7 @@ class Progress:
             if words[base + _STATE] != state:
                 continue
             kind = state & _KIND_MASK
-            running = Running(lane, message_id, since) if kind else None
+            running = InHand(lane, message_id, since) if kind else None
             return running, last if kind == _BATCH else None
         return None, None
 
@@ -374,7 +374,7 @@ class Progress:
         (message_id,) = _ID.unpack_from(self._bytes, place * _WORD)
         return message_id.rstrip(b"\0").decode("ascii", "replace")  # type: ignore[no-any-return]
 
-    def _read_reports(self, base: int) -> list[Report]:
+    def _read_reports(self, base: int) -> list[LaneReport]:
         reported = self._words[base + _REPORTED]
         reports = []
         for lane in range(reported.bit_length()):
@@ -382,5 +382,5 @@ class Progress:
                 place = base + _REPORTS + lane * _REPORT_WORDS
                 flags, last_ms, last_seq = self._words[place : place + 3]
                 due, history = self._signed[place + 3], self._words[place + 4]
-                reports.append(Report(lane, flags, last_ms, last_seq, due, history))
+                reports.append(LaneReport(lane, flags, last_ms, last_seq, due, history))
         return reports

@@ -1,1 +1,1 @@
-"""Foreign bytes, secrets and complaints: what everything else leans on."""
+"""Foreign bytes, secrets, private files and complaints: what all other folders rest on."""

@@ -1,4 +1,6 @@
-"""Log lines that would repeat for as long as something is wrong: at once, then rarely, for each cause."""
+"""Keeps log lines from repeating while something stays wrong: each cause is logged at once, and then
+rarely.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ from typing import Any
 
 from bus.errors import Forbidden
 
-#: The same complaint is repeated so often. Seconds.
+#: How often the same complaint is repeated. Seconds.
 COMPLAIN_SECONDS = 60.0
-#: Causes that are remembered at most. Those that spoke longest ago are forgotten first, and then speak again.
+#: Causes that are remembered at most. Those that were logged longest ago are forgotten first; then they are
+#: logged again.
 MAX_CAUSES = 1_000
 
 
@@ -32,7 +35,8 @@ class Complaints:
         self._seconds = seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._causes: OrderedDict[Hashable, _Cause] = OrderedDict()
+        self._causes: OrderedDict[Hashable, _Line] = OrderedDict()
+        """Cause → its last line."""
 
     def say(
         self,
@@ -43,18 +47,19 @@ class Complaints:
         exc_info: Any = None,
         of: int = 1,
     ) -> bool:
-        """Log `text % args`, unless this cause was logged less than `seconds` ago; True if it was logged.
+        """Log `text % args`, unless this cause was logged less than `seconds` ago; return True if it was
+        logged.
 
-        What was kept back meanwhile is counted, and the next line of this cause says how many there were.
-        `of`: how many things this line would tell of.
+        What is kept back is counted, and the next line of this cause says how many there were. `of`: how many
+        things this line tells of.
         """
         with self._lock:
-            known = self._causes.get(cause)
-            if known is not None and self._clock() < known.quiet_until:
-                known.kept_back += of
+            last = self._causes.get(cause)
+            if last is not None and self._clock() < last.quiet_until:
+                last.kept_back += of
                 return False
-            kept_back = known.kept_back if known is not None else 0
-            self._causes[cause] = _Cause(self._clock() + self._seconds)
+            kept_back = last.kept_back if last is not None else 0
+            self._causes[cause] = _Line(self._clock() + self._seconds)
             self._causes.move_to_end(cause)
             while len(self._causes) > MAX_CAUSES:
                 self._causes.popitem(last=False)
@@ -64,9 +69,10 @@ class Complaints:
         return True
 
     def trouble(self, error: BaseException, text: str, *args: Any) -> None:
-        """Redis cannot be used. A refusal by access rules is a warning, since it does not pass by itself;
+        """Log that Redis cannot be used.
 
-        that Redis is away is said by whoever looks after the leases, so here it is for debugging only.
+        A refusal by access rules is a warning, since it does not pass by itself. Redis that is away is logged
+        by the keeper of the leases, so here that is for debugging only.
         """
         if isinstance(error, Forbidden):
             self.say((text, str(error)), text, *args)
@@ -74,7 +80,7 @@ class Complaints:
             write(self._logger, logging.DEBUG, text, *args)
 
     def over(self, cause: Hashable) -> None:
-        """This cause is gone: should it come back, that is said at once."""
+        """Forget this cause, which is over: if it comes back it is logged at once."""
         with self._lock:
             self._causes.pop(cause, None)
 
@@ -90,7 +96,9 @@ def write(logger: logging.Logger, level: int, text: str, *args: Any, exc_info: A
             print(f"{logging.getLevelName(level)}: {text % args} ({why})", file=sys.__stderr__, flush=True)
 
 
-class _Cause:
+class _Line:
+    """The last line of one cause."""
+
     __slots__ = ("kept_back", "quiet_until")
 
     def __init__(self, quiet_until: float) -> None:

@@ -1,4 +1,4 @@
-"""Directories and files for their owner alone: 0700 and 0600 whatever the umask, and nobody else's."""
+"""Makes directories and files that only their owner can use: 0700 and 0600, whatever the umask."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from bus.errors import ConfigurationError
 
 
 def directory(path: Path) -> Path:
-    """Make it, with its parents, or see that it is ours and only ours. Raises ConfigurationError."""
-    missing = [each for each in (path, *path.parents) if not each.exists()]
-    for each in reversed(missing):
+    """Make a directory, with its parents, or check that it is ours and only ours. Raises
+    ConfigurationError.
+    """
+    missing = [ancestor for ancestor in (path, *path.parents) if not ancestor.exists()]
+    for ancestor in reversed(missing):
         with suppress(FileExistsError):  # another process was faster
-            each.mkdir(mode=0o700)
-            each.chmod(0o700)  # a umask can only take away
+            ancestor.mkdir(mode=0o700)
+            ancestor.chmod(0o700)  # a umask can only take away
     _own(path, stat.S_ISDIR, "directory", 0o700)
     return path
 
 
 def file(path: Path) -> Path:
-    """Make an empty file, or see that it is ours and only ours. Raises ConfigurationError."""
+    """Make an empty file, or check that it is ours and only ours. Raises ConfigurationError."""
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     _own(path, stat.S_ISREG, "file", 0o600)
@@ -32,10 +34,10 @@ def file(path: Path) -> Path:
 
 
 def text(path: Path, make: Callable[[], str]) -> str:
-    """What stands in a file, which is made of `make()` if it is missing. Raises ConfigurationError.
+    """Return the text of a file, which is made of `make()` if it is missing. Raises ConfigurationError.
 
-    However many processes start at once, all get the same: it is written in full under another name
-    first, and only one of them can give it its own.
+    However many processes start at once, all get the same text. Each writes its own in full under another
+    name, and only one of them can give it the name of the file.
     """
     if not os.path.lexists(path):
         descriptor, fresh = tempfile.mkstemp(dir=path.parent)  # mode 0600
@@ -51,9 +53,9 @@ def text(path: Path, make: Callable[[], str]) -> str:
 
 
 def _own(path: Path, is_kind: Callable[[int], bool], kind: str, mode: int) -> None:
-    """Refuse what is a link or belongs to another user; take away what others may do with ours."""
+    """Refuse a link and what belongs to another user; take away what others may do with ours."""
     info = path.lstat()
-    shared = info.st_mode & stat.S_ISVTX  # such as /tmp, which is not to be taken from the others
+    shared = info.st_mode & stat.S_ISVTX  # such as /tmp, which other users need
     if not is_kind(info.st_mode) or info.st_uid != os.geteuid() or shared:
         raise ConfigurationError(
             f"{path} must be a {kind} of user {os.geteuid()}, and no link: others could read or replace what "

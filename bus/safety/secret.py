@@ -1,12 +1,12 @@
-"""Texts that must not be seen: passwords."""
+"""Texts and bytes that debug pages and error mails do not show: passwords."""
 
 from __future__ import annotations
 
 
 class Secret(str):
-    """A text like any other, but for its repr, which is what debug pages and error mails show.
+    """A text like any other, except for its repr, which is what debug pages and error mails show.
 
-    `str()` and f-strings give the text itself, which the server is to be told.
+    `str()` and f-strings give the text itself, to be sent to the server.
     """
 
     __slots__ = ()

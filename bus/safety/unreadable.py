@@ -1,4 +1,6 @@
-"""What stands in Redis and is not what Jitney writes there: told apart, shown safely, and passed over."""
+"""Foreign data: what stands in Redis and is not what Jitney writes there. It is shown safely, and passed
+over.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ SHOWN = 200
 
 
 def shown(raw: bytes | str, limit: int = SHOWN) -> str:
-    """Foreign data for logs, errors and pages: as repr, so that it is one line of visible characters; cut."""
+    """Return foreign data for logs, errors and pages: its repr, one line of visible characters, cut to
+    `limit`.
+    """
     text = ascii(raw[: limit + 1]) if isinstance(raw, str) else repr(bytes(raw[: limit + 1]))
     return text if len(text) <= limit else f"{text[:limit]}…"
 
@@ -25,39 +29,43 @@ _SPACES = frozenset("\u00a0\u202f\u3000")
 
 
 def escaped(raw: bytes) -> str:
-    """Bytes as text: those that are not UTF-8 as `\\xff`."""
+    """Return bytes as text. Bytes that are not UTF-8 become `\\xff`."""
     return raw.decode("utf-8", "backslashreplace")
 
 
 def visible(text: str, keep: str = "") -> str:
-    """Foreign text for people: what would not be seen, or would turn the text around it, as an escape.
+    """Return foreign text for people: characters that are not seen, or that turn the text around them,
+    escaped.
 
-    Control characters, bidirectional and zero-width ones, and the like: `\\x1b`, `\\u202e`, `\\U000e0041`.
-    `keep`: characters that stay, such as a line's end. Nothing else changes, so it is no inverse of anything.
+    These are control characters, bidirectional and zero-width ones, and the like: `\\x1b`, `\\u202e`,
+    `\\U000e0041`. `keep`: characters that stay, such as a line's end. Nothing else changes, so the original
+    cannot be read back.
     """
     if text.isprintable() and (text.isascii() or _BLANK.isdisjoint(text)):
         return text
-    return "".join(one if _is_seen(one) or one in keep else _escape(one) for one in text)
+    return "".join(char if _is_seen(char) or char in keep else _escape(char) for char in text)
 
 
 def visible_json(text: str) -> str:
-    """The same for JSON text: it stays JSON, of the same value. Line ends between its parts stay."""
+    """Return JSON text with the same characters escaped: JSON of the same value. Line ends between parts
+    stay.
+    """
     if text.isprintable() and (text.isascii() or _BLANK.isdisjoint(text)):
         return text
-    return "".join(one if _is_seen(one) or one in "\n\t" else _json_escape(one) for one in text)
+    return "".join(char if _is_seen(char) or char in "\n\t" else _json_escape(char) for char in text)
 
 
-def _is_seen(one: str) -> bool:
-    return (one.isprintable() or one in _SPACES) and one not in _BLANK
+def _is_seen(char: str) -> bool:
+    return (char.isprintable() or char in _SPACES) and char not in _BLANK
 
 
-def _escape(one: str) -> str:
-    code = ord(one)
+def _escape(char: str) -> str:
+    code = ord(char)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def _json_escape(one: str) -> str:
-    units = one.encode("utf-16-be", "surrogatepass")
+def _json_escape(char: str) -> str:
+    units = char.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
@@ -68,27 +76,27 @@ class Unreadable:
     key: str
     """The key in Redis."""
     field: str
-    """Which field, member or entry of the key; "" where the key is a string or as a whole of a wrong type."""
+    """The field, member or entry of the key; "" if the key is a string, or as a whole of a wrong type."""
     raw: str
-    """What stands there, as of `shown`."""
+    """What stands there, as `shown` returns it."""
     why: str
     """What is wrong with it, as the end of a sentence: "is not JSON"."""
 
     newer: bool = False
-    """It may be of a newer version, so it is not overwritten."""
+    """True if it may be of a newer version: then it is not overwritten."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.raw} {self.why}"
 
     @property
     def where(self) -> str:
-        """The key, and the field if there is one, without what stands there."""
+        """Return the key, and the field if there is one, without what stands there."""
         return f"{shown(self.key)}, field {shown(self.field)}" if self.field else shown(self.key)
 
 
-def tell(found: Unreadable) -> None:
-    """Log it, once a minute for each key."""
-    _complaints.say(found.key, "Redis holds what cannot be read, and it is passed over: %s.", found)
+def tell(record: Unreadable) -> None:
+    """Log an unreadable record, once a minute for each key."""
+    _complaints.say(record.key, "Redis holds what cannot be read, and it is passed over: %s.", record)
 
 
 _complaints = Complaints(logging.getLogger("bus.unreadable"))

@@ -1,4 +1,4 @@
-"""What operators do, marked as such: refused, wherever it is called from, where BUS["READ_ONLY"] is set."""
+"""Marks the verbs of operators, so that BUS["READ_ONLY"] refuses them wherever they are called from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Answer = TypeVar("_Answer")
 
 
 def check_writable(bus: Bus, name: str) -> None:
-    """Raise ReadOnly if this bus is for looking only. `name`: of the verb, as the audit has it."""
+    """Raise ReadOnly if this bus is for looking only. `name`: the verb, as the audit has it."""
     if bus.settings.read_only:
         raise ReadOnly(f"{name!r} is refused here: READ_ONLY is set (BUS['READ_ONLY'] or BUS_READ_ONLY).")
 
@@ -26,7 +26,7 @@ def verb(
 ) -> Callable[
     [Callable[Concatenate[Bus, _Arguments], _Answer]], Callable[Concatenate[Bus, _Arguments], _Answer]
 ]:
-    """For a function that changes something for an operator, and takes the bus first."""
+    """Mark a function as an operator's verb. It takes the bus first."""
 
     def mark(
         function: Callable[Concatenate[Bus, _Arguments], _Answer],

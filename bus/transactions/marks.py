@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from django.db import connections, router
 
+from bus.databases import is_configured
 from bus.errors import BusError, ForeignData, ServerError
 from bus.format.keys import PartitionKeys
 from bus.format.state import read_era
@@ -53,7 +54,7 @@ class MarkRef:
 
 
 def copy(bus: Bus, copied: dict[MarkRef, str] | None = None) -> int:
-    """Copy the marks of all groups to the database; return how many there are.
+    """Copy the marks of all groups to the database, if there is one; return how many there are.
 
     `copied`: what the caller has copied before, which this brings up to date. Only other marks are written.
     Raises BusUnavailable, or the database's errors.
@@ -62,6 +63,8 @@ def copy(bus: Bus, copied: dict[MarkRef, str] | None = None) -> int:
 
     groups = bus.registry.groups()
     note_unordered(bus, [group for group in groups if group.ordering == "none"])
+    if not is_configured(router.db_for_write(MarkCopy)):
+        return 0
     refs = list(_refs(bus, groups))
     marks = {ref: mark for ref, mark in zip(refs, _marks(bus, refs), strict=True) if mark is not None}
     before = {} if copied is None else copied
@@ -145,12 +148,14 @@ def _position(key: str, raw: bytes | None) -> str | None:
 
 
 def advance(bus: Bus) -> int:
-    """Move groups forward to their copied marks; return how many messages they do not get again.
+    """Move groups forward to their copied marks, if there is a database.
 
-    Raises BusUnavailable, or the database's errors.
+    Returns how many messages they do not get again. Raises BusUnavailable, or the database's errors.
     """
     from bus.models import MarkCopy  # as in copy()
 
+    if not is_configured(router.db_for_read(MarkCopy)):
+        return 0
     copies = {
         MarkRef(row.topic, row.partition, row.group, row.born): (row.safe, row.era)
         for row in MarkCopy.objects.filter(prefix=bus.settings.prefix)

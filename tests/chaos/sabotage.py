@@ -29,7 +29,7 @@ from bus.streams.commands import Script, script
 from bus.streams.connect import error_of
 from bus.values import Message
 from workers.membership.homes import View
-from workers.membership.keeper import Membership
+from workers.membership.keeper import Keeper
 from workers.slices.dispatch import Failed
 from workers.slices.handling import Handling
 
@@ -64,16 +64,16 @@ def no_watch(lanes: Sequence[Lane]) -> tuple[Any, ...]:
     return ("PING",)
 
 
-class StubbornMembership(Membership):
+class StubbornKeeper(Keeper):
     """Keeps lanes whose leases belong to others by now."""
 
     def _drop_lost(self, view: View, owned: dict[LaneId, str]) -> None:
         return
 
-    def _give_up(self, wanted: set[LaneId]) -> None:
+    def _give_up(self, assigned: set[LaneId]) -> None:
         owned = self._scheduler.owned()
         current = self._leases.read(owned)
-        super()._give_up(wanted | {lane for lane, lease in owned.items() if current.get(lane) != lease})
+        super()._give_up(assigned | {lane for lane, lease in owned.items() if current.get(lane) != lease})
 
 
 @cache
@@ -89,7 +89,7 @@ def no_fence() -> None:
     take_place(UnfencedTurns, workers.slices.slice, "prove_by")
     assert bus.consuming.fence.watch([])[0] == "WATCH"
     bus.consuming.fence.watch = no_watch
-    take_place(StubbornMembership, workers.consumer, "_drop_lost", "_give_up")
+    take_place(StubbornKeeper, workers.consumer, "_drop_lost", "_give_up")
     for module in (bus.consuming.calls, bus.consuming.mending):
         assert "script" in vars(module), module
         vars(module)["script"] = unfenced_script

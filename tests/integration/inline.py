@@ -63,7 +63,7 @@ class InlineWorker:
                 order = self._orders[0]
                 died = self._work(order)
                 self._orders.popleft()
-                self.consumer.ended(order.slot, died=died)
+                self.consumer.slice_ended(order.slot, died=died)
         link = self.consumer.runtime.take_link()
         if link is not None:
             link.close()

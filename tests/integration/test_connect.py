@@ -18,7 +18,7 @@ from bus.streams.url import Credentials, parse
 from tests.certificates import Certificates
 from tests.servers import program
 from tests.waiting import wait_until
-from workers.location import broker_settings
+from workers.broker_settings import broker_settings
 
 Make = Callable[..., EmbeddedServer]
 

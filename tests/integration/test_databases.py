@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 from django.core.management import call_command
 from django.db import connections
 
-from bus import checks
+from bus import checks, databases
 from bus.databases import LOOK_SECONDS, Databases, distinct
 from bus.models import InboxRow, OutboxRow, OutboxShard
+from bus.safety.complaints import Complaints
 from config.database import database as database_of
 
 
@@ -55,6 +57,22 @@ def test_a_database_that_cannot_be_asked_is_left_out_and_asked_again(
     monkeypatch.setitem(connections[second].settings_dict, "NAME", good)
     now[0] += LOOK_SECONDS / 10
     assert found.aliases() == ["default", second]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_database_that_cannot_be_asked_is_told_of_once_a_minute_whoever_asks(
+    second: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(
+        databases, "complaints", Complaints(logging.getLogger("bus.databases"), clock=lambda: now[0])
+    )
+    outboxes, inboxes = (Databases(model, clock=lambda: now[0]) for model in (OutboxRow, InboxRow))
+    monkeypatch.setitem(connections[second].settings_dict, "NAME", "/nowhere/at/all")
+    for _ in range(12):  # two minutes; each asks every 6 s
+        now[0] += LOOK_SECONDS / 6
+        assert outboxes.aliases() == inboxes.aliases() == ["default"]
+    assert [record.args[0] for record in caplog.records if record.args] == [second, second]
 
 
 def test_distinct_places_are_found_in_order_by_one_query_each(

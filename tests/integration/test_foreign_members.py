@@ -23,7 +23,7 @@ from tests.integration.views import Clock, Seer
 from tests.unit.test_worker_record import junk
 from tests.waiting import wait_until
 from workers.liveness import DEAD_SECONDS
-from workers.membership.keeper import DECLARE_SECONDS
+from workers.membership.served import DECLARE_SECONDS
 
 SERVES = {"t2/g3", "loose/l"}
 RECORDS = [b"{}", b"[]", b"\xff", b"7", b'{"beat":"x"}', b'{"beat":1,"declines":7}', b"x" * 100_000]

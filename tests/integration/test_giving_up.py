@@ -61,7 +61,7 @@ class Dying:
         progress.running(slot, 0, self.ids[2].encode(), 0.0)
 
     def die(self) -> None:
-        """The main loop hears of the death, as `Consumer.ended` does."""
+        """The main loop hears of the death, as `Consumer.slice_ended` does."""
         ended = self.worker.scheduler.ended(self.order.slot, died="worker lost")
         if ended.free:
             self.worker.membership.release()
@@ -122,7 +122,7 @@ def unwanted(dying: Dying, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def nothing(view: Any) -> None:
         update(view)
-        dying.worker.membership._division.wanted = set()
+        dying.worker.membership._division.assigned = set()
 
     monkeypatch.setattr(dying.worker.membership._division, "update", nothing)
 

@@ -69,7 +69,7 @@ def test_orderings_are_walked_through_once_and_asked_for_again_only_where_a_lane
     assert world.walks == 1
     # One lane is lost
     lane = LaneId(TOPIC, 7, GROUP)
-    world.orderings.lost(lane)
+    world.orderings.drop(lane)
     assert world.orderings.of(lane) is None
     assert world.look() == [1]
     assert world.orderings.of(lane) == "key"

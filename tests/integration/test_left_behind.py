@@ -21,7 +21,7 @@ from tests.integration.views import Clock, Seer
 from tests.waiting import wait_until
 from workers.liveness import DEAD_SECONDS
 from workers.membership.strays import HINT_SECONDS, STRAY_SECONDS
-from workers.membership.sweep import PAGE_SECONDS, REST_SECONDS
+from workers.membership.sweep import REST_SECONDS, SCAN_SECONDS
 
 PARTITIONS, SLOTS = 3, 2
 SERVES, LOOSE = {"loose/l", "keyed/k"}, {"loose/l"}
@@ -107,7 +107,7 @@ def test_a_lane_has_its_name_from_its_first_lease_on_and_no_lease_is_taken_witho
     bus.client.call("XGROUP", "DESTROY", bus.keys.partition("loose", 0).stream, "l")
     # Two looks: a look asks at its beginning which ordering is in effect where that is not known, and sees
     # later that a lease is lost, perhaps because another ordering took effect. So the lane is taken by what
-    # the next one is told, which a worker begins at once (Membership.look), and this test 3 s later.
+    # the next one is told, which a worker begins at once (Keeper.look), and this test 3 s later.
     go_on(worker, clock, 6)
     # Then where it is missing no lease is taken before the group is made again, which is at the next look
     taken = {key.split("{")[1].split("}")[0] for key in leases(bus)}
@@ -164,7 +164,7 @@ def test_leases_that_nothing_else_finds_are_found_by_the_walk_through_all_keys(b
     # When a worker leads for long enough to know who is dead, and to go through all keys
     worker = Seer(bus, SERVES, clock, loose=LOOSE, slots=SLOTS)
     size = bus.client.call("DBSIZE")
-    walk = PAGE_SECONDS * (2 + size / 500)
+    walk = SCAN_SECONDS * (2 + size / 500)
     go_on(worker, clock, walk)
     clock.now += REST_SECONDS - walk - 2 * DEAD_SECONDS
     go_on(worker, clock, 3 * DEAD_SECONDS + walk)

@@ -21,7 +21,7 @@ from bus.transactions import marks
 from tests.acls import PASSWORD, as_user, user_url
 from tests.integration.views import Clock, Seer
 from workers.membership.leases import Leases
-from workers.membership.sweep import PAGE_SECONDS
+from workers.membership.sweep import SCAN_SECONDS
 from workers.order import Fallen
 from workers.scheduling.owned import OwnedLane
 
@@ -77,7 +77,7 @@ def test_a_walk_that_is_refused_is_said_and_goes_on_once_it_is_allowed(
     assert bus.client.call("GET", stray) is not None
     # And goes on by itself
     user_url(own_server, "worker", ALL)
-    for _ in range(int(3 * PAGE_SECONDS)):
+    for _ in range(int(3 * SCAN_SECONDS)):
         clock.now += 3
         worker.look()
     assert bus.client.call("GET", stray) is None

@@ -10,7 +10,7 @@ from bus.client import Bus
 from bus.consuming.subscriptions import Subscription
 from bus.topics.registry import STRAYS
 from workers.membership.identity import this_process
-from workers.membership.keeper import Membership
+from workers.membership.keeper import Keeper
 from workers.progress import Progress
 from workers.scheduling.scheduler import Scheduler
 
@@ -50,7 +50,7 @@ class Seer:
         ]
         self._bus = bus
         self._heard = b""
-        self.membership = Membership(
+        self.membership = Keeper(
             bus,
             self.identity,
             subscriptions,

@@ -127,7 +127,7 @@ def test_a_right_setting_passes_without_a_connection(settings) -> None:
 
 
 def test_our_own_packages_are_in_their_places() -> None:
-    assert checks.check_places() == []
+    assert checks.check_packages() == []
     assert check_bus() == []
 
 
@@ -135,9 +135,9 @@ def test_another_package_of_the_same_name_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     theirs = tmp_path / "workers"
-    monkeypatch.setattr(checks, "_place", lambda name: theirs if name == "workers" else None)
+    monkeypatch.setattr(checks, "_path_of", lambda name: theirs if name == "workers" else None)
 
-    (error,) = checks.check_places()
+    (error,) = checks.check_packages()
 
     assert error.id == "jitney.E002"
     assert str(theirs) in error.msg

@@ -21,7 +21,7 @@ from bus.format.keys import Keys
 from bus.format.lane_id import LaneId
 from bus.format.state import Failure
 from bus.values import Message, RetryPolicy, id_pair
-from workers.progress import Progress, Running
+from workers.progress import InHand, Progress
 from workers.slices import handling
 from workers.slices.dispatch import Dispatcher
 from workers.slices.handling import MAX_COUNT, PROVE_SECONDS, SETTLE_SECONDS, Handling
@@ -114,7 +114,7 @@ class World:
         self.progress = Progress(2)
         self.deeds: dict[tuple[int, str], tuple[str, float]] = {}
         self.ran: list[tuple[int, str]] = []
-        self.shown: list[Running | None] = []
+        self.shown: list[InHand | None] = []
         """What shared memory said was running, each time."""
         self.keys: dict[tuple[int, str], str | None] = {}
         self.at_start: dict[tuple[int, str], list[tuple[str, int, str]]] = {}

@@ -61,7 +61,7 @@ def test_a_frozen_server_kills_nobody(freeze, phase, retry):
             assert liveness.dead() == set()
             now += BEAT_SECONDS
         else:
-            liveness.failed(now)
+            liveness.begin_anew(now)
             now += retry
 
 
@@ -97,7 +97,7 @@ def test_a_dead_worker_is_found_within_15_seconds_and_a_beat_of_its_last_one(aft
 def test_an_error_starts_the_observation_anew():
     liveness = watch({"peer": 7})
     liveness.observe({"peer": 7}, 10)
-    liveness.failed(11)
+    liveness.begin_anew(11)
     assert not liveness.is_dead("peer")
     for now in (12, 20, 26.9):
         liveness.observe({"peer": 7}, now)

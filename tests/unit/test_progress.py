@@ -15,7 +15,7 @@ from bus.format import codec
 from bus.values import Message
 from workers.order import MAX_LANES
 from workers.progress import MAX_FINISHED, RECORD_BYTES, Progress
-from workers.seen import Report, Running
+from workers.slot_view import InHand, LaneReport
 
 BIG = 2**64 - 1
 LONGEST = f"{BIG}-{BIG}".encode()
@@ -31,7 +31,7 @@ def test_a_new_slot_is_empty():
 def test_the_running_message_is_seen_with_the_time_it_began():
     progress = Progress(2)
     progress.running(1, 63, LONGEST, 12.5)
-    assert progress.read(1).running == Running(63, LONGEST.decode(), 12.5)
+    assert progress.read(1).running == InHand(63, LONGEST.decode(), 12.5)
     assert progress.read(0).running is None
 
 
@@ -43,7 +43,7 @@ def test_a_finished_message_runs_no_more():
     progress.running(0, 3, b"100-2", 2.0)
     view = progress.read(0)
     assert view.finished == [(2, "100-1")]
-    assert view.running == Running(3, "100-2", 2.0)
+    assert view.running == InHand(3, "100-2", 2.0)
 
 
 def test_a_failed_message_neither_runs_nor_is_finished():
@@ -88,7 +88,7 @@ def test_what_became_of_a_message_that_was_in_hand_is_for_whoever_leaves(how):
     assert view.running is None
     assert view.finished == [(0, "1-1"), (0, "1-2")][: 2 if how == "finished" else 1]
     progress.running(0, 0, b"1-9", 1.0)
-    assert progress.read(0).running == Running(0, "1-9", 1.0)
+    assert progress.read(0).running == InHand(0, "1-9", 1.0)
 
 
 @pytest.mark.parametrize("why", ["draining", "revoked", "late"])
@@ -126,7 +126,7 @@ def test_slots_whose_messages_run_by_turns_do_not_see_each_other():
     assert progress.read(2).finished == []
     assert [message.id for message in twos] == ["2-2"]
     assert progress.read(2).finished == [(2, "2-1"), (2, "2-2")]
-    assert (progress.read(1).running or Running(0, "", 0)).id == "1-2"
+    assert (progress.read(1).running or InHand(0, "", 0)).id == "1-2"
 
 
 def test_one_that_comes_back_to_a_slot_that_is_another_slices_by_now_changes_nothing_there():
@@ -141,7 +141,7 @@ def test_one_that_comes_back_to_a_slot_that_is_another_slices_by_now_changes_not
     next(mine), next(mine)
     assert list(late) == []
     assert progress.read(0).finished == [(0, "2-0")]
-    assert (progress.read(0).running or Running(0, "", 0)).id == "2-1"
+    assert (progress.read(0).running or InHand(0, "", 0)).id == "2-1"
 
 
 def test_messages_beyond_the_room_are_not_given():
@@ -152,7 +152,7 @@ def test_messages_beyond_the_room_are_not_given():
     assert given_out == ["2-1", "2-2"]
     assert progress.read(0).finished[-2:] == [(2, "2-1"), (2, "2-2")]
     assert list(progress.each(0, 2, messages("3-1"), math.inf)) == []
-    assert progress.read(1).running == Running(5, "7-7", 1.0)
+    assert progress.read(1).running == InHand(5, "7-7", 1.0)
 
 
 def test_a_shorter_id_leaves_nothing_of_a_longer_one():
@@ -168,7 +168,7 @@ def test_a_batch_runs_as_a_whole():
     progress = Progress(1)
     progress.batch_running(0, 1, b"100-1", LONGEST, 3.0)
     view = progress.read(0)
-    assert view.running == Running(1, "100-1", 3.0)
+    assert view.running == InHand(1, "100-1", 3.0)
     assert view.batch_end == LONGEST.decode()
     progress.running(0, 1, b"300-0", 4.0)
     assert progress.read(0).batch_end is None
@@ -232,7 +232,7 @@ def test_where_there_is_no_room_for_what_became_of_a_message_that_is_said():
     progress.running(0, 1, b"1-4", 1.0)
     assert progress.ended(0, 1, [], [(b"1-4", b"z" * RECORD_BYTES)])
     assert progress.read(0).refused == [(1, b"z" * RECORD_BYTES)]
-    assert progress.read(1).running == Running(5, "7-7", 1.0)
+    assert progress.read(1).running == InHand(5, "7-7", 1.0)
     progress.settled(0)
     progress.ended(0, 1, (b"1-%d" % number for number in range(MAX_FINISHED)))
     assert not progress.ended(0, 1, [], [(b"2-1", b"no")])
@@ -272,8 +272,8 @@ def test_finished_messages_beyond_the_room_are_not_recorded(step):
     assert progress.read(0).finished == [(1, f"100-{number}") for number in range(MAX_FINISHED)]
     # And the message that runs is still known, and no other slot was touched
     progress.running(0, 9, LONGEST, 2.0)
-    assert progress.read(0).running == Running(9, LONGEST.decode(), 2.0)
-    assert progress.read(1).running == Running(5, "7-7", 1.0)
+    assert progress.read(0).running == InHand(9, LONGEST.decode(), 2.0)
+    assert progress.read(1).running == InHand(5, "7-7", 1.0)
     assert progress.read(1).finished == []
 
 
@@ -283,8 +283,8 @@ def test_reports_are_kept_by_lane():
     progress.report(0, 0, 1, 10, 2, -1)
     progress.report(0, 0, 2, 11, 0, 0)
     assert progress.read(0).reports == [
-        Report(0, 2, 11, 0, 0),
-        Report(MAX_LANES - 1, 3, BIG, BIG, 2**62),
+        LaneReport(0, 2, 11, 0, 0),
+        LaneReport(MAX_LANES - 1, 3, BIG, BIG, 2**62),
     ]
 
 
@@ -354,7 +354,7 @@ def test_a_cleared_slot_is_like_a_new_one():
 
 CHILD_IS_KILLED_IN_A_HANDLER = """
 import os, signal
-from workers.progress import Progress, Running
+from workers.progress import InHand, Progress
 progress, (ready, say_ready) = Progress(2), os.pipe()
 child = os.fork()
 if child == 0:
@@ -374,7 +374,7 @@ os.waitpid(child, 0)
 view = progress.read(1)
 assert view.pid == child
 assert view.finished == [(3, "500-1"), (3, "500-2")], view
-assert view.running == Running(3, "500-3", 2.0), view
+assert view.running == InHand(3, "500-3", 2.0), view
 assert view.handler_ns == 5e6
 """
 

@@ -1,13 +1,14 @@
-"""Who should own which lane: a pure function that every worker computes alike from the same table.
+"""Computes which worker should own which lane: a pure function, which all workers compute from the same
+table.
 
-The lanes of one topic and group are divided evenly: with P lanes and N workers everybody gets P // N, and
-P % N workers get one more, an *extra*. Which workers those are is the only freedom, and it is used twice:
-whoever has an extra keeps it, so that a join or a leave moves few lanes; and an extra moves to a worker
-whose total over all topics and groups is lower by two or more, so that a hundred topics of one
-partition do not all stay with the worker that was there first.
+The lanes of one topic and group are divided evenly. With P lanes and N workers each gets P // N, and P % N
+workers get one more, an *extra*. Which workers get the extras is the only freedom, and it is used twice. A
+worker that has an extra keeps it, so that a join or a leave moves few lanes. And an extra moves to a worker
+whose total over all topics and groups is lower by two or more, so that a hundred topics of one partition do
+not all stay with the worker that was there first.
 
 A busy worker gets no lane that it does not hold, and those that it declines are free for the others. Where
-that leaves it with less than P // N, the rest is divided among the others.
+that leaves it with less than P // N, the others share the rest.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ def assign(
     owners: Mapping[LaneId, str],
     declines: Mapping[str, Collection[LaneId]] = MappingProxyType({}),
 ) -> dict[LaneId, str]:
-    """Lane → the worker that should own it.
+    """Return lane → the worker that should own it. A lane that no worker serves is left out.
 
     `workers`: live worker → what it serves as `topic/group`, None for everything. `owners`: who holds each
     lane now; it may name workers that are dead. `declines`: busy worker → the lanes, of whatever group, for
-    which it has no slot, maybe none just now. A lane that nobody serves is left out.
+    which it has no slot, maybe none just now.
 
-    Independent of the order of its arguments; complete; even to ±1 within a topic and group, but for busy
-    workers that hold less; and with its own result as `owners` it returns the same result. A busy worker gets
-    no lane that it does not hold or declines, unless all who serve the group are busy: then nobody could take
-    over, and what they decline is ignored.
+    The result does not depend on the order of the arguments. It is complete, and even to ±1 within a topic
+    and group, except for busy workers that hold less. With its own result as `owners` it is the same again. A
+    busy worker gets no lane that it does not hold, and none that it declines, unless all who serve the group
+    are busy: then nobody could take over, and what they decline is ignored.
     """
     shares = _shares(workers, lanes, owners, declines)
     loads = dict.fromkeys(workers, 0)
@@ -110,10 +111,10 @@ class _Share:
         self.extras: set[str] = set()
 
     def _set_apart(self, busy: list[str], count: int) -> dict[str, list[LaneId]]:
-        """Busy workers that hold no more than the base, with what they keep; the others share the rest.
+        """Set apart the busy workers that hold no more than the base; return what each keeps.
 
-        That only raises the base, so it does not matter who goes first. A busy worker that holds more stays
-        among the others: its share is less than it holds, so it gets nothing that it does not have.
+        The others share the rest. That only raises the base, so the order does not matter. A busy worker that
+        holds more stays among the others: its share is less than it holds, so it gets nothing new.
         """
         kept: dict[str, list[LaneId]] = {}
         while full := [
@@ -133,7 +134,7 @@ class _Share:
             loads[worker] += len(lanes)
 
     def keep_extras(self, loads: dict[str, int]) -> None:
-        """Let whoever holds more than the base keep an extra, as far as there are extras."""
+        """Let the workers that hold more than the base keep an extra, as far as there are extras."""
         over = [worker for worker, lanes in self.held.items() if len(lanes) > self.base]
         self._add_extras(over, loads)
 
@@ -170,8 +171,7 @@ class _Share:
         return self.extras
 
     def divide(self) -> dict[LaneId, str]:
-        """Let everybody keep what fits into his share, and fill up the others with the rest, both in their
-        order.
+        """Let each worker keep what fits into its share, and fill up the others with the rest, both in order.
 
         Because of the order, a worker that takes one of its lanes changes nothing for the other lanes.
         """

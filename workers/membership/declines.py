@@ -1,9 +1,9 @@
-"""The lanes that a worker declines, having no slot for them, and how long it is busy. No I/O.
+"""Knows which lanes a worker declines because it has no slot for them, and how long it is busy. No I/O.
 
-A lane is *starved* when it has had work, and waited for a slot, for DECLINE_SECONDS. The worker then says
-so in its beat, and the assignment gives the lane to a worker that is not *busy*. A busy worker gets no lanes
-more, whatever their group: all of them share its one pool. It stays busy for a while after the last lane
-was starved, or what it has passed on would come back at once.
+A lane is *starved* when it has had work, and has waited for a slot, for DECLINE_SECONDS. The worker then
+names it in its beat, and the assignment gives the lane to a worker that is not *busy*. A busy worker gets no
+more lanes, of whatever group: all share its one pool. It stays busy for a while after the last lane was
+starved, or what it has passed on would come back at once.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from bus.format.worker_record import dump_lane
 
 #: How long a lane with work may wait for a slot of its worker. Seconds.
 DECLINE_SECONDS = 10.0
-#: How long a worker is busy at least after a lane was starved last. Seconds. A worker that is free for a
+#: How long a worker stays busy, at least, after a lane was starved. Seconds. A worker that is free for a
 #: moment between two long messages would take lanes back and starve them again, each time for
-#: DECLINE_SECONDS; so at most a fourth of the time goes to that.
+#: DECLINE_SECONDS. So at most a fourth of the time goes to that.
 REST_SECONDS = 30.0
-#: How soon after a look a busy worker looks for further lanes to decline, at the least. Seconds. With far too
-#: much to do lanes are starved one after the other, and would otherwise cost a look each.
+#: How long a busy worker waits, at least, until it looks for further lanes to decline. Seconds. With far too
+#: much to do, lanes are starved one after the other, and each would cost a look.
 PATIENCE_SECONDS = 1.0
 
 
@@ -38,7 +38,7 @@ class Declines:
         """True if lanes were starved since this worker was last at rest."""
 
     def see(self, waiting: Mapping[LaneId, float], *, at_rest: bool) -> None:
-        """Take in how it stands: lane → how long it has waited for a slot, in seconds.
+        """Take in how long each lane with work has waited for a slot, in seconds.
 
         `at_rest`: a slot is free, and nothing waits for one.
         """
@@ -49,14 +49,14 @@ class Declines:
             self.busy = False
 
     def next_look(self, waiting: Mapping[LaneId, float]) -> float:
-        """Return the seconds until it is time to decline another lane, if all wait on; infinity if there is
-        none.
+        """Return the seconds until another lane is to be declined, if all go on waiting; infinity if none
+        is.
         """
         left = [DECLINE_SECONDS - seconds for lane, seconds in waiting.items() if lane not in self.lanes]
         return max(PATIENCE_SECONDS if self.busy else 0.0, min(left, default=math.inf))
 
     def dump(self) -> list[str] | None:
-        """Return the lanes as texts, as a beat names them; None while the worker is not busy."""
+        """Return the lanes as the beat names them, as texts; None while the worker is not busy."""
         if not self.busy:
             return None
         return sorted(map(dump_lane, self.lanes))

@@ -1,11 +1,11 @@
-"""What is to be divided: the homes of all declared groups, and who holds them, as every worker sees it.
+"""Reads what is to be divided: the homes of all declared groups, and who holds them, as every worker sees it.
 
-Nothing here depends on what this worker serves or what its code knows, or workers would divide different
-things, and a lane that each leaves to another would be nobody's.
+Nothing here depends on what this worker serves or what its code knows. Else workers would divide different
+things, and a lane that each leaves to another would have no owner.
 
-In the long run nothing changes. So one look is one packed MGET, made once; what is declared is read again
-when there was a hint, when a lease changed, or after a while; and what follows is computed again only when
-something changed.
+Nearly always nothing has changed. So one look is one MGET, which is packed once. What is declared is read
+again after a hint, after a change of a lease, or after a while. What follows from both is computed again
+only when something has changed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from bus.streams.connect import check
 from bus.streams.wire import pack_all
 from bus.topics.registry import Tables
 
-#: What is declared is read again so often, if nothing says that it changed. Seconds.
+#: How often what is declared is read again, if nothing says that it changed. Seconds.
 TABLES_SECONDS = 15.0
-#: Leases read with one command, so that the server answers others in between.
-PAGE = 4_000
+#: Leases that one MGET reads, so that the server answers others in between.
+LEASES_AN_MGET = 4_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class View:
     homes: Sequence[LaneId]
     """One lane for each partition of each declared group, whatever its ordering."""
     leases: dict[LaneId, str]
-    """The values of the leases that there are, of homes and of the other lanes that were asked for."""
+    """The values of the leases of homes, and of the other lanes that were asked for, as far as they exist."""
     owners: dict[LaneId, str] = field(default_factory=dict)
-    """The holder of each; "" if the lease is free."""
+    """The owner of each lease; "" if it is free."""
 
 
 class Homes:
@@ -51,14 +51,14 @@ class Homes:
         self._tables = Tables({}, [])
         self._tables_due = -math.inf
         self._homes: list[LaneId] = []
-        self._known: frozenset[LaneId] = frozenset()
+        self._home_set: frozenset[LaneId] = frozenset()
         self._lanes: list[LaneId] = []
         self._packed, self._pages = b"", 0
         self._values: list[Any] = []
         self._view: View | None = None
 
     def forget(self) -> None:
-        """Read everything at the next look: something may have changed. From any thread."""
+        """Forget what was read: something may have changed, so the next look reads all. From any thread."""
         self._tables_due = -math.inf
         self._view = None
 
@@ -66,36 +66,37 @@ class Homes:
         """Return what is declared; the same object as before if nothing changed."""
         if self._clock() >= self._tables_due:
             self._tables_due = self._clock() + TABLES_SECONDS  # first: a hint meanwhile is for the next look
-            found = self._bus.registry.tables()
-            if found is not self._tables:
-                self._tables, self._homes = found, list(found.homes())
-                self._known = frozenset(self._homes)
+            tables = self._bus.registry.tables()
+            if tables is not self._tables:
+                self._tables, self._homes = tables, list(tables.homes())
+                self._home_set = frozenset(self._homes)
         return self._tables
 
-    def of(self, places: Collection[tuple[str, str]]) -> list[LaneId]:
-        """Return the homes of these (topic, group), by the tables that were last read."""
-        return [lane for lane in self._homes if (lane.topic, lane.group) in places]
+    def of(self, groups: Collection[tuple[str, str]]) -> list[LaneId]:
+        """Return the homes of these (topic, group), by the tables that were read last."""
+        return [lane for lane in self._homes if (lane.topic, lane.group) in groups]
 
     def look(self, others: Iterable[LaneId]) -> View:
         """Read the leases of all homes, and of these other lanes."""
         tables = self.tables()
-        lanes = [*self._homes, *sorted(set(others) - self._known)]
+        lanes = [*self._homes, *sorted(set(others) - self._home_set)]
         if lanes != self._lanes:
             self._lanes, self._view = lanes, None
             keys = [self._key(lane) for lane in lanes]
-            pages = [keys[start : start + PAGE] for start in range(0, len(keys), PAGE)]
+            starts = range(0, len(keys), LEASES_AN_MGET)
+            pages = [keys[start : start + LEASES_AN_MGET] for start in starts]
             self._packed, self._pages = pack_all(("MGET", *page) for page in pages), len(pages)
         values = [value for page in self._read() for value in check(page)]
         view = self._view
         if view is None or view.tables is not tables or values != self._values:
-            found = {
+            leases = {
                 lane: lease.read(raw) for lane, raw in zip(lanes, values, strict=True) if raw is not None
             }
-            owners = {lane: lease.owner_of(value) for lane, value in found.items()}
+            owners = {lane: lease.owner_of(value) for lane, value in leases.items()}
             if values != self._values:
                 self._tables_due = -math.inf  # whatever happened there, more may have
             self._values = values
-            view = self._view = View(tables, self._homes, found, owners)
+            view = self._view = View(tables, self._homes, leases, owners)
         return view
 
     def _read(self) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Who a worker is, and whether a predecessor on this host is provably gone.
+"""Says who a worker is, and whether another one of this host is provably gone.
 
 A process id alone proves nothing: ids are used again, and in another container or after a reboot they name
 other processes. The boot id and the pid namespace say whether an id means the same here; the time at which
@@ -24,7 +24,9 @@ _START_FIELD = 22 - 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """One start of a worker. What the system does not tell is "" or None, and proves nothing."""
+    """The identity of one start of a worker. What the system does not tell is "" or None, and proves
+    nothing.
+    """
 
     incarnation: str
     """Unique to this start; letters, digits, '.', '_' and '-'."""
@@ -40,7 +42,7 @@ class Identity:
     """When the process was asked who it is, in ms since 1970."""
 
     def to_record(self) -> dict[str, object]:
-        """Return what the table of workers holds of it, able to be written as JSON."""
+        """Return its part of the record in the table of workers, to be written as JSON."""
         return {
             "host": self.host,
             "pid": self.pid,
@@ -52,7 +54,7 @@ class Identity:
 
 
 def this_process() -> Identity:
-    """A new identity for this process; each call gives another incarnation."""
+    """Return a new identity for this process. Each call gives another incarnation."""
     host, pid = socket.gethostname(), os.getpid()
     start = _start_ticks(pid)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", host)[:40] or "host"
@@ -68,10 +70,10 @@ def this_process() -> Identity:
 
 
 def is_proven_gone(record: Mapping[str, object]) -> bool:
-    """True only if the process of `record` ran on this very system and does not run any more.
+    """Return True only if the process of `record` ran on this very system and does not run any more.
 
-    False whenever anything is unknown. Only the worker's main process is meant: children of its pool
-    may outlive it for a moment, and are held off by the fence of the lease.
+    False whenever anything is unknown. Only the worker's main process is meant. Children of its pool may live
+    on for a moment; the fence of the lease holds them off.
     """
     pid, start, boot, pidns = (record.get(name) for name in ("pid", "start", "boot", "pidns"))
     if not isinstance(pid, int) or not isinstance(start, int) or pid <= 0 or not boot or not pidns:

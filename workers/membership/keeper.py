@@ -1,6 +1,6 @@
-"""Who should own what: the thread that keeps this worker's beat and its leases.
+"""Keeps this worker's beat and its leases, in a thread.
 
-It has connections of its own, so that a busy main loop never makes a worker look dead. There is no
+The thread has connections of its own, so that a busy main loop never makes a worker look dead. There is no
 coordinator: every worker computes the same assignment from the same tables, acquires free lanes that
 should be its own by compare-and-set, and gives up, after the running slice, those that should not.
 """
@@ -8,7 +8,6 @@ should be its own by compare-and-set, and gives up, after the running slice, tho
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import random
 import threading
@@ -16,19 +15,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 
-from django.core.exceptions import ImproperlyConfigured
-from django.db import Error, connections
-
 from bus.client import Bus
 from bus.consuming.subscriptions import Subscription
-from bus.errors import BusError, BusUnavailable, ForeignData, UnknownTopic
+from bus.errors import BusError, BusUnavailable
 from bus.format.lane_id import ORDERED_LANE, LaneId
 from bus.format.lease import freed
 from bus.safety.complaints import Complaints
-from bus.topics.registry import GroupSpec, Tables
-from bus.transactions import marks
-from bus.upkeep.newcomers import Newcomers
-from workers.forks import forks
 from workers.membership.declines import Declines
 from workers.membership.departures import Departures
 from workers.membership.division import Division
@@ -38,6 +30,7 @@ from workers.membership.leases import Leases, Swap
 from workers.membership.orderings import Orderings
 from workers.membership.orphans import Orphans
 from workers.membership.roster import Roster
+from workers.membership.served import ServedGroups
 from workers.membership.strays import Strays
 from workers.membership.sweep import Sweep
 from workers.membership.unheld import Unheld
@@ -46,12 +39,9 @@ from workers.scheduling.scheduler import Scheduler
 
 logger = logging.getLogger("jitney.workers")
 
-#: The pause after partitions or groups could not be made. Seconds.
-DECLARE_SECONDS = 30.0
 
-
-class Membership(threading.Thread):
-    """The keeper of one worker's leases."""
+class Keeper(threading.Thread):
+    """The thread that keeps one worker's beat and leases."""
 
     def __init__(
         self,
@@ -65,19 +55,19 @@ class Membership(threading.Thread):
         on_change: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_change` is called, in this thread, after lanes came, went or were paused."""
+        """`on_change`: called in this thread after lanes came, went or were paused."""
         super().__init__(name="jitney-membership", daemon=True)
         self._bus = bus
         self._me = identity.incarnation
-        self._subscriptions = list(subscriptions)
-        self._served = {(each.topic, each.group) for each in self._subscriptions}
         self._scheduler = scheduler
         self._slots = slots
         self._on_change = on_change
         self._clock = clock
-        self._roster = Roster(bus, identity, self._subscriptions, processes, clock)
+        subscriptions = list(subscriptions)
+        self._roster = Roster(bus, identity, subscriptions, processes, clock)
         self._leases = Leases(bus, identity.incarnation)
         self._homes = Homes(bus, clock)
+        self._served = ServedGroups(bus, subscriptions, self._homes, clock)
         self._orderings = Orderings(bus, self._leases, scheduler)
         self.strays = Strays(bus, self._me, self._leases, scheduler, clock)
         around = self._roster, self._leases, self._orderings, self.strays
@@ -87,12 +77,9 @@ class Membership(threading.Thread):
         self._division = Division(self._me, self._roster)
         self._departures = Departures(self._leases, scheduler)
         self._declines = Declines(clock)
-        self._newcomers = Newcomers(bus)
         self._errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self._declared = self._announced = False
-        self._declare_at = -math.inf
-        self._leaving = False
+        self._is_leaving = False
         self._complaints = Complaints(logger, clock=clock)
         self.heard_at = clock()
         """When this thread last went round its loop, by the monotonic clock."""
@@ -114,11 +101,11 @@ class Membership(threading.Thread):
         self.look()
 
     def release(self) -> None:
-        """Give back the lanes that are given up, as an errand."""
+        """Give back the lanes that are given up, as an errand of the thread."""
         self._errands.put(self._departures.give_back)
 
     def renew(self, lane: OwnedLane) -> None:
-        """Give a lane that was taken back from a stuck slice a new lease, as an errand."""
+        """Get a new lease for a lane that was taken back from a stuck slice, as an errand of the thread."""
         old, new = lane.lease, self._leases.new_value()
 
         def work() -> None:
@@ -131,12 +118,12 @@ class Membership(threading.Thread):
         self._errands.put(work)
 
     def repair(self) -> None:
-        """Declare our groups again: streams or groups have vanished."""
-        self._declared = False
+        """Declare our groups again: streams or groups are gone."""
+        self._served.declare_again()
         self.look()
 
     def unblock(self, clients: Iterable[int]) -> None:
-        """End the lingering of slices whose slots are wanted, as an errand."""
+        """End the lingering of slices whose slots are needed, as an errand of the thread."""
         unblocks = [("CLIENT", "UNBLOCK", client) for client in clients]
 
         def work() -> None:
@@ -180,7 +167,7 @@ class Membership(threading.Thread):
             work()
         except BusError as error:
             if isinstance(error, BusUnavailable):
-                self._roster.failed()
+                self._roster.observe_anew()
             self._complaints.say(
                 type(error).__name__,
                 "The worker cannot look after its leases now and goes on trying: %s",
@@ -206,11 +193,11 @@ class Membership(threading.Thread):
 
     def _look(self) -> None:
         leaving = self._scheduler.stopped or self._scheduler.standing
-        self._leaving = self._leaving and leaving
+        self._is_leaving = self._is_leaving and leaving
         self._decline()
         unheld = self._unheld.lanes()
         self._roster.beat(leaving=leaving, declines=self._declines.dump(), unheld=unheld)
-        self._declared_tables()
+        self._take_in_what_is_declared()
         slot_lanes = self._slot_lanes()
         owned = self._scheduler.owned()
         view = self._homes.look([*owned, *slot_lanes])
@@ -218,99 +205,36 @@ class Membership(threading.Thread):
         # First: what is lost must not be given up as if it were ours, without a word.
         self._drop_lost(view, owned)
         self._division.update(view)
-        self._unheld.see(self._division.free)
-        wanted = self._division.wanted
-        self._give_up(wanted)
-        self._free_strays(view, wanted)
+        self._unheld.see(self._division.unheld)
+        assigned = self._division.assigned
+        self._give_up(assigned)
+        self._free_strays(view, assigned)
         if leaving:
             self._say_leaving()
         else:
-            self._acquire(wanted, view)
+            self._acquire(assigned, view)
             self._tend_unordered(slot_lanes, view)
-            self._orphans.tend(wanted)
-            if self.strays.heard:
+            self._orphans.tend(assigned)
+            if self.strays.take_hint():
                 self._orphans.free_strays()
             self._orderings.change()
         if self.leads:
-            self._unheld.say(unheld)
+            self._unheld.complain(unheld)
             self._sweep.step(view.tables)
         self._on_change()
 
-    # ------------------------------------------------------------------ what there is
-
-    def _declared_tables(self) -> Tables:
-        """Return what all have declared, with what our code declares among it."""
-        tables = self._homes.tables()
-        known = self._known(tables)
-        # Not there: FLUSHALL, or somebody deleted a group that is still subscribed.
-        places = [(each.topic, each.group) for each in known]
-        missing = not self._declared or self._newcomers.must_declare(places, tables.places)
-        if missing and self._clock() >= self._declare_at:
-            if not self._declare(known):  # what is in the way is told of, and the others can do without it
-                self._declare_at = self._clock() + DECLARE_SECONDS
-            self._homes.forget()
-            before, tables = tables, self._homes.tables()
-            if tables is not before:
-                self._bus.registry.hint("spec changed")  # or others would divide what was there before
+    def _take_in_what_is_declared(self) -> None:
+        """Take in which groups there are, which are paused, and by which orderings they go."""
+        tables = self._served.tables()
         self._scheduler.pause((group.topic, group.name) for group in tables.groups if group.paused)
-        self._orderings.refresh(tables, lambda: self._homes.of(self._served))
-        return tables
-
-    def _known(self, tables: Tables) -> list[Subscription]:
-        """Return the subscriptions whose topics exist."""
-        known = []
-        for each in self._subscriptions:
-            if each.topic in tables.topics:
-                known.append(each)
-                continue
-            try:  # makes it again, where code or a database declares it
-                self._bus.registry.spec(each.topic)
-            except (UnknownTopic, ForeignData) as error:
-                if not self._declared:
-                    logger.warning("%s waits for its topic: %s", each.handler_name, error)
-            else:
-                known.append(each)
-        return known
-
-    def _declare(self, known: list[Subscription]) -> bool:
-        """Declare our groups; True if all went well."""
-        well = self._newcomers.declare(
-            (
-                GroupSpec(topic=each.topic, name=each.group, ordering=each.ordering, start=each.start)
-                for each in known
-            ),
-            # Of workers with different code the one that started last decides, not that repaired last.
-            keep_ordering=self._announced,
-        )
-        self._declared = self._announced = True
-        self._advance()
-        return well
-
-    def _advance(self) -> None:
-        """Move groups forward to their copied marks: streams or groups had vanished, or the server's data are
-        older.
-        """
-        try:
-            with forks.work():
-                settled = marks.advance(self._bus)
-            if settled:
-                logger.warning(
-                    "Redis came back with older data: %s settled messages are passed over.", settled
-                )
-        except (Error, ImproperlyConfigured) as error:
-            logger.warning(
-                "The copies of the marks cannot be read, so none is used: %s. Did `manage.py migrate` run?",
-                error,
-            )
-        finally:
-            connections.close_all()  # this thread may not need it again for weeks
+        self._orderings.refresh(tables, lambda: self._homes.of(self._served.names))
 
     # ------------------------------------------------------------------ ordered lanes
 
     def _bury(self, view: View) -> None:
-        """Free the lanes of workers that are gone, for whoever should have them, and strike these off.
+        """Free the lanes of workers that are gone, and remove the records of these workers.
 
-        A worker that was thought dead and comes back finds its leases changed, and enters itself again.
+        A worker that was taken for dead and comes back finds its leases changed, and writes its record again.
         """
         gone = self._roster.gone
         if not gone:
@@ -330,7 +254,7 @@ class Membership(threading.Thread):
             self._bus.registry.hint("release")
 
     def _decline(self) -> None:
-        """Find the lanes that wait for a slot in vain: the beat names them, and others take them."""
+        """Find the lanes that wait for a slot in vain. The beat names them, and other workers take them."""
         before = self._declines.busy
         self._declines.see(self._scheduler.waiting(), at_rest=self._scheduler.is_at_rest())
         if self._declines.busy and not before:
@@ -338,25 +262,25 @@ class Membership(threading.Thread):
         elif before and not self._declines.busy:
             logger.info("There are free slots again: this worker takes lanes as before.")
 
-    def _give_up(self, wanted: set[LaneId]) -> None:
-        self._departures.give_up(wanted)
+    def _give_up(self, assigned: set[LaneId]) -> None:
+        self._departures.give_up(assigned)
 
     def _say_leaving(self) -> None:
         # Once: whoever sees a hint looks again, ourselves included.
-        if not self._leaving:
-            self._leaving = True
+        if not self._is_leaving:
+            self._is_leaving = True
             self._bus.registry.hint("leave")
 
-    def _free_strays(self, view: View, wanted: set[LaneId]) -> None:
-        """Free leases that bear our name but are not held: the reply to an acquisition was lost, and
-        meanwhile the lane should be somebody else's.
+    def _free_strays(self, view: View, assigned: set[LaneId]) -> None:
+        """Free leases that bear our name, though we do not hold the lane, and it is assigned to another
+        worker: the reply to an acquisition was lost.
         """
-        strays = self._division.named - wanted - self._scheduler.owned().keys()
+        strays = self._division.leased - assigned - self._scheduler.owned().keys()
         self._leases.swap(Swap(lane, view.leases[lane], freed(view.leases[lane])) for lane in strays)
 
-    def _acquire(self, wanted: set[LaneId], view: View) -> None:
+    def _acquire(self, assigned: set[LaneId], view: View) -> None:
         swaps = []
-        for lane in sorted(wanted - self._scheduler.owned().keys()):
+        for lane in sorted(assigned - self._scheduler.owned().keys()):
             owner = view.owners.get(lane, "")
             # Our own name on a lane that we do not hold: the reply to an acquisition was lost.
             free = owner in ("", self._me)
@@ -366,26 +290,26 @@ class Membership(threading.Thread):
         self._take(swaps)
 
     def _take(self, swaps: list[Swap]) -> None:
-        if self._orderings.take(swaps).lost:
-            self._declared = False  # at the next look
+        if self._orderings.take(swaps).group_is_missing:
+            self._served.declare_again()
             self._homes.forget()
 
     def _drop_lost(self, view: View, owned: dict[LaneId, str]) -> None:
         """Drop lanes whose lease is not ours any more (we were frozen, FLUSHALL, a verb of an operator)."""
         for lane in [lane for lane, lease in owned.items() if view.leases.get(lane) != lease]:
             if self._scheduler.owned().get(lane) == owned[lane]:
-                self._orderings.lost(lane)
+                self._orderings.drop(lane)
                 self.look()
 
     # ------------------------------------------------------------------ unordered lanes
 
     def _slot_lanes(self) -> list[LaneId]:
-        """Return our own lanes in unordered groups: one for each slot in every partition, whoever is its
+        """Return our own lanes in unordered groups: one for each slot in every partition, whoever has its
         home.
         """
         return [
             LaneId(home.topic, home.partition, home.group, f"{self._me}.{slot}")
-            for home in self._orderings.unordered(self._served)
+            for home in self._orderings.unordered(self._served.names)
             for slot in range(self._slots)
         ]
 
@@ -395,6 +319,6 @@ class Membership(threading.Thread):
             return
         owned = self._scheduler.owned()
         missing = [lane for lane in slot_lanes if lane not in owned]
-        # Free, or our own after a lost reply. What somebody else drains he will remove.
+        # Free, or our own after a lost reply. A lane that another worker drains, that worker will remove.
         free = [lane for lane in missing if view.owners.get(lane, "") in ("", self._me)]
         self._take([Swap(lane, view.leases.get(lane, ""), self._leases.new_value()) for lane in free])

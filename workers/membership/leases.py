@@ -1,4 +1,4 @@
-"""Leases: taking, changing and giving back a worker's right to lanes, always by compare-and-set."""
+"""Takes, changes and gives back a worker's leases on lanes, always by compare-and-set."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ from workers.scheduling.owned import OwnedLane
 
 logger = logging.getLogger("jitney.workers")
 
-#: Keys and arguments of a script.
+#: Keys and arguments of one call of a script.
 Call = tuple[list[str], list[Argument]]
 
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """One compare-and-set."""
+    """One compare-and-set of a lease."""
 
     lane: LaneId
     old: str
-    """The value that must be there; "" for none."""
+    """The value that the lease must have; "" if there must be none."""
     new: str
     ordering: Ordering | None = None
-    """The ordering by which it is taken: refused if another is in effect. None if the lane is freed or kept.
+    """The ordering by which the lane is taken; refused if another is in effect. None if it is freed or
+    kept.
     """
     suspect: bool = False
-    """True if the owner did not give it back: what is pending may have killed it, and is marked so."""
+    """True if the owner did not give the lease back: what is pending may have killed it, and is marked so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +53,15 @@ class Taken:
     """The result of taking lanes."""
 
     swaps: list[Swap]
-    """The lanes that went through."""
-    lost: bool
-    """True if the group of some of them is not there: it must be made again first."""
+    """Those that went through."""
+    group_is_missing: bool
+    """True if the group of some lane is missing: it must be made again first."""
     positions: Mapping[LaneId, str] = field(default_factory=dict)
-    """The lanes that are surely at rest (nothing is pending there or ahead), with the position of the group.
-    """
+    """Lanes that are surely at rest, with nothing pending there or ahead → the position of the group."""
 
 
 class Leases:
-    """The leases of one bus, as one worker sees and takes them. Raises BusUnavailable."""
+    """The leases of one bus as one worker sees and takes them. Raises BusUnavailable."""
 
     def __init__(self, bus: Bus, incarnation: str) -> None:
         self._bus = bus
@@ -74,37 +74,39 @@ class Leases:
         return f"{self._incarnation}:{next(self._tokens)}"
 
     def read(self, lanes: Iterable[LaneId]) -> dict[LaneId, str]:
-        """Return the values of those lanes that have a lease."""
-        wanted = list(lanes)
-        if not wanted:
+        """Return the values of the leases of these lanes, as far as they have one."""
+        lanes = list(lanes)
+        if not lanes:
             return {}
-        values = self._bus.client.call("MGET", *(self.key(lane) for lane in wanted))
+        values = self._bus.client.call("MGET", *(self.key(lane) for lane in lanes))
         return {
-            lane: lease.read(value) for lane, value in zip(wanted, values, strict=True) if value is not None
+            lane: lease.read(value) for lane, value in zip(lanes, values, strict=True) if value is not None
         }
 
     def swap(self, swaps: Iterable[Swap]) -> list[Swap]:
         """Compare-and-set many leases in one round trip; return those that went through."""
-        wanted = list(swaps)
-        codes = [reply[0] for reply in self._run("lease", [self._call(each) for each in wanted])]
-        return [each for each, code in zip(wanted, codes, strict=True) if code == 1]
+        swaps = list(swaps)
+        codes = [reply[0] for reply in self._run("lease", [self._call(swap) for swap in swaps])]
+        return [swap for swap, code in zip(swaps, codes, strict=True) if code == 1]
 
     def take(self, swaps: Iterable[Swap]) -> Taken:
-        """Do what `swap` does, for lanes that were not ours: each has an ordering, and gets its consumer
-        name.
+        """Take lanes that were not ours: `swap`, and each lane gets its consumer name. Each swap has an
+        ordering.
         """
-        wanted = list(swaps)
-        replies = self._run("lease", [self._call(each) for each in wanted])
-        taken = [(each, reply) for each, reply in zip(wanted, replies, strict=True) if reply[0] == 1]
+        swaps = list(swaps)
+        replies = self._run("lease", [self._call(swap) for swap in swaps])
+        taken = [(swap, reply) for swap, reply in zip(swaps, replies, strict=True) if reply[0] == 1]
         return Taken(
-            [each for each, _ in taken],
-            lost=any(reply[0] == 2 for reply in replies),
-            positions={each.lane: commands.text(reply[2]) for each, reply in taken if any(reply[2:])},
+            [swap for swap, _ in taken],
+            group_is_missing=any(reply[0] == 2 for reply in replies),
+            positions={swap.lane: commands.text(reply[2]) for swap, reply in taken if any(reply[2:])},
         )
 
     def retire(self, leases: Mapping[LaneId, str]) -> set[LaneId]:
-        """Remove lanes under these values of their leases, with their consumer names, in one round trip:
-        those with nothing pending, which are returned."""
+        """Remove those of these lanes that have nothing pending, with their consumer names; return them.
+
+        One round trip. `leases`: the values that their leases must have.
+        """
         calls: list[Call] = [
             ([self._stream(lane), self.key(lane)], [lease.raw(value), lane.group, lane.lane])
             for lane, value in leases.items()
@@ -113,21 +115,24 @@ class Leases:
         return {lane for lane, code in zip(leases, codes, strict=True) if code == 1}
 
     def give_back(self, lanes: Iterable[OwnedLane]) -> None:
-        """Free lanes for others; an unordered lane with nothing pending goes, with its consumer name."""
-        given = list(lanes)
-        for lane in given:
+        """Free lanes for other workers. An unordered lane with nothing pending goes, with its consumer
+        name.
+        """
+        lanes = list(lanes)
+        for lane in lanes:
             self._settle_fallen(lane)
-        retired = self.retire({lane.id: lane.lease for lane in given if lane.ordering == "none"})
-        kept = [lane for lane in given if lane.id not in retired]
+        retired = self.retire({lane.id: lane.lease for lane in lanes if lane.ordering == "none"})
+        kept = [lane for lane in lanes if lane.id not in retired]
         self.swap(Swap(lane.id, lane.lease, freed(lane.lease), suspect=lane.suspect) for lane in kept)
-        if given:
+        if lanes:
             self._bus.registry.hint("release")
 
     def renew(self, owned: OwnedLane, new: str) -> bool:
-        """Change the lease of a lane that was taken back; False if it is not ours any more.
+        """Change the lease of a lane that was taken back; return False if the lane is not ours any more.
 
-        What its slice has ended is settled at once: until a slot is free for the next slice seconds may pass,
-        and if this worker is killed in them all of it is handled again. What was in hand is the next one's.
+        The outcomes of what its slice has ended are settled at once. Seconds may pass until a slot is free
+        for the next slice, and if this worker is killed in them, all of it is handled again. The message in
+        hand is left to the next slice.
         """
         if not self.swap([Swap(owned.id, owned.lease, new)]):
             return False
@@ -141,10 +146,10 @@ class Leases:
         return True
 
     def _settle_fallen(self, owned: OwnedLane) -> None:
-        """What a process has left and cannot settle any more, since its lane was taken back or it died.
+        """Settle what a process has left and cannot settle any more: it died, or its lane was taken back.
 
-        The next slice would have done it; whoever has the lane next knows nothing of it, would handle again
-        what is done, and would try once more what has failed. Of a batch that was in hand he learns by the
+        The next slice would have done it. The next owner of the lane knows nothing of it: it would handle
+        again what is done, and try once more what has failed. It learns of a batch that was in hand from the
         mark of a lease that was not given back.
         """
         if fallen := owned.fallen:
@@ -152,17 +157,19 @@ class Leases:
             owned.fallen, owned.suspect = None, owned.suspect or fallen.batch
 
     def _settle(self, owned: OwnedLane, value: str, fallen: Fallen) -> bool:
-        """Settle it under this value of the lease; False if the server refuses, or the lease is not ours."""
+        """Settle this under a value of the lease; return False if the server refuses, or the lease is not
+        ours.
+        """
         keys, group = self._bus.keys.partition(owned.id.topic, owned.id.partition), owned.id.group
         own = [
             keys.stream, keys.lease(group, owned.id.lane), keys.retry(group), keys.held(group),
             keys.state(group), keys.dead(group), keys.mark(group),
         ]  # fmt: skip
         try:
-            *known, now = self._bus.client.pipe([*waiting.first(keys, group), ("TIME",)])
+            *first, now = self._bus.client.pipe([*waiting.first(keys, group), ("TIME",)])
             lane = Lane(owned.state.leased(value), keys)
-            known = [check(reply) for reply in known]
-            lane.load(check(run(waiting.rest(keys, group, known), self._send)))
+            first = [check(reply) for reply in first]
+            lane.load(check(run(waiting.rest(keys, group, first), self._send)))
             fallen.settle_in(lane, None, int(seconds_of(now)) * 1000)
             lane.outcomes.done += lane.acks
             limit = self._bus.settings.dead_limit
@@ -194,15 +201,17 @@ class Leases:
         return self._bus.keys.partition(lane.topic, lane.partition).stream
 
     def _run(self, script: str, calls: list[Call]) -> list[list[Any]]:
-        """Return the replies. What is wrong with one lane is logged, and leaves the others alone: [-1]."""
-        found: list[list[Any]] = []
+        """Return the replies. What is wrong with one lane is logged, its reply is [-1], and the others go
+        on.
+        """
+        answers: list[list[Any]] = []
         for (keys, _), reply in zip(calls, commands.run_many(self._bus.client, script, calls), strict=True):
             if isinstance(reply, ServerError):
                 self._complain(keys, reply)
-                found.append([-1])
+                answers.append([-1])
             else:
-                found.append(reply if isinstance(reply, list) else [reply])
-        return found
+                answers.append(reply if isinstance(reply, list) else [reply])
+        return answers
 
     def _complain(self, keys: list[str], reply: ServerError) -> None:
         error = error_of(reply)

@@ -1,8 +1,8 @@
-"""Lanes that somebody left behind, in the partitions whose home is ours.
+"""Removes or adopts the lanes that workers left behind, in the partitions whose home is ours.
 
 Each lane has a consumer name from the moment of its first lease (see lease.lua), so all are found by their
-names. One with nothing pending goes at once. One of an unordered group that has something pending is adopted:
-drained by us, then it goes.
+names. A lane with nothing pending is removed at once. A lane of an unordered group with something pending is
+adopted: this worker drains it, and then it is removed.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from workers.scheduling.scheduler import Scheduler
 
 #: How often homes are looked at where something may have been left behind. Seconds.
 ADOPT_SECONDS = 5.0
-#: Other homes looked at in the same go, in turn, so that nothing stays for ever, whatever left it there.
-ROUND = 5
+#: Other homes that are looked at in the same go, by rotation, so that nothing stays for ever, whatever left
+#: it.
+HOMES_BY_ROTATION = 5
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _NamedLane:
+    """A lane whose consumer name stands in its partition, and how many messages are pending in it."""
+
     lane: LaneId
     pending: int
 
 
 class Orphans:
-    """Looks after lanes that somebody left behind. Not thread-safe. Raises BusUnavailable."""
+    """Looks after the lanes that workers left behind. Not thread-safe. Raises BusUnavailable."""
 
     def __init__(
         self,
@@ -59,17 +62,17 @@ class Orphans:
         self._next_look = 0.0
         self._peers: frozenset[str] = frozenset()
         self._alarmed = False
-        """True if somebody has gone since the last look."""
+        """True if a worker has gone since the last look."""
         self._homes: set[LaneId] = set()
         self._suspected: set[LaneId] = set()
         """Homes of unordered groups where something may have been left behind."""
         self._buried: set[str] = set()
         """Workers that are gone whose lanes of unordered groups are free."""
-        self._round: list[LaneId] = []
-        """The homes to be looked at in turn."""
+        self._rota: list[LaneId] = []
+        """The homes that are still to be looked at by rotation."""
 
     def tend(self, homes: set[LaneId]) -> None:
-        """Look after what was left behind in those of these homes that are ours by now, if it is time."""
+        """Look after what was left behind in those of these homes that we hold by now, if it is time."""
         self._alarmed = self._alarmed or bool(self._peers - self._roster.peers)
         self._peers = self._roster.peers
         if self._clock() < self._next_look:
@@ -77,54 +80,54 @@ class Orphans:
         self._next_look = self._clock() + ADOPT_SECONDS
         ours = homes & self._scheduler.owned().keys()
         here = {home for home in ours if self._orderings.of(home) == "none"}
-        # Where somebody is gone he may have left something in any of them.
+        # A worker that is gone may have left something in any of them.
         self._suspected |= here if self._alarmed else here - self._homes
         self._suspected &= here
         self._homes, self._alarmed = here, False
-        if not self._round:
-            self._round = sorted(ours, reverse=True)
-        turn, self._round = self._round[-ROUND:], self._round[:-ROUND]
-        self._look_at(sorted(self._suspected | (ours.intersection(turn))))
+        if not self._rota:
+            self._rota = sorted(ours, reverse=True)
+        next_homes, self._rota = self._rota[-HOMES_BY_ROTATION:], self._rota[:-HOMES_BY_ROTATION]
+        self._look_at(sorted(self._suspected | ours.intersection(next_homes)))
 
     def _look_at(self, homes: list[LaneId]) -> None:
-        found = self._consumers(homes)
-        leases = self._leases.read(each.lane for each in found)
+        named = self._named_lanes(homes)
+        leases = self._leases.read(each.lane for each in named)
         owned = self._scheduler.owned()
-        orphans = [each for each in found if each.lane not in owned and self._is_orphan(each.lane, leases)]
-        empty = {each.lane: leases.get(each.lane, "") for each in orphans if not each.pending}
+        orphans = [each for each in named if each.lane not in owned and self._is_orphan(each.lane, leases)]
+        empty = {orphan.lane: leases.get(orphan.lane, "") for orphan in orphans if not orphan.pending}
         retired = self._leases.retire(empty)
         self._adopt(
             [
-                Swap(each.lane, value, self._leases.new_value(), suspect=bool(owner_of(value)))
-                for each in orphans
-                if each.lane not in retired and self._orderings.of(each.lane) == "none"
-                for value in [leases.get(each.lane, "")]
+                Swap(orphan.lane, value, self._leases.new_value(), suspect=bool(owner_of(value)))
+                for orphan in orphans
+                if orphan.lane not in retired and self._orderings.of(orphan.lane) == "none"
+                for value in [leases.get(orphan.lane, "")]
             ]
         )
         self._strays.suspect(
             homes,
             {
                 each.lane: leases[each.lane]
-                for each in found
+                for each in named
                 if each.pending and owner_of(leases.get(each.lane, "")) in self._others()
-                if not self._is_in_good_hands(each.lane, leases) or self._orderings.is_changing(each.lane)
+                if not self._is_of_a_live_slot(each.lane, leases) or self._orderings.is_changing(each.lane)
             },
         )
         unsettled = {
             _home(each.lane)
-            for each in found
-            if each.lane not in retired and not self._is_in_good_hands(each.lane, leases)
+            for each in named
+            if each.lane not in retired and not self._is_of_a_live_slot(each.lane, leases)
         }
         self._suspected = (self._suspected - set(homes)) | (unsettled & self._homes)
 
     def _is_orphan(self, lane: LaneId, leases: dict[LaneId, str]) -> bool:
-        # A lane has its lease before its name, so one without a lease, or with a free one, is nobody's.
+        # A lane has its lease before its name, so one without a lease, or with a free one, has no owner.
         # One of ours that we do not hold: the reply to an adoption was lost.
         owner = owner_of(leases.get(lane, ""))
         return owner in ("", self._me) or self._roster.is_gone(owner)
 
-    def _is_in_good_hands(self, lane: LaneId, leases: dict[LaneId, str]) -> bool:
-        """Return whether it is a lane of a live worker's own slot, not one that was adopted and will go."""
+    def _is_of_a_live_slot(self, lane: LaneId, leases: dict[LaneId, str]) -> bool:
+        """Return whether it is the lane of a live worker's own slot; an adopted one is not, and will go."""
         owner = owner_of(leases.get(lane, ""))
         return owner in self._roster.peers and lane.lane.startswith(f"{owner}.")
 
@@ -137,49 +140,52 @@ class Orphans:
         new = set(gone) - self._buried
         if not new:
             return False
-        found = [each.lane for each in self._consumers(self._orderings.homes_under("none"))]
+        lanes = [each.lane for each in self._named_lanes(self._orderings.homes_under("none"))]
         swapped = self._leases.swap(
             Swap(lane, value, freed(value), suspect=True)
-            for lane, value in self._leases.read(found).items()
+            for lane, value in self._leases.read(lanes).items()
             if owner_of(value) in new
         )
         self._buried = (self._buried | new) & set(gone)
         return bool(swapped)
 
     def free_strays(self) -> None:
-        """Free the lanes that bear our name though we do not hold them, in all partitions that we serve."""
-        found = self._consumers(self._orderings.homes_under("none"))
-        if self._strays.free(each.lane for each in found):
-            self._bus.registry.hint("release")  # whoever has the home adopts it
+        """Free the lanes whose leases bear our name though we do not hold them, in all partitions that we
+        serve.
+        """
+        named = self._named_lanes(self._orderings.homes_under("none"))
+        if self._strays.free(each.lane for each in named):
+            self._bus.registry.hint("release")  # the worker that has the home adopts it
 
     def _others(self) -> frozenset[str]:
         return self._roster.peers - {self._me}
 
     def _adopt(self, swaps: list[Swap]) -> None:
-        """Take over lanes with something pending: it is handled, then the lane goes."""
+        """Take over lanes with something pending, to drain them. Then they are removed."""
         for swap in self._orderings.take(swaps, drain_only=True).swaps:
-            # The orphan's retries are in the zset that all lanes share: ours must read it anew.
+            # The orphan's retries are in the zset that all lanes share: our other lanes must read it anew.
             self._scheduler.wake(
                 lane
                 for lane in self._scheduler.owned()
                 if _home(lane) == _home(swap.lane) and lane != swap.lane
             )
 
-    def _consumers(self, homes: Iterable[LaneId]) -> list[_Found]:
-        wanted = list(homes)
+    def _named_lanes(self, homes: Iterable[LaneId]) -> list[_NamedLane]:
+        """Return the lanes of single slots whose names stand in the partitions of these homes."""
+        homes = list(homes)
         asked: list[Any] = [
             ("XINFO", "CONSUMERS", self._bus.keys.partition(home.topic, home.partition).stream, home.group)
-            for home in wanted
+            for home in homes
         ]
-        found = []
-        for home, reply in zip(wanted, self._bus.client.pipe(asked), strict=True):
+        named = []
+        for home, reply in zip(homes, self._bus.client.pipe(asked), strict=True):
             for raw in reply if isinstance(reply, list) else ():
-                known = commands.fields_of(raw)
-                name = known["name"]
-                if name.isascii() and name != ORDERED_LANE.encode():  # what is not, no worker has made
+                consumer = commands.fields_of(raw)
+                name = consumer["name"]
+                if name.isascii() and name != ORDERED_LANE.encode():  # no worker makes other names
                     lane = LaneId(home.topic, home.partition, home.group, name.decode())
-                    found.append(_Found(lane, int(known["pending"])))
-        return found
+                    named.append(_NamedLane(lane, int(consumer["pending"])))
+        return named
 
 
 def _home(lane: LaneId) -> LaneId:

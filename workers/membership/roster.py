@@ -1,4 +1,4 @@
-"""The table of workers in Redis: this worker's beat in it, and who of the others is alive or gone."""
+"""Writes this worker's beat into the table of workers, and tells which of the others live or are gone."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from workers.membership.identity import Identity, is_proven_gone
 
 logger = logging.getLogger("jitney.workers")
 
-#: How long the record of a worker that is gone stays: all others have read it meanwhile. Seconds.
+#: How long the record of a worker that is gone stays, so that the workers of its host, which see first that
+#: it is gone, leave the others time to read it. Seconds.
 SEEN_SECONDS = 2 * BEAT_SECONDS
 
 
 class Roster:
-    """One worker's view of the table. Not thread-safe. Raises BusUnavailable."""
+    """One worker's view of the table of workers. Not thread-safe. Raises BusUnavailable."""
 
     def __init__(
         self,
@@ -40,34 +41,35 @@ class Roster:
         self._clock = clock
         self._liveness = Liveness(identity.incarnation)
         self._beat = 0
-        self._groups = sorted({each.group for each in subscriptions})
-        self._serves = sorted({f"{each.topic}/{each.group}" for each in subscriptions})
+        subscriptions = list(subscriptions)
+        self._groups = sorted({served.group for served in subscriptions})
+        self._serves = sorted({f"{served.topic}/{served.group}" for served in subscriptions})
         self._table: dict[str, WorkerRecord] = {}
         self._names: Collection[str] = ()
-        """All workers in the table, also those whose record cannot be read."""
+        """The names of all workers in the table, also of those whose record cannot be read."""
         self._complaints = Complaints(logger, clock=clock)
         self._gone_since: dict[str, float] = {}
         self._struck_off: set[str] = set()
-        """The workers that we have seen to be gone. One that comes back is among the peers again."""
+        """The workers whose records we have removed. One that comes back is among the peers again."""
         self.gone: frozenset[str] = frozenset()
         """The workers in the table that are dead, or provably gone from this host."""
         self.peers: frozenset[str] = frozenset()
         """The live workers, this one included."""
         self.leader = ""
         """The worker that does the upkeep: the first in sort order whose beat was seen to move lately. That
-        is known sooner than who is dead, and leases do not hang on it.
+        is known sooner than who is dead, and no lease depends on it.
         """
 
     def beat(
         self, *, leaving: bool = False, declines: list[str] | None = None, unheld: Sequence[LaneId] = ()
     ) -> None:
-        """Raise our counter, read everybody's, and judge.
+        """Raise our beat counter, read the whole table, and judge who lives.
 
-        `leaving`: this worker takes no lanes any more. `declines`: that it is busy, and with
-        which it can do nothing, as of `Declines.dump`. `unheld`: lanes that nobody has held for long.
+        `leaving`: this worker takes no lanes any more. `declines`: what `Declines.dump` returns. `unheld`:
+        the lanes that nobody has held for long.
         """
         self._beat += 1
-        record = {
+        own_record = {
             **self._identity.to_record(),
             "groups": self._groups,
             "serves": self._serves,
@@ -78,13 +80,13 @@ class Roster:
             "beat": self._beat,
         }
         me, key = self._identity.incarnation, self._bus.keys.workers
-        reply = commands.run(self._bus.client, "beat", [key], [me, orjson.dumps(record)])
+        reply = commands.run(self._bus.client, "beat", [key], [me, orjson.dumps(own_record)])
         table = read_table(key, reply)
-        for each in table.unreadable:
-            self._complaints.say(("record", each.field), "A record of a worker is passed over: %s.", each)
+        for record in table.unreadable:
+            self._complaints.say(("record", record.field), "A record of a worker is passed over: %s.", record)
         self._table, self._names = table.records, table.counters.keys()
         self._liveness.observe(table.counters, self._clock())
-        proven = {name for name, known in self._table.items() if name != me and is_proven_gone(known.proof)}
+        proven = {name for name, record in self._table.items() if name != me and is_proven_gone(record.proof)}
         self.gone = frozenset(self._liveness.dead() | proven)
         self._gone_since = {name: self._gone_since.get(name, self._clock()) for name in self.gone}
         self.peers = frozenset(self._table.keys() - self.gone)
@@ -93,12 +95,12 @@ class Roster:
             self._bus.registry.hint("join")
 
     def serving(self, groups: Iterable[tuple[str, str]]) -> dict[str, frozenset[str]]:
-        """Return: live worker that is not about to leave → what it serves, as `topic/group`.
+        """Return live worker → what it serves, as `topic/group`, without those that are about to leave.
 
         `groups`: the declared ones, as (topic, group); older workers say only the names of groups.
         """
-        known = {name: self._table[name] for name in sorted(self.peers)}
-        return {name: self._served(each, groups) for name, each in known.items() if not each.leaving}
+        peers = {name: self._table[name] for name in sorted(self.peers)}
+        return {name: self._served(record, groups) for name, record in peers.items() if not record.leaving}
 
     @staticmethod
     def _served(record: WorkerRecord, groups: Iterable[tuple[str, str]]) -> frozenset[str]:
@@ -107,12 +109,12 @@ class Roster:
         return frozenset(f"{topic}/{group}" for topic, group in groups if record.serves_group(topic, group))
 
     def declining(self) -> dict[str, frozenset[LaneId]]:
-        """Return: live worker that is busy → the lanes that it declines."""
-        known = {name: self._table[name].declines for name in sorted(self.peers)}
-        return {name: lanes for name, lanes in known.items() if lanes is not None}
+        """Return live worker that is busy → the lanes that it declines."""
+        declined = {name: self._table[name].declines for name in sorted(self.peers)}
+        return {name: lanes for name, lanes in declined.items() if lanes is not None}
 
     def is_gone(self, incarnation: str) -> bool:
-        """Return whether the owner of a lease is dead; also for one that is not in the table."""
+        """Return whether the owner of a lease is dead, also one that is not in the table."""
         if incarnation in self.peers:
             return False
         if incarnation in self._struck_off:
@@ -120,31 +122,33 @@ class Roster:
         if not self._liveness.is_dead(incarnation):
             return False
         # It may have joined, and taken lanes, after we read the table.
-        known = incarnation in self._names
-        return known or not self._bus.client.call("HEXISTS", self._bus.keys.workers, incarnation)
+        was_read = incarnation in self._names
+        return was_read or not self._bus.client.call("HEXISTS", self._bus.keys.workers, incarnation)
 
     def may_hold(self, owner: str) -> bool:
-        """Return whether the owner of a lease may live: he is in the table and not gone, readable or not."""
+        """Return whether the owner of a lease may live: it is in the table, readable or not, and not gone."""
         return owner in self._names and owner not in self.gone
 
     def strike_off(self) -> list[str]:
-        """Remove the records of workers that are gone, once their lanes are free, and once others of their
-        host had time to see that they are. Those that cannot be read stay, for somebody to look at."""
+        """Remove the records of workers that have been gone for SEEN_SECONDS; return their names.
+
+        Call it once their lanes are free. Records that cannot be read stay, for somebody to look at.
+        """
         late = self._clock() - SEEN_SECONDS
-        forgotten = sorted(name for name in self.gone & self._table.keys() if self._gone_since[name] <= late)
-        if forgotten:
-            self._bus.client.call("HDEL", self._bus.keys.workers, *forgotten)
-            self._struck_off.update(forgotten)
-        return forgotten
+        removed = sorted(name for name in self.gone & self._table.keys() if self._gone_since[name] <= late)
+        if removed:
+            self._bus.client.call("HDEL", self._bus.keys.workers, *removed)
+            self._struck_off.update(removed)
+        return removed
 
     def leave(self) -> None:
-        """Strike this worker off: it stops."""
+        """Remove the record of this worker: it stops."""
         self._bus.client.call("HDEL", self._bus.keys.workers, self._identity.incarnation)
         self._bus.registry.hint("leave")
 
-    def failed(self) -> None:
-        """Start the observation anew: a reading failed."""
-        self._liveness.failed(self._clock())
+    def observe_anew(self) -> None:
+        """Forget what was seen of the beats: a reading failed."""
+        self._liveness.begin_anew(self._clock())
 
     def next_look(self) -> float:
         """Return the seconds until the next beat is due."""

@@ -1,10 +1,10 @@
-"""Stray lanes: their lease bears the name of a live worker that does not hold them.
+"""Frees stray lanes: those whose lease bears the name of a live worker that does not hold them.
 
 A lost reply, or a server that came back with older data, leaves such a lease behind. To all others the lane
-is in good hands, and its worker knows nothing of it. A stray home (lane "0") is found by its worker, which
+has a live owner, and that worker knows nothing of it. A stray home (lane "0") is found by its worker, which
 reads the leases of all homes. A stray lane of an unordered group is found by the worker that has the home: it
-sees that something has been pending there for long, and cannot know whether the other worker is at it. So it
-says by a hint that there may be strays, and each worker frees those that bear its name.
+sees that something has been pending there for long, but not whether the other worker handles it. So it gives
+a hint that there may be strays, and each worker frees those that bear its name.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from bus.topics.registry import STRAYS
 from workers.membership.leases import Leases, Swap
 from workers.scheduling.scheduler import Scheduler
 
-#: A lane is suspected when it had the same lease for so long, and something was pending. Seconds.
+#: How long a lane has the same lease, and something pending, until it is suspected. Seconds.
 STRAY_SECONDS = 10.0
-#: The hint is given so often at most: all workers look then. Seconds.
+#: How often the hint is given at most: all workers look then. Seconds.
 HINT_SECONDS = 30.0
 
 
 class Strays:
-    """Stray lanes of unordered groups, as one worker sees them. Only `hear` may be called from any thread."""
+    """The stray lanes of unordered groups, as one worker sees them. Only `note_hint` is for any thread."""
 
     def __init__(
         self,
@@ -43,31 +43,31 @@ class Strays:
         self._scheduler = scheduler
         self._clock = clock
         self._seen: dict[LaneId, tuple[str, float]] = {}
-        """Lanes that may be strays of others: the lease, and since when."""
+        """Lanes that may be strays of other workers → the lease, and since when it was seen."""
         self._hint_at = -HINT_SECONDS
-        self._heard = threading.Event()
+        self._hinted = threading.Event()
 
-    def hear(self) -> None:
-        """Hear that some of our lanes may be strays."""
-        self._heard.set()
+    def note_hint(self) -> None:
+        """Note the hint that leases which bear our name may be strays. From any thread."""
+        self._hinted.set()
 
-    @property
-    def heard(self) -> bool:
-        """Whether there may be strays of ours. True once for each time."""
-        heard = self._heard.is_set()
-        self._heard.clear()
-        return heard
+    def take_hint(self) -> bool:
+        """Return True if there was such a hint since the last call."""
+        hinted = self._hinted.is_set()
+        self._hinted.clear()
+        return hinted
 
     def suspect(self, looked_at: Iterable[LaneId], lanes: Mapping[LaneId, str]) -> None:
-        """Take in what a look at these homes has found: lanes with something pending whose workers may not
-        hold them, with their leases. Gives the hint if it has been so for long.
+        """Take in a look at these homes; give the hint if a lane has been suspect for STRAY_SECONDS.
+
+        `lanes`: the lanes with something pending whose workers may not hold them → their leases.
         """
         now, homes = self._clock(), set(looked_at)
         before = self._seen
         kept = {lane: seen for lane, seen in before.items() if _home(lane) not in homes}
         for lane, value in lanes.items():
-            same = before.get(lane)
-            kept[lane] = same if same is not None and same[0] == value else (value, now)
+            last = before.get(lane)
+            kept[lane] = last if last is not None and last[0] == value else (value, now)
         self._seen = kept
         if now - self._hint_at >= HINT_SECONDS and any(
             now - since >= STRAY_SECONDS for _, since in kept.values()
@@ -76,12 +76,13 @@ class Strays:
             self._bus.registry.hint(STRAYS)
 
     def free(self, lanes: Iterable[LaneId]) -> list[Swap]:
-        """Free those of these lanes whose leases bear our name though we do not hold them; return what went
-        through. Raises BusUnavailable.
+        """Free those of these lanes whose leases bear our name though we do not hold them; return the swaps.
+
+        Raises BusUnavailable.
         """
         owned = self._scheduler.owned()
         values = self._leases.read(lane for lane in lanes if lane not in owned)
-        # What was in hand there is in nobody's, and may have killed whoever had it.
+        # What was in hand there is in no worker's hand now, and may have killed the process that had it.
         return self._leases.swap(
             Swap(lane, value, freed(value), suspect=True)
             for lane, value in values.items()

@@ -1,6 +1,6 @@
-"""Leases that nobody will ever look for: of groups and topics that were deleted, of workers long gone, of
-versions that left some behind. Only a SCAN finds them, so the worker that leads walks through the keys, a
-page at a time.
+"""Removes leases that no worker will ever look for: of deleted groups and topics, of workers long gone, and
+of older versions, which left some behind. Only a SCAN finds them, so the worker that leads walks through the
+keys, a page at a time.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from workers.membership.roster import Roster
 logger = logging.getLogger("jitney.workers")
 
 #: How often a page of keys is looked through. Seconds.
-PAGE_SECONDS = 5.0
+SCAN_SECONDS = 5.0
 #: Keys in a page, about: well under a millisecond of the server.
-PAGE = 1_000
+KEYS_A_SCAN = 1_000
 #: The pause between two walks through all keys. Seconds.
 REST_SECONDS = 3600.0
 
 
 class Sweep:
-    """The walk of one worker. Not thread-safe. Raises BusUnavailable."""
+    """One worker's walk through the keys. Not thread-safe. Raises BusUnavailable."""
 
     def __init__(
         self, bus: Bus, roster: Roster, leases: Leases, clock: Callable[[], float] = time.monotonic
@@ -41,22 +41,24 @@ class Sweep:
         self._clock = clock
         self._complaints = Complaints(logger, clock=clock)
         self._cursor: Argument = "0"
-        self._due = clock() + PAGE_SECONDS
+        self._due = clock() + SCAN_SECONDS
 
     def step(self, tables: Tables) -> int:
-        """Look through the next page, if it is time; return how many leases went."""
+        """Look through the next page, if it is time; return how many leases were removed."""
         if self._clock() < self._due:
             return 0
-        self._due = self._clock() + PAGE_SECONDS
+        self._due = self._clock() + SCAN_SECONDS
         try:
             return self._look_through(tables)
-        except Forbidden as error:  # what is swept hurts nobody, so nothing else waits for it
+        except Forbidden as error:  # what is left there hurts nobody, so nothing else waits for it
             self._complaints.say("sweep", "Leases that nobody needs are left where they are: %s", error)
             return 0
 
     def _look_through(self, tables: Tables) -> int:
         pattern = self._bus.keys.all_leases
-        self._cursor, page = self._bus.client.call("SCAN", self._cursor, "MATCH", pattern, "COUNT", PAGE)
+        self._cursor, page = self._bus.client.call(
+            "SCAN", self._cursor, "MATCH", pattern, "COUNT", KEYS_A_SCAN
+        )
         if self._cursor in (b"0", "0"):
             self._due = self._clock() + REST_SECONDS
         declared = {(group.topic, group.name) for group in tables.groups}
@@ -66,16 +68,16 @@ class Sweep:
 
     def _remove(self, lanes: list[LaneId]) -> int:
         values = self._leases.read(lanes)
-        left = {}
+        ownerless = {}
         for lane in lanes:
             owner = owner_of(values.get(lane, ""))
             if not owner or self._roster.is_gone(owner):
-                left[lane] = values.get(lane, "")
-        return len(self._leases.retire(left))
+                ownerless[lane] = values.get(lane, "")
+        return len(self._leases.retire(ownerless))
 
 
 def _is_home(lane: LaneId, tables: Tables, declared: set[tuple[str, str]]) -> bool:
-    """Return whether it is a lane that there will always be: the one of a partition and declared group."""
+    """Return whether it is the ordered lane of a declared group in a partition: there is always one."""
     spec = tables.topics.get(lane.topic)
-    known = spec is not None and lane.partition < spec.partitions and (lane.topic, lane.group) in declared
-    return known and lane.lane == ORDERED_LANE
+    exists = spec is not None and lane.partition < spec.partitions
+    return exists and (lane.topic, lane.group) in declared and lane.lane == ORDERED_LANE

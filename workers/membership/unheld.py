@@ -1,7 +1,8 @@
-"""The alarm: lanes that nobody holds though somebody serves them, whatever the cause.
+"""Gives the alarm about lanes that no worker holds though some worker serves them, whatever the cause.
 
 A lane is free for a moment whenever it changes hands, so only watching tells. Every worker watches, by its
-own clock, and says it in its record, where `bus.observe.unheld` finds it; the one that leads logs it too.
+own clock, and names such lanes in its record, where `bus.observe.unheld` finds them. The one that leads logs
+them too.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from workers.liveness import MAX_GAP
 
 logger = logging.getLogger("jitney.workers")
 
-#: How long a lane may have no owner before that is said. Seconds. A lane that changes hands has none for
-#: about a beat; that of a dead worker is not free before the worker is known to be dead.
+#: How long a lane may have no owner before the alarm. Seconds. A lane that changes hands has none for about a
+#: beat; that of a dead worker is not free before the worker is known to be dead.
 UNHELD_SECONDS = 10.0
-#: Lanes named in a record, and in a line of the log, at most: a record is read by every worker each 3 s.
+#: Lanes that a record names at most: every worker reads it each 3 s.
 MAX_NAMED = 500
-_IN_LOG = 10
+#: Lanes that a line of the log names at most.
+_MAX_LOGGED = 10
 
 
 class Unheld:
@@ -36,32 +38,32 @@ class Unheld:
         self._seen_at = -math.inf
 
     def see(self, lanes: Iterable[LaneId]) -> None:
-        """Take in a look: the lanes that somebody serves and nobody holds now."""
+        """Take in a look: the lanes that some worker serves and none holds now."""
         now = self._clock()
         before = self._since if now - self._seen_at <= MAX_GAP else {}  # what was in between was not seen
         self._since = {lane: before.get(lane, now) for lane in lanes}
         self._seen_at = now
 
     def forget(self) -> None:
-        """Forget what was seen: a look failed, and nobody can take anything while Redis is away."""
+        """Forget what was seen: a look failed, and no worker can take lanes while Redis is away."""
         self._since = {}
 
     def lanes(self) -> list[LaneId]:
-        """Return the lanes that have been so for long, at most MAX_NAMED."""
+        """Return the lanes that have had no owner for UNHELD_SECONDS, at most MAX_NAMED."""
         late = self._clock() - UNHELD_SECONDS
         return sorted(lane for lane, since in self._since.items() if since <= late)[:MAX_NAMED]
 
-    def say(self, lanes: list[LaneId]) -> None:
+    def complain(self, lanes: list[LaneId]) -> None:
         """Log these lanes, once a minute while there are any."""
         if not lanes:
             self._complaints.over("unheld")
             return
-        more = f" and {len(lanes) - _IN_LOG:,} more" if len(lanes) > _IN_LOG else ""
+        more = f" and {len(lanes) - _MAX_LOGGED:,} more" if len(lanes) > _MAX_LOGGED else ""
         self._complaints.say(
             "unheld",
             "Nobody has held these lanes for %.0f s or more, though workers serve them: %s%s.",
             UNHELD_SECONDS,
-            ", ".join(map(where, lanes[:_IN_LOG])),
+            ", ".join(map(where, lanes[:_MAX_LOGGED])),
             more,
             level=logging.ERROR,
         )

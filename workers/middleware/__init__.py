@@ -1,7 +1,7 @@
-"""The middleware around every handler: one behaviour a module, the outermost first.
+"""The middleware around every handler: one behaviour in each module, the outermost first.
 
-The functions have names of their own here. Under the names of their modules they would hide them, and no
-dotted name could name anything in them, as LOGGING does.
+Here the functions have other names than their modules. Else they would hide the modules, and no dotted name,
+such as one in LOGGING, could reach what these hold.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from workers.middleware.time_limit import time_limit as _time_limit
 Middleware = Callable[[Subscription, Handler], Handler]
 """Wraps a handler; called once for each subscription, not for each message."""
 
-#: In the order in which they see a message.
+#: The middleware of ordinary handlers, in the order in which it sees a message.
 default_middleware: tuple[Middleware, ...] = (_log_context, _database, _atomic, _time_limit)
 
 #: The same for `async def` handlers that run several at once. They cannot be atomic.

@@ -1,4 +1,4 @@
-"""Runs the handler and the inbox row of its message in one transaction: atomic=True (see
+"""Runs a handler with atomic=True in one transaction with the inbox row of its message (see
 bus.transactions.inbox).
 """
 
@@ -13,15 +13,15 @@ from bus.errors import InboxUnavailable
 from bus.transactions.inbox import Inbox
 from bus.values import Message
 from workers.batch import Batch
-from workers.lineage import lineage
+from workers.handler_forks import handler_forks
 
 
 def atomic(subscription: Subscription, handler: Handler) -> Handler:
-    """Wrap a handler in a transaction. Whatever it raises, its soft time limit too, rolls back effect and
-    row.
+    """Wrap a handler in a transaction. Whatever it raises, also by its soft time limit, rolls back effect
+    and row.
 
-    It stands around the time limit, not inside: an alarm in the middle of a commit or rollback would break
-    that.
+    This stands around the time limit, not inside: an alarm in the middle of a commit or rollback would break
+    it.
     """
     if subscription.atomic is None:
         return handler
@@ -46,17 +46,17 @@ def atomic(subscription: Subscription, handler: Handler) -> Handler:
 
 
 def _inside(handler: Handler) -> Handler:
-    """Return the handler as it runs inside the transaction."""
+    """Wrap the handler once more, for what must be done before the transaction ends."""
 
     def call(delivery: Any) -> Any:
         try:
             result = handler(delivery)
         except BaseException as error:
-            lineage.leave(error)  # or its parent's transaction would be rolled back, or committed
+            handler_forks.end_child(error)  # or its parent's transaction would be rolled back, or committed
             if isinstance(error, InboxUnavailable):
                 error.begun = True
             raise
-        lineage.leave()
+        handler_forks.end_child()
         return result
 
     return call

@@ -1,4 +1,4 @@
-"""Which message is being handled, for log records: topic, partition, group and id, never the payload."""
+"""Tells log records which message is being handled: topic, partition, group and id, never the payload."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _current: ContextVar[tuple[str, Any] | None] = ContextVar("jitney_delivery", def
 def log_context(subscription: Subscription, handler: Handler) -> Handler:
     """Remember what is being handled, until the next message or the end of the slice (see `forget`).
 
-    Not reset after each message: the next one follows at once, and this is on the hot path.
+    It is not reset after each message: the next one follows at once, and this is on the hot path.
     """
     group = subscription.group
 
@@ -27,9 +27,7 @@ def log_context(subscription: Subscription, handler: Handler) -> Handler:
 
 
 def async_log_context(subscription: Subscription, handler: Handler) -> Handler:
-    """Remember what is being handled by an `async def` handler: each message has a task, and so a context, of
-    its own.
-    """
+    """Remember what an `async def` handler handles. Each message has a task, and so a context, of its own."""
     group = subscription.group
 
     async def call(delivery: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Soft time limit: SoftTimeLimitExceeded is raised inside a handler that runs too long.
+"""Keeps the soft time limit: raises SoftTimeLimitExceeded inside a handler that runs too long.
 
-Only in the main thread of a process, where signals arrive: in the prefork pool. The hard limit is
-kept by the worker's main process, which ends the pool process.
+It works only in the main thread of a process, where signals arrive: in the prefork pool. The worker's main
+process keeps the hard limit, and ends the pool process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def time_limit(subscription: Subscription, handler: Handler) -> Handler:
 
 
 def async_time_limit(subscription: Subscription, handler: Handler) -> Handler:
-    """Limit the time by the event loop, in every pool: it takes effect where the handler awaits something."""
+    """Limit the time by the event loop, in every pool. It takes effect where the handler awaits something."""
     seconds = subscription.soft_time_limit
     if seconds is None:
         return handler

@@ -11,7 +11,7 @@ from bus.consuming.lane_state import LaneState
 from bus.format.lane_id import LaneId
 from bus.values import Ordering, RetryPolicy
 from workers.order import Fallen, LaneOrder, Report, SliceOrder
-from workers.seen import SlotView
+from workers.slot_view import SlotView
 
 #: The waits of a lane whose slice had trouble, each twice as long as the one before.
 BACKOFF = RetryPolicy(delay=0.1, max_delay=5.0, jitter=0.5)

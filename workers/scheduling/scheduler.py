@@ -24,7 +24,7 @@ from workers.progress import Progress
 from workers.scheduling.owned import BACKOFF, Ended, OwnedLane, Running
 from workers.scheduling.ready import Ready
 from workers.scheduling.slots import Slots
-from workers.seen import SlotView
+from workers.slot_view import SlotView
 
 #: A group is fast, and its slices take several lanes, while its mean handler time is below this. Seconds.
 FAST_SECONDS = 0.001

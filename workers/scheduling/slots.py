@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from bus.format.lane_id import LaneId
 from workers.progress import Progress
 from workers.scheduling.owned import Running
-from workers.seen import SlotView
+from workers.slot_view import SlotView
 
 #: A slice over several lanes that is this long in one message must give the others back. Seconds.
 STUCK_SECONDS = 0.1

@@ -17,7 +17,7 @@ from bus.moments import delay_seconds
 from bus.safety.complaints import Complaints
 from bus.values import Message, Ordering
 from workers.batch import Batch, OutOfOrder
-from workers.lineage import lineage
+from workers.handler_forks import handler_forks
 from workers.middleware import Middleware
 from workers.slices import traces
 
@@ -180,7 +180,7 @@ class Dispatcher:
 
         Raises SystemExit if this process is being ended; a process that was forked off meanwhile ends here.
         """
-        lineage.leave()
+        handler_forks.end_child()
         if self._is_ending():
             raise SystemExit(1)
 

@@ -19,7 +19,7 @@ from bus.consuming.turn import Turns
 from bus.errors import BusUnavailable, Forbidden
 from bus.format import codec
 from bus.values import Message, RetryPolicy
-from workers.lineage import lineage
+from workers.handler_forks import handler_forks
 from workers.liveness import DEAD_SECONDS
 from workers.slices import failures
 from workers.slices.chains import CONCURRENCY, Chains
@@ -72,7 +72,7 @@ class Handling:
 
         After a break nothing is in hand: what had been fetched is looked up in the pending list.
         """
-        lineage.leave()  # a process that a receiver of a signal has forked off, say
+        handler_forks.end_child()  # a process that a receiver of a signal has forked off, say
         gives_up = time.monotonic() + RECONNECT_SECONDS
         try:
             return work()

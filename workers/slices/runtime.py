@@ -17,7 +17,7 @@ from bus.consuming.subscriptions import Subscriptions
 from bus.errors import BusError
 from bus.format.lane_id import LaneId
 from bus.streams.wire import Link
-from workers.lineage import lineage
+from workers.handler_forks import handler_forks
 from workers.middleware import default_async_middleware, default_middleware
 from workers.progress import Progress
 from workers.slices.dispatch import Dispatcher
@@ -77,7 +77,7 @@ class Runtime:
         if runner is None or self.local.runner_pid != os.getpid():
             runner = self.local.runner = asyncio.Runner()
             self.local.runner_pid = os.getpid()
-            lineage.on_birth = self._end_copy_of_loop
+            handler_forks.on_birth = self._end_copy_of_loop
         return runner
 
     def _end_copy_of_loop(self) -> None:
@@ -86,7 +86,7 @@ class Runtime:
         runner: asyncio.Runner | None = getattr(self.local, "runner", None)
         if runner is not None and runner.get_loop().is_running():
             why = RuntimeError("A process that an async def handler has forked off cannot await anything.")
-            runner.get_loop().call_soon(lineage.leave, why)
+            runner.get_loop().call_soon(handler_forks.end_child, why)
 
     def close_runner(self) -> None:
         """End the event loop of this thread, if it has one."""

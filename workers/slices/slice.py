@@ -19,7 +19,7 @@ from bus.errors import BusUnavailable, InboxUnavailable, ServerError, StaleLease
 from bus.safety.complaints import Complaints
 from bus.signals import lease_lost
 from bus.values import id_pair
-from workers.lineage import lineage
+from workers.handler_forks import handler_forks
 from workers.middleware.log_context import forget
 from workers.order import SLICE_SECONDS, LaneOrder, Report, SliceOrder
 from workers.slices import failures, traces
@@ -74,7 +74,7 @@ class Slice:
 
     def run(self) -> None:
         """Work on the lanes until they are empty, the time is over, or the slot is wanted back."""
-        lineage.begin()
+        handler_forks.begin_slice()
         self._runtime.make_room()
         self._progress.begin(self._slot, os.getpid())
         try:
@@ -113,7 +113,7 @@ class Slice:
                                self._place(), traces.reason(error), level=logging.ERROR)  # fmt: skip
             raise
         finally:
-            lineage.leave(sys.exception())  # in whatever way it has come here
+            handler_forks.end_child(sys.exception())  # in whatever way it has come here
             if not self._silent:
                 self._report()
             self._runtime.leave_link(self._turns.close())

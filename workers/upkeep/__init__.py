@@ -1,1 +1,1 @@
-"""Upkeep: what the worker that leads does for all."""
+"""Upkeep: the work that the worker that leads does for all."""

@@ -1,7 +1,7 @@
-"""What upkeep does: functions of `bus`, each with how often.
+"""Lists the chores of upkeep, functions of `bus`, each with how often it is done.
 
-Those that keep people waiting have threads of their own: what is due must be moved also while a database
-does not answer, and committed messages must go out also while something is trimmed for long.
+Those that people wait for have threads of their own: delayed messages must be moved also while a database
+does not answer, and committed messages must go out also while a trimming takes long.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from bus.databases import Databases
 from bus.errors import BusError
 from bus.transactions import forgetting, marks, outbox
 from bus.upkeep import due, losses, retention
-from workers.forks import guarded
+from workers.fork_guard import guarded
 from workers.upkeep.threads import Step, Upkeep
 
 logger = logging.getLogger("jitney.workers")
 
 #: How often topics are trimmed. Seconds.
 TRIM_SECONDS = 30.0
-#: Partitions that are looked at for losses in a second, on average: where there are many, each less often.
+#: Partitions that are looked at for losses in a second, on average. Where there are many, each is seen less
+#: often.
 LOOKS_PER_SECOND = 5
 #: How often all marks are copied, also those that have not changed. Seconds.
 COPY_ALL_SECONDS = 300.0
 #: How often the outbox is looked at. Seconds.
 RELAY_SECONDS = 0.5
-#: How long the relay may go on with one database before the others have their turn, and pool processes can
-#: be started. Seconds.
+#: How long the relay may go on with one database; then come the others, and pool processes can be started.
+#: Seconds.
 RELAY_BURST_SECONDS = 1.0
 
 
@@ -49,8 +50,8 @@ class Chores:
         self._relays: dict[str, outbox.Relay] = {}
 
     def threads(self, is_leader: Callable[[], bool]) -> list[Upkeep]:
-        """Return the threads that do them, not started yet."""
-        steps = {
+        """Return the threads that do the chores, not started yet."""
+        steps_by_thread = {
             "delayed": [Step(self.move_delayed, due.MOVE_SECONDS)],
             "outbox": [Step(guarded(self.relay_outbox), RELAY_SECONDS)],
             "upkeep": [
@@ -60,7 +61,7 @@ class Chores:
                 Step(self.trim, TRIM_SECONDS),
             ],
         }
-        return [Upkeep(name, each, is_leader=is_leader) for name, each in steps.items()]
+        return [Upkeep(name, steps, is_leader=is_leader) for name, steps in steps_by_thread.items()]
 
     def move_delayed(self) -> None:
         self._mover.run()
@@ -104,7 +105,7 @@ class Chores:
 
 
 def _in_each(databases: Databases, work: Callable[[str], object]) -> None:
-    """Do it in every database, also if another fails; then raise the first error."""
+    """Do a work in every database, also if another one fails; then raise the first error."""
     errors: list[BusError] = []
     for alias in databases.aliases():
         try:

@@ -1,6 +1,7 @@
-"""Threads that call what is due, in the worker that leads (see `workers.membership.roster.Roster.leader`).
+"""The threads of upkeep: in the worker that leads, each does its steps when they are due.
 
-Two at once do no harm: each step is one script per partition, or an update that says the same twice.
+`workers.membership.roster.Roster.leader` says who leads. Two leaders at once do no harm: each step is one
+script per partition, or an update that says the same twice.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ class Step:
 
     work: Callable[[], None]
     seconds: float
-    """Seconds from one beginning to the next. A step that takes longer begins again after all others that are
-    due.
+    """Seconds from one beginning to the next. A step that takes longer is done again after all others that
+    are due.
     """
     due: float = 0.0
-    """The time at which it is due, by the monotonic clock."""
+    """When it is due, by the monotonic clock."""
 
     @property
     def name(self) -> str:
@@ -37,10 +38,12 @@ class Step:
 
 
 class Upkeep(threading.Thread):
-    """One housekeeping thread of one worker."""
+    """One thread of upkeep in one worker."""
 
     def __init__(self, name: str, steps: Sequence[Step], *, is_leader: Callable[[], bool]) -> None:
-        """`is_leader`: whether this worker does the upkeep now; asked before each step, without I/O."""
+        """`is_leader`: returns whether this worker leads now. It is called before each step, and does no
+        I/O.
+        """
         super().__init__(name=f"jitney-{name}", daemon=True)
         self._is_leader = is_leader
         self._stopping = threading.Event()

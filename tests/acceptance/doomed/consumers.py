@@ -21,14 +21,14 @@ from celery.worker.consumer.events import Events
 from kombu import Connection
 
 from workers.consumer import Consumer
-from workers.membership.keeper import Membership
+from workers.membership.keeper import Keeper
 from workers.scheduling.watcher import Watcher
 
 
-def _doom(thread: type[Watcher] | type[Membership], method: str) -> None:
+def _doom(thread: type[Watcher] | type[Keeper], method: str) -> None:
     sound = getattr(thread, method)
 
-    def doomed(self: Watcher | Membership, *arguments: object) -> object:
+    def doomed(self: Watcher | Keeper, *arguments: object) -> object:
         if Path(os.environ["DOOM"]).exists():
             raise RuntimeError("told to end the thread")
         return sound(self, *arguments)
@@ -85,4 +85,4 @@ if os.environ.get("DOOMED") == "main loop":
 if os.environ.get("DOOMED") == "watcher":
     _doom(Watcher, "_watch_once")
 if os.environ.get("DOOMED") == "membership":
-    _doom(Membership, "_attempt")
+    _doom(Keeper, "_attempt")

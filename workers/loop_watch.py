@@ -1,9 +1,9 @@
-"""A thread that sees what Celery's main loop cannot see itself: that it stands still.
+"""Watches Celery's main loop from a thread: the loop cannot see itself that it stands still.
 
 Slices are started in that loop, and their ends are heard there. Where something in it waits for what does not
 come (a broker, a signal handler that stops the pool within itself), the worker beats on, and nobody works on
 its lanes. So this thread says where the loop stands, has the lanes given to others, and ends the process if
-it does not come back.
+the loop does not come back.
 """
 
 from __future__ import annotations
@@ -16,25 +16,29 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 
+from bus.safety.complaints import Complaints
+
 logger = logging.getLogger("jitney.workers")
 
-#: A loop that did not turn for so long stands still: its lanes go to others. Seconds.
+#: A loop that made no round for so long stands still: its lanes go to others. Seconds.
 STANDING_SECONDS = 8.0
-#: One that has not turned for so long does not come back: the process ends. Seconds.
+#: A loop that made no round for so long does not come back: the process ends. Seconds.
 HOPELESS_SECONDS = 90.0
-#: The same of a worker that stops, where that waits for the broker. Seconds.
+#: A worker that stops, and has waited for the broker for so long, does not come to its end: the process ends.
+#: Seconds.
 HOPELESS_STOPPING_SECONDS = 30.0
-#: The same of one that was told to stop at once, whatever it waits for, and whoever is at work. Seconds.
+#: A worker that was told to stop at once gets no longer than this, whatever it waits for and whoever is at
+#: work. Seconds.
 HOPELESS_COLD_SECONDS = 10.0
 #: How often this thread looks. Seconds.
 LOOK_SECONDS = 1.0
 
-#: What waits for the broker, by its place in the main loop's stack.
+#: Parts of file names in the main loop's stack that show that it waits for the broker.
 _BROKER = ("/kombu/", "/redis/", "/amqp/", "/vine/", "/boto3/", "/botocore/")
 
 
-class MainLoop(threading.Thread):
-    """Watches the main loop of one worker; `turned` is called by it."""
+class LoopWatch(threading.Thread):
+    """The thread that watches the main loop of one worker. The loop calls `note_round`."""
 
     def __init__(
         self,
@@ -44,8 +48,8 @@ class MainLoop(threading.Thread):
         end: Callable[[int], None] = os._exit,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_change`: the loop stands still, or turns again. `is_busy`: a handler runs, which would be
-        killed.
+        """`on_change`: called when the loop stands still, and when it goes on. `is_busy`: returns whether a
+        handler runs, which would be killed.
 
         `end`: ends the process at once, with this exit code.
         """
@@ -55,26 +59,31 @@ class MainLoop(threading.Thread):
         self._end = end
         self._clock = clock
         self._done = threading.Event()
-        self._turned = self._looked = clock()
-        self._stopping: str | None = None
+        self._complaints = Complaints(logger, clock=clock)
+        self._last_round = self._last_look = clock()
+        self._stop_kind: str | None = None
+        """As Celery says, "Warm" or "Cold"; None while the worker does not stop."""
         self._hung_since: float | None = None
         self.standing = False
-        """True while the loop stands still. (Not while the worker stops, when it need not turn any more.)"""
+        """True while the loop stands still, unless the worker stops: then the loop makes no more rounds."""
 
-    def turned(self) -> None:
-        """Note that the loop turns. Called by it, many times a second."""
-        self._turned = self._clock()
+    def note_round(self) -> None:
+        """Note that the loop goes round. Called by the loop, many times a second."""
+        self._last_round = self._clock()
 
-    def stopping(self, how: str) -> None:
-        """The worker stops: the loop does not turn any more. `how`: as Celery says, "Cold" is at once.
+    def note_stop(self, how: str) -> None:
+        """Note that the worker stops, so the loop makes no more rounds. `how`: as Celery says; "Cold" is at
+        once.
 
-        Said once more it changes nothing, but that a worker which stops is to end at once now.
+        A second call changes nothing, except that a warm stop may become a cold one.
         """
-        if self._stopping not in ("Cold", how):
-            self._stopping, self._hung_since = how, None
+        if self._stop_kind not in ("Cold", how):
+            self._stop_kind, self._hung_since = how, None
 
-    def pool_ended(self) -> None:
-        """No handler is at work any more, whatever shared memory says of processes that were killed."""
+    def note_pool_end(self) -> None:
+        """Note that no handler is at work any more, whatever shared memory says of processes that were
+        killed.
+        """
         self._is_busy = lambda: False
 
     def stop(self) -> None:
@@ -84,44 +93,47 @@ class MainLoop(threading.Thread):
         while not self._done.wait(LOOK_SECONDS):
             try:
                 self.look()
-            except Exception:
+            except Exception as error:
                 # Whatever it is: a loop that stands still must still be seen.
-                logger.exception("Celery's main loop could not be looked at; that is tried again.")
+                self._complaints.say(
+                    type(error).__name__, "Celery's main loop could not be looked at; that is tried again.",
+                    level=logging.ERROR, exc_info=error,
+                )  # fmt: skip
 
     def look(self) -> None:
+        """Look once whether the loop goes round, and act on it."""
         now = self._clock()
-        if now - self._looked > STANDING_SECONDS / 2:
-            self._turned = max(self._turned, now)  # this whole process was frozen
+        if now - self._last_look > STANDING_SECONDS / 2:
+            self._last_round = max(self._last_round, now)  # this whole process was frozen
             self._hung_since = None
-        self._looked = now
-        if self._stopping is not None:
+        self._last_look = now
+        if self._stop_kind is not None:
             self._look_at_the_end(now)
             return
-        stood_for = now - self._turned
+        stood_for = now - self._last_round
         if not self.standing and stood_for > STANDING_SECONDS:
             self.standing = True
             logger.error(
-                "Celery's main loop has stood still for %.0f s, so this worker starts no slices and "
-                "gives its "
-                "lanes to others. It stands here:\n%s",
+                "Celery's main loop has stood still for %.0f s, so this worker starts no slices and gives "
+                "its lanes to others. It stands here:\n%s",
                 stood_for,
                 _text(_stack()),
             )
             self._on_change()
         elif self.standing and stood_for < STANDING_SECONDS:
             self.standing = False
-            logger.warning("Celery's main loop turns again; this worker takes lanes as before.")
+            logger.warning("Celery's main loop goes on; this worker takes lanes as before.")
             self._on_change()
         if stood_for > HOPELESS_SECONDS and not self._is_busy():
             self._give_up(f"Celery's main loop has stood still for {stood_for:.0f} s")
 
     def _look_at_the_end(self, now: float) -> None:
-        """Look at a worker that stops. A warm stop may wait for handlers and tasks as long as they take, but
-        not for the broker.
+        """Look whether the stop of the worker hangs. A warm stop may wait for handlers and tasks as long as
+        they take, but not for the broker.
         """
         stack = _stack()
-        waits = any(part in each.filename for each in stack for part in _BROKER)
-        cold = self._stopping == "Cold"
+        waits = any(part in frame.filename for frame in stack for part in _BROKER)
+        cold = self._stop_kind == "Cold"
         if not (waits or cold):
             self._hung_since = None
             return

@@ -13,7 +13,7 @@ from bus.consuming.subscriptions import Subscription
 from bus.format import codec
 from bus.models import AuditRecord, InboxRow
 from bus.values import Message
-from workers.lineage import lineage
+from workers.handler_forks import handler_forks
 from workers.middleware import default_middleware
 from workers.slices.dispatch import Dispatcher
 
@@ -52,7 +52,7 @@ def test_a_child_of_an_atomic_handler_neither_commits_nor_rolls_back_for_its_par
     subscription = Subscription(topic="orders", group="stock", handler=handle, atomic="default", batch=batch)
     dispatcher = Dispatcher(subscription, default_middleware)
     message = Message("orders", 0, "1700-1", [b"v", b"1"], codec.decode, 1, None, "bus:1")
-    lineage.begin()
+    handler_forks.begin_slice()
     # When it runs
     try:
         failed: Any = dispatcher.handle(message) if batch is None else dispatcher.handle_batch([message])
@@ -68,17 +68,17 @@ def test_a_child_of_an_atomic_handler_neither_commits_nor_rolls_back_for_its_par
 
 def test_a_slice_begins_anew_in_a_process_that_was_forked_off_before() -> None:
     # Given a pool process: forked off, and then given slices of its own
-    lineage.begin()
+    handler_forks.begin_slice()
     pid = os.fork()
     if pid == 0:
         code = 9
         try:
-            forked = lineage.forked
-            lineage.begin()
-            lineage.leave(ValueError("not to be left"))
-            code = 0 if forked and not lineage.forked else 8
+            forked = handler_forks.is_child
+            handler_forks.begin_slice()
+            handler_forks.end_child(ValueError("not to be left"))
+            code = 0 if forked and not handler_forks.is_child else 8
         finally:
             os._exit(code)
     # Then it is at home
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert not lineage.forked
+    assert not handler_forks.is_child

@@ -1,4 +1,4 @@
-"""Keeps the database work of threads in the main process apart from its forks.
+"""Lets the main process fork only while none of its threads has SQLite open.
 
 SQLite notes in the memory of a process which of its connections holds which lock. A pool process that is
 forked while a thread of the main process has the file open inherits that note, but not the thread that would
@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from django.db import connections
 
@@ -24,7 +26,11 @@ logger = logging.getLogger("jitney.workers")
 PATIENCE_SECONDS = 30.0
 
 
-class Forks:
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+class ForkGuard:
     """The guard of one process."""
 
     def __init__(self) -> None:
@@ -38,11 +44,13 @@ class Forks:
         self._forking = False
 
     def arm(self) -> None:
-        """Begin: from now on forks wait, and `work` closes SQLite, in this process and not in its children.
+        """Begin to guard: from now on forks wait for `work`, which closes SQLite at its end. Children are not
+        guarded.
 
         If no database is SQLite, nothing waits for anything.
         """
-        if not self._armed and any("sqlite" in each["ENGINE"] for each in connections.settings.values()):
+        engines = [database["ENGINE"] for database in connections.settings.values()]
+        if not self._armed and any("sqlite" in engine for engine in engines):
             self._armed = True
             os.register_at_fork(
                 before=self._before, after_in_parent=self._after, after_in_child=self._in_child
@@ -89,15 +97,15 @@ class Forks:
         self._begin()
 
 
-forks = Forks()
+fork_guard = ForkGuard()
 
 
-def guarded(work: Callable[[], None]) -> Callable[[], None]:
-    """Return a function that does its database work inside the guard, under its own name."""
+def guarded(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Return the same function, which does its database work inside the guard of this process."""
 
-    def inside() -> None:
-        with forks.work():
-            work()
+    @wraps(function)
+    def inside(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with fork_guard.work():
+            return function(*args, **kwargs)
 
-    inside.__name__ = work.__name__
     return inside

@@ -16,17 +16,17 @@ import os, sys, threading
 import django
 django.setup()
 from django.db import OperationalError, connection, transaction
-from workers.forks import forks
+from workers.fork_guard import fork_guard
 
 with connection.cursor() as cursor:
     cursor.execute("CREATE TABLE IF NOT EXISTS note (text TEXT)")
 connection.close()
 if sys.argv[1] == "armed":
-    forks.arm()
+    fork_guard.arm()
 writing, go_on = threading.Event(), threading.Event()
 
 def work():
-    with forks.work():
+    with fork_guard.work():
         with transaction.atomic():
             with connection.cursor() as cursor:
                 cursor.execute("INSERT INTO note VALUES ('thread')")
