@@ -16,6 +16,7 @@ from admin_ui.asked import BadQuery, asked, value
 from admin_ui.messages import MessageRow, message_row
 from bus.client import Bus
 from bus.errors import ConfigurationError
+from bus.format.keys import PartitionKeys
 from bus.moments import moment
 from bus.operating import deadletters, filters
 from bus.operating.deadletters import DeadLetter, Place, Selection
@@ -57,14 +58,16 @@ class LetterRows:
 
 
 def letters(bus: Bus, topic: str, group: str, selection: Selection) -> LetterRows:
-    """One page. Raises UnknownTopic, UnknownGroup, BusUnavailable."""
-    found = list(islice(deadletters.find(bus, topic, group, selection, newest_first=True), LETTERS + 1))
-    count = deadletters.count(bus, topic, group)
+    """One page. Raises UnknownTopic, UnknownGroup, BadQuery (no such partition), BusUnavailable."""
+    every = partitions(bus, topic, group, selection)
+    newest = deadletters.find(bus, topic, group, selection, newest_first=True, every=every)
+    some = list(islice(newest, LETTERS + 1))
+    count = deadletters.count(bus, topic, group, every)
     return LetterRows(
-        rows=[letter_row(letter) for letter in found[:LETTERS]],
+        rows=[letter_row(letter) for letter in some[:LETTERS]],
         kept=count.kept,
         dropped=count.dropped,
-        older=str(found[LETTERS - 1].place) if len(found) > LETTERS else "",
+        older=str(some[LETTERS - 1].place) if len(some) > LETTERS else "",
     )
 
 
@@ -113,13 +116,16 @@ def to_confirm(query: QueryDict, selection: Selection) -> str:
     return fixed.urlencode()
 
 
-def check_partitions(bus: Bus, topic: str, selection: Selection) -> None:
-    """Refuse partitions that the topic does not have. Asks Redis only where some are named."""
+def partitions(bus: Bus, topic: str, group: str, selection: Selection) -> list[PartitionKeys]:
+    """The keys of all partitions. Raises BadQuery where one is named that the topic does not have, and what
+    `deadletters.partitions` raises."""
+    every = deadletters.partitions(bus, topic, group)
     named = {place.partition for place in selection.places or ()}
     if selection.partition is not None:
         named.add(selection.partition)
-    if named and max(named) >= (known := bus.registry.stored(topic).partitions):
-        raise BadQuery(f"Topic {topic!r} has the partitions 0 to {known - 1}, and no {max(named)}.")
+    if named and max(named) >= len(every):
+        raise BadQuery(f"Topic {topic!r} has the partitions 0 to {len(every) - 1}, and no {max(named)}.")
+    return every
 
 
 def needs_peek(query: QueryDict) -> bool:

@@ -1,6 +1,6 @@
 """Rows for pages: bounded, sorted and paged. Knows no request and no HTML.
 
-Each function makes the round trips of the bus.observe functions that it calls, and no others.
+Each function looks once: all that it returns is of one moment.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from bus.observe import (
     TopicSnapshot,
     WorkerSnapshot,
 )
-from bus.operating import deadletters
+from bus.operating import declarations
+from bus.sums import exact_total, total
 from bus.transactions.outbox import backlog
 
 #: Rows on one page.
@@ -57,29 +58,17 @@ _outboxes = Databases(models.OutboxRow)
 GROUPS_IN_ROW = 3
 
 
-def total(values: Iterable[int | Lag | None]) -> Lag | None:
-    """The sum. Where some are unknown it is "at least"; where all are, None. No values: 0."""
-    known, unknown = [], 0
-    for value in values:
-        if value is None:
-            unknown += 1
-        else:
-            known.append(value if isinstance(value, Lag) else Lag(value))
-    if unknown and not known:
-        return None
-    return Lag(sum(lag.count for lag in known), exact=not unknown and all(lag.exact for lag in known))
-
-
 def overview(bus: Bus) -> OverviewRows:
-    """Counters, the server, and the groups that need attention first."""
-    seen = observe.overview(bus)
+    """Counters, the server, the groups that need attention first, and how declarations differ."""
+    survey = observe.take_survey(bus)
+    seen = survey.snapshot()
     workers = worker_rows(seen.workers)
-    groups = [group for topic in seen.topics for group in topic.groups]
-    rows = group_rows(groups, workers)
+    rows = group_rows(survey.groups, workers)
     return OverviewRows(
         server=seen.server,
-        totals=_totals(groups, (topic.messages for topic in seen.topics)),
-        published=_sum_or_none(topic.published for topic in seen.topics),
+        drift=declarations.drift(bus, survey.declared)[:DRIFTS],
+        totals=_totals(survey.groups, (topic.messages for topic in seen.topics)),
+        published=exact_total(topic.published for topic in seen.topics),
         topics=len(seen.topics),
         workers=sum(row.silent is None for row in workers),
         silent=sum(row.silent is not None for row in workers),
@@ -121,13 +110,14 @@ def topics(bus: Bus, *, search: str = "", order: str = "name", page: str | int |
 
 def topic(bus: Bus, name: str, *, page: str | int | None = 1, groups: str | int | None = 1) -> TopicRows:
     """One topic with its groups and partitions. Raises UnknownTopic."""
-    seen = observe.topic(bus, name)
-    rows = group_rows(seen.groups, worker_rows(observe.workers(bus, name)))
+    survey = observe.take_survey(bus, name)
+    (seen,) = survey.topics
+    rows = group_rows(seen.groups, worker_rows(survey.workers))
     return TopicRows(
         topic=seen,
         totals=_totals(seen.groups, [seen.messages]),
         groups=Page.of(rows, groups, GROUPS),
-        partitions=Page.of(observe.partitions(bus, name), page, PARTITIONS),
+        partitions=Page.of(survey.partitions(name), page, PARTITIONS),
     )
 
 
@@ -138,10 +128,9 @@ def messages(bus: Bus, name: str, *, count: int = MESSAGES) -> list[MessageRow]:
 
 def group(bus: Bus, name: str, group_name: str, *, page: str | int | None = 1) -> GroupRows:
     """One group with its partitions and workers. Raises UnknownTopic or UnknownGroup."""
-    seen, partitions = observe.group(bus, name, group_name)
-    workers = [
-        row for row in worker_rows(observe.workers(bus, name, group_name)) if serves(row, name, group_name)
-    ]
+    survey = observe.take_survey(bus, name, group_name)
+    seen, partitions = survey.group(name, group_name)
+    workers = [row for row in worker_rows(survey.workers) if serves(row, name, group_name)]
     silent = frozenset(row.worker.incarnation for row in workers if row.silent is not None)
     rows = [
         GroupPartitionRow(partition=one, percent=percent_given(one), owner_silent=one.owner in silent)
@@ -149,12 +138,12 @@ def group(bus: Bus, name: str, group_name: str, *, page: str | int | None = 1) -
     ]
     return GroupRows(
         row=group_rows([seen], workers)[0],
-        given=_sum_or_none(one.offset for one in partitions),
+        given=exact_total(one.offset for one in partitions),
         partitions=Page.of(rows, page, PARTITIONS),
         workers=workers[:WORKERS],
         more_workers=max(0, len(workers) - WORKERS),
         losses=[one for one in partitions if one.lost_last is not None][:PARTITIONS],
-        dead_dropped=deadletters.count(bus, name, group_name).dropped,
+        dead_dropped=survey.dead_dropped(name, group_name),
     )
 
 
@@ -236,9 +225,3 @@ def _totals(groups: Iterable[GroupSnapshot], messages: Iterable[int | None]) -> 
         dead=total(one.dead for one in known),
         groups=len(known),
     )
-
-
-def _sum_or_none(values: Iterable[int | None]) -> int | None:
-    """The sum, or None if any is unknown: a rate from it would be wrong."""
-    found = list(values)
-    return None if None in found else sum(value for value in found if value is not None)

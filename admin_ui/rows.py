@@ -17,6 +17,7 @@ from bus.observe import (
     TopicSnapshot,
     WorkerSnapshot,
 )
+from bus.operating.declarations import Drift
 from bus.safety.unreadable import Unreadable
 
 
@@ -67,6 +68,8 @@ class OverviewRows:
     """The first page."""
 
     server: ServerSnapshot
+    drift: Sequence[Drift]
+    """How code, database and Redis differ about topics, some of it."""
     totals: Totals
     published: int | None
     """Messages ever published, over all topics; from two of these the page shows a rate."""

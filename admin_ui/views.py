@@ -18,7 +18,6 @@ from bus import default
 from bus.client import Bus
 from bus.errors import ConfigurationError
 from bus.models import Topic
-from bus.operating import declarations
 
 
 @require_safe
@@ -33,7 +32,7 @@ def overview(request: HttpRequest, site: AdminSite) -> HttpResponse:
     )
 
     def read(bus: Bus) -> Mapping[str, Any]:
-        return {"rows": queries.overview(bus), "drift": declarations.drift(bus)[: queries.DRIFTS]}
+        return {"rows": queries.overview(bus)}
 
     # Not among what is read from Redis: the less Redis answers, the more the outbox matters.
     return respond(request, site, frame, read, outbox=_outbox())
@@ -131,9 +130,7 @@ def dead_letters(request: HttpRequest, site: AdminSite, name: str, group_name: s
     )
 
     def read(bus: Bus) -> Mapping[str, Any]:
-        selection = letters.searched(request.GET)
-        letters.check_partitions(bus, name, selection)
-        rows = letters.letters(bus, name, group_name, selection)
+        rows = letters.letters(bus, name, group_name, letters.searched(request.GET))
         return {"rows": rows, "read_only": bus.settings.read_only}
 
     chosen = {field: request.GET.get(field, "") for field in letters.FILTERS}

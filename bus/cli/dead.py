@@ -48,12 +48,14 @@ def list_letters(
 ) -> None:  # fmt: skip
     """The dead letters of a group, newest first."""
     selection = Selection(partition=partition, key=key, reason=reason, since=since)
-    found = list(islice(deadletters.find(session.bus, topic, group, selection, newest_first=True), limit))
-    total = deadletters.count(session.bus, topic, group)
-    data = {"letters": [_record(letter) for letter in found], "kept": total.kept, "dropped": total.dropped}
-    answer(session.json, data, _table(found))
+    every = deadletters.partitions(session.bus, topic, group)
+    newest = deadletters.find(session.bus, topic, group, selection, newest_first=True, every=every)
+    letters = list(islice(newest, limit))
+    total = deadletters.count(session.bus, topic, group, every)
+    data = {"letters": [_record(letter) for letter in letters], "kept": total.kept, "dropped": total.dropped}
+    answer(session.json, data, _table(letters))
     if not session.json:
-        remark(f"{count(len(found))} of {many(total.kept, 'dead letter')}.")
+        remark(f"{count(len(letters))} of {many(total.kept, 'dead letter')}.")
         remark(_dropped_words(total.dropped))
 
 

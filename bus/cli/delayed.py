@@ -28,12 +28,13 @@ delayed = Branch("delayed", help="Look at messages that wait until they are due,
 @pass_session
 def list_delayed(session: Session, topic: str, partition: int | None, limit: int) -> None:
     """The messages of a topic that wait, those that are due first at the top."""
-    found = list(islice(delays.find(session.bus, topic, partition), limit))
-    total = delays.count(session.bus, topic, partition)
-    data = {"messages": [_record(one) for one in found], "delayed": total}
-    answer(session.json, data, _table(found))
+    chosen = delays.partitions(session.bus, topic, partition)
+    messages = list(islice(delays.find(session.bus, topic, partition, chosen), limit))
+    total = delays.count(session.bus, topic, partition, chosen)
+    data = {"messages": [_record(message) for message in messages], "delayed": total}
+    answer(session.json, data, _table(messages))
     if not session.json:
-        remark(f"{count(len(found))} of {many(total, 'delayed message')}.")
+        remark(f"{count(len(messages))} of {many(total, 'delayed message')}.")
 
 
 @delayed.command("cancel")

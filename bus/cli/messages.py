@@ -98,7 +98,7 @@ def tail(session: Session, topic: str, number: int, follow: bool, partition: int
     if partition is not None and partition >= spec.partitions:
         raise click.UsageError(f"Topic {topic} has the partitions 0 to {spec.partitions - 1}.")
     if not follow:
-        for message in reversed(observe.latest(session.bus, topic, number, partition)):
+        for message in reversed(observe.latest(session.bus, topic, number, partition, spec)):
             _show(session.json, message)
         return
     try:

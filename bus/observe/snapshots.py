@@ -11,16 +11,8 @@ from datetime import datetime, timedelta
 
 from bus.observe.loss import LastLoss
 from bus.safety.unreadable import Unreadable
+from bus.sums import Lag
 from bus.values import Ordering
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """How many messages a group has not been given yet."""
-
-    count: int
-    exact: bool = True
-    """False: counting was cut short, so it is at least `count`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +178,8 @@ class ServerSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
-    """Everything for the first page."""
+class BusSnapshot:
+    """The whole bus: its server, its topics with their groups, and its workers."""
 
     server: ServerSnapshot
     topics: tuple[TopicSnapshot, ...]
