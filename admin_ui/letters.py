@@ -48,13 +48,15 @@ class LetterRow:
 class LetterRows:
     """A page of the dead letters of a group, newest first."""
 
-    rows: list[LetterRow]
+    letters: list[LetterRow]
     kept: int
     """All of the group, whatever was searched for."""
     dropped: int | None
     """Older ones that DEAD_LIMIT has pushed out; None: unknown."""
     older: str
     """The id after which the next page begins; empty if this is the last."""
+    read_only: bool
+    """The project may only look."""
 
 
 def letters(bus: Bus, topic: str, group: str, selection: Selection) -> LetterRows:
@@ -64,10 +66,11 @@ def letters(bus: Bus, topic: str, group: str, selection: Selection) -> LetterRow
     some = list(islice(newest, LETTERS + 1))
     count = deadletters.count(bus, topic, group, every)
     return LetterRows(
-        rows=[letter_row(letter) for letter in some[:LETTERS]],
+        letters=[letter_row(letter) for letter in some[:LETTERS]],
         kept=count.kept,
         dropped=count.dropped,
         older=str(some[LETTERS - 1].place) if len(some) > LETTERS else "",
+        read_only=bus.settings.read_only,
     )
 
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from admin_ui.messages import MessageRow, message_row
+from admin_ui.messages import message_row
 from admin_ui.paging import Page
 from admin_ui.pulse import pulse
 from admin_ui.rows import (
     GroupPartitionRow,
     GroupRow,
     GroupRows,
+    MessageRows,
     OutboxRow,
     OverviewRows,
     TopicRow,
@@ -23,6 +24,7 @@ from admin_ui.rows import (
     TopicsRows,
     Totals,
     WorkerRow,
+    WorkerRows,
 )
 from admin_ui.verdicts import urgency, verdict
 from bus import models, observe
@@ -39,7 +41,7 @@ from bus.operating import declarations
 from bus.sums import exact_total, total
 from bus.transactions.outbox import backlog
 
-#: Rows on one page.
+#: Rows of each kind on one page.
 TOPICS = 50
 PARTITIONS = 64
 GROUPS = 100
@@ -61,105 +63,106 @@ GROUPS_IN_ROW = 3
 def overview(bus: Bus) -> OverviewRows:
     """Counters, the server, the groups that need attention first, and how declarations differ."""
     survey = observe.take_survey(bus)
-    seen = survey.snapshot()
-    workers = worker_rows(seen.workers)
+    workers = worker_rows(survey.workers)
     rows = group_rows(survey.groups, workers)
     return OverviewRows(
-        server=seen.server,
+        server=survey.server,
         drift=declarations.drift(bus, survey.declared)[:DRIFTS],
-        totals=_totals(survey.groups, (topic.messages for topic in seen.topics)),
-        published=exact_total(topic.published for topic in seen.topics),
-        topics=len(seen.topics),
+        totals=_totals(survey.groups, (topic.messages for topic in survey.topics)),
+        published=exact_total(topic.published for topic in survey.topics),
+        topics=len(survey.topics),
         workers=sum(row.silent is None for row in workers),
         silent=sum(row.silent is not None for row in workers),
-        missing_partitions=sum(topic.missing_partitions for topic in seen.topics),
+        missing_partitions=sum(topic.missing_partitions for topic in survey.topics),
         groups=rows[:OVERVIEW_GROUPS],
         more_groups=max(0, len(rows) - OVERVIEW_GROUPS),
         problems=sum(row.verdict.problem for row in rows),
-        unreadable=seen.unreadable[:UNREADABLE],
-        more_unreadable=max(0, len(seen.unreadable) - UNREADABLE),
+        unreadable=survey.unreadable[:UNREADABLE],
+        more_unreadable=max(0, len(survey.unreadable) - UNREADABLE),
     )
 
 
 def outbox(bus: Bus) -> OutboxRow | None:
     """What waits in the outboxes; None if nothing does. Three bounded queries for each database."""
-    found = [backlog(bus, alias) for alias in _outboxes.aliases()]
-    moments = [each.oldest for each in found if each.oldest is not None]
+    backlogs = [backlog(bus, alias) for alias in _outboxes.aliases()]
+    moments = [waiting.oldest for waiting in backlogs if waiting.oldest is not None]
     if not moments:
         return None
     age = max(timedelta(0), datetime.now(UTC) - min(moments))
-    rows = Lag(sum(each.rows for each in found), exact=not any(each.more for each in found))
+    rows = total(Lag(waiting.rows, exact=not waiting.more) for waiting in backlogs) or Lag(0)
     return OutboxRow(rows, age, age > LATE)
 
 
 def topics(bus: Bus, *, search: str = "", order: str = "name", page: str | int | None = 1) -> TopicsRows:
     """Topics whose name contains `search`, sorted by `order` (one of ORDERS, "-" before it reverses)."""
-    seen = observe.overview(bus)
-    workers = worker_rows(seen.workers)
-    wanted = search.strip().casefold()
-    found = sorted((one for one in seen.topics if wanted in one.name.casefold()), key=ORDERS["name"])
+    survey = observe.take_survey(bus)
+    workers = worker_rows(survey.workers)
+    part = search.strip().casefold()
+    topics = sorted((topic for topic in survey.topics if part in topic.name.casefold()), key=ORDERS["name"])
     by = order.removeprefix("-")
     by, order = (by, order) if by in ORDERS else ("name", "name")
-    found.sort(key=ORDERS[by], reverse=order.startswith("-"))
-    part = Page.of(found, page, TOPICS)
-    rows = Page(
-        [_topic_row(one, workers) for one in part.rows], part.number, part.pages, part.total, part.first
-    )
-    return TopicsRows(page=rows, known=len(seen.topics), search=search.strip(), order=order)
+    topics.sort(key=ORDERS[by], reverse=order.startswith("-"))
+    shown = Page.of(topics, page, TOPICS)
+    return TopicsRows(topics=shown.map(lambda topic: _topic_row(topic, workers)), known=len(survey.topics))
 
 
 def topic(bus: Bus, name: str, *, page: str | int | None = 1, groups: str | int | None = 1) -> TopicRows:
     """One topic with its groups and partitions. Raises UnknownTopic."""
     survey = observe.take_survey(bus, name)
-    (seen,) = survey.topics
-    rows = group_rows(seen.groups, worker_rows(survey.workers))
+    (snapshot,) = survey.topics
+    rows = group_rows(snapshot.groups, worker_rows(survey.workers))
     return TopicRows(
-        topic=seen,
-        totals=_totals(seen.groups, [seen.messages]),
+        topic=snapshot,
+        totals=_totals(snapshot.groups, [snapshot.messages]),
         groups=Page.of(rows, groups, GROUPS),
         partitions=Page.of(survey.partitions(name), page, PARTITIONS),
     )
 
 
-def messages(bus: Bus, name: str, *, count: int = MESSAGES) -> list[MessageRow]:
+def messages(bus: Bus, name: str, *, count: int = MESSAGES) -> MessageRows:
     """The latest messages of a topic, newest first. Raises UnknownTopic."""
-    return [message_row(message) for message in observe.latest(bus, name, count)]
+    return MessageRows([message_row(message) for message in observe.latest(bus, name, count)])
 
 
 def group(bus: Bus, name: str, group_name: str, *, page: str | int | None = 1) -> GroupRows:
     """One group with its partitions and workers. Raises UnknownTopic or UnknownGroup."""
     survey = observe.take_survey(bus, name, group_name)
-    seen, partitions = survey.group(name, group_name)
+    snapshot, shares = survey.group(name, group_name)
     workers = [row for row in worker_rows(survey.workers) if serves(row, name, group_name)]
     silent = frozenset(row.worker.incarnation for row in workers if row.silent is not None)
     rows = [
-        GroupPartitionRow(partition=one, percent=percent_given(one), owner_silent=one.owner in silent)
-        for one in partitions
+        GroupPartitionRow(share=share, percent=percent_given(share), owner_silent=share.owner in silent)
+        for share in shares
     ]
+    (row,) = group_rows([snapshot], workers)
     return GroupRows(
-        row=group_rows([seen], workers)[0],
-        given=exact_total(one.offset for one in partitions),
+        group=snapshot,
+        living=row.living,
+        verdict=row.verdict,
+        given=exact_total(share.offset for share in shares),
         partitions=Page.of(rows, page, PARTITIONS),
         workers=workers[:WORKERS],
         more_workers=max(0, len(workers) - WORKERS),
-        losses=[one for one in partitions if one.lost_last is not None][:PARTITIONS],
+        losses=[share for share in shares if share.lost_last is not None][:PARTITIONS],
         dead_dropped=survey.dead_dropped(name, group_name),
+        read_only=bus.settings.read_only,
     )
 
 
-def workers(bus: Bus, *, page: str | int | None = 1) -> Page[WorkerRow]:
+def workers(bus: Bus, *, page: str | int | None = 1) -> WorkerRows:
     """The workers, those that started last first."""
-    found = worker_rows(observe.workers(bus))
-    return Page.of(sorted(found, key=lambda row: row.worker.started, reverse=True), page, WORKERS)
+    rows = worker_rows(observe.workers(bus))
+    newest_first = sorted(rows, key=lambda row: row.worker.started, reverse=True)
+    return WorkerRows(Page.of(newest_first, page, WORKERS))
 
 
 def worker_rows(workers: Iterable[WorkerSnapshot]) -> list[WorkerRow]:
     """Workers with how long they have been silent, as far as this process has watched them."""
-    known = list(workers)
-    silent = pulse.look(known)
+    snapshots = list(workers)
+    silent = pulse.look(snapshots)
     return [
-        WorkerRow(one, timedelta(seconds=silent[one.incarnation]) if one.incarnation in silent else None)
-        for one in known
+        WorkerRow(worker, timedelta(seconds=silent[name]) if (name := worker.incarnation) in silent else None)
+        for worker in snapshots
     ]
 
 
@@ -173,10 +176,11 @@ def serves(row: WorkerRow, topic: str, group: str) -> bool:
 def group_rows(groups: Iterable[GroupSnapshot], workers: Sequence[WorkerRow]) -> list[GroupRow]:
     """Groups with their verdicts, the most urgent first."""
     rows = []
-    for one in groups:
-        silent = sum(row.silent is not None and serves(row, one.topic, one.group) for row in workers)
-        living = max(0, one.workers - silent)
-        rows.append(GroupRow(one, living, verdict(one, living)))
+    for snapshot in groups:
+        topic, name = snapshot.topic, snapshot.name
+        silent = sum(row.silent is not None and serves(row, topic, name) for row in workers)
+        living = max(0, snapshot.workers - silent)
+        rows.append(GroupRow(snapshot, living, verdict(snapshot, living)))
     return sorted(rows, key=lambda row: urgency(row.group, row.verdict))
 
 
@@ -189,39 +193,38 @@ def percent_given(partition: GroupPartitionSnapshot) -> int | None:
     return max(0, min(100, partition.offset * 100 // partition.end))
 
 
-def _by_lag(seen: TopicSnapshot) -> int:
-    found = total(one.lag for one in seen.groups)
-    return found.count if found else -1
+def _by_lag(topic: TopicSnapshot) -> int:
+    lag = total(group.lag for group in topic.groups)
+    return lag.count if lag is not None and topic.groups else -1
 
 
 #: What the list of topics can be sorted by.
 ORDERS: dict[str, Callable[[TopicSnapshot], Any]] = {
-    "name": lambda seen: seen.name,
-    "partitions": lambda seen: seen.partitions,
-    "messages": lambda seen: -1 if seen.messages is None else seen.messages,
+    "name": lambda topic: topic.name,
+    "partitions": lambda topic: topic.partitions,
+    "messages": lambda topic: -1 if topic.messages is None else topic.messages,
     "lag": _by_lag,
-    "published": lambda seen: seen.last_published.timestamp() if seen.last_published else 0.0,
+    "published": lambda topic: topic.last_published.timestamp() if topic.last_published else 0.0,
 }
 
 
-def _topic_row(seen: TopicSnapshot, workers: Sequence[WorkerRow]) -> TopicRow:
-    groups = group_rows(seen.groups, workers)
+def _topic_row(topic: TopicSnapshot, workers: Sequence[WorkerRow]) -> TopicRow:
+    groups = group_rows(topic.groups, workers)
     return TopicRow(
-        topic=seen,
-        lag=total(one.lag for one in seen.groups) if groups else None,
+        topic=topic,
+        lag=total(group.lag for group in topic.groups) if groups else None,
         groups=groups[:GROUPS_IN_ROW],
         more_groups=max(0, len(groups) - GROUPS_IN_ROW),
     )
 
 
-def _totals(groups: Iterable[GroupSnapshot], messages: Iterable[int | None]) -> Totals:
-    known = list(groups)
+def _totals(groups: Sequence[GroupSnapshot], messages: Iterable[int | None]) -> Totals:
     return Totals(
         messages=total(messages),
-        lag=total(one.lag for one in known),
-        pending=total(one.pending for one in known),
-        retrying=total(one.retrying for one in known),
-        held=total(one.held for one in known),
-        dead=total(one.dead for one in known),
-        groups=len(known),
+        lag=total(group.lag for group in groups),
+        pending=total(group.pending for group in groups),
+        retrying=total(group.retrying for group in groups),
+        held=total(group.held for group in groups),
+        dead=total(group.dead for group in groups),
+        groups=len(groups),
     )

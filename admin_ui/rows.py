@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from admin_ui.messages import MessageRow
 from admin_ui.paging import Page
 from admin_ui.verdicts import Verdict
 from bus.observe import (
@@ -26,7 +27,7 @@ class GroupRow:
     """A group with its verdict."""
 
     group: GroupSnapshot
-    workers: int
+    living: int
     """Workers that serve it and are not silent."""
     verdict: Verdict
 
@@ -102,11 +103,9 @@ class TopicRow:
 class TopicsRows:
     """The list of topics."""
 
-    page: Page[TopicRow]
+    topics: Page[TopicRow]
     known: int
     """Topics before the search."""
-    search: str
-    order: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +122,7 @@ class TopicRows:
 class GroupPartitionRow:
     """One partition of a group, with how far the group has come in it."""
 
-    partition: GroupPartitionSnapshot
+    share: GroupPartitionSnapshot
     percent: int | None
     """Share of the kept messages that the group has been given; None if unknown."""
     owner_silent: bool
@@ -133,7 +132,10 @@ class GroupPartitionRow:
 class GroupRows:
     """One group of one topic."""
 
-    row: GroupRow
+    group: GroupSnapshot
+    living: int
+    """Workers that serve it and are not silent."""
+    verdict: Verdict
     given: int | None
     """Sum of the offsets: messages given so far. From two of these the page shows a rate."""
     partitions: Page[GroupPartitionRow]
@@ -143,3 +145,19 @@ class GroupRows:
     """Partitions in which messages were removed before they were given."""
     dead_dropped: int | None
     """Dead letters that DEAD_LIMIT has pushed out; None: unknown."""
+    read_only: bool
+    """The project may only look."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRows:
+    """The latest messages of a topic, newest first."""
+
+    latest: Sequence[MessageRow]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRows:
+    """The list of workers."""
+
+    workers: Page[WorkerRow]

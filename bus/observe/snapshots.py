@@ -112,6 +112,11 @@ class GroupSnapshot:
     """Messages that must be settled before the declared ordering is in effect everywhere."""
 
     @property
+    def name(self) -> str:
+        """The name of the group."""
+        return self.group
+
+    @property
     def reordering(self) -> str:
         """What the group waits for until its declared ordering is in effect, as a sentence; "" if it is."""
         if self.former_ordering is None:

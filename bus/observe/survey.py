@@ -24,6 +24,7 @@ from bus.observe.snapshots import (
     GroupPartitionSnapshot,
     GroupSnapshot,
     PartitionSnapshot,
+    ServerSnapshot,
     TopicSnapshot,
     WorkerSnapshot,
 )
@@ -106,10 +107,15 @@ class Survey:
         """Dead letters of a group that DEAD_LIMIT has pushed out, ever; None if that cannot be read."""
         return exact_total(self.dropped[topic, group])
 
+    @property
+    def server(self) -> ServerSnapshot:
+        """The server behind the bus."""
+        return self.info.snapshot(self.url)
+
     def snapshot(self) -> BusSnapshot:
         """The server, the topics with their groups, and the workers."""
         return BusSnapshot(
-            server=self.info.snapshot(self.url),
+            server=self.server,
             topics=tuple(self.topics),
             workers=tuple(self.workers),
             taken=self.taken,

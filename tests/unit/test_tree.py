@@ -40,3 +40,18 @@ def test_nothing_that_is_built_is_committed() -> None:
 
 def test_nothing_large_is_committed() -> None:
     assert [path for path in committed() if (ROOT / path).stat().st_size > LARGEST] == []
+
+
+#: What is read as text by people who mend it, and how long a line of it may be.
+SOURCES, LONGEST = (".py", ".html", ".css", ".js", ".lua"), 160
+
+
+def test_no_line_of_a_source_is_too_long_to_read() -> None:
+    long = [
+        f"{path}:{number}"
+        for path in committed()
+        if path.endswith(SOURCES)
+        for number, line in enumerate((ROOT / path).read_text().splitlines(), 1)
+        if len(line) > LONGEST
+    ]
+    assert long == []
