@@ -13,7 +13,7 @@ from itertools import islice
 from django.http import QueryDict
 
 from admin_ui.asked import BadQuery, asked, value
-from admin_ui.messages import MessageRow, message_row
+from admin_ui.data.messages import MessageRow, message_row
 from bus.client import Bus
 from bus.errors import ConfigurationError
 from bus.format.keys import PartitionKeys

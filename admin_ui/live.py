@@ -17,7 +17,7 @@ from django.template.loader import render_to_string
 from django.utils.translation import gettext as _
 
 from admin_ui.asked import BadQuery
-from admin_ui.pulse import pulse
+from admin_ui.data.pulse import pulse
 from bus import default
 from bus.client import Bus
 from bus.errors import (

@@ -8,10 +8,11 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
-from admin_ui import letters, permissions, queries
+from admin_ui import letters, permissions
+from admin_ui.data import queries
+from admin_ui.data.rows import GroupRows, OutboxRow, TopicRows, TopicsRows
 from admin_ui.letters import LetterRows
 from admin_ui.live import Frame, Link, respond
-from admin_ui.rows import GroupRows, OutboxRow, TopicRows, TopicsRows
 from bus import default
 from bus.client import Bus
 from bus.errors import ConfigurationError

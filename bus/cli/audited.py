@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError
 
-from bus.cli.output import remark
 from bus.client import Bus
 from bus.databases import Databases
 from bus.errors import ConfigurationError
@@ -21,6 +20,7 @@ from bus.operating import declarations, operate
 from bus.operating.deadletters import Selection, Tally
 from bus.operating.declarations import Drift, SyncReport
 from bus.operating.delayed import Cancelled, DelayedRef
+from bus.terminal.output import remark
 from bus.values import Ordering
 
 _Answer = TypeVar("_Answer")

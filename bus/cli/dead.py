@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from bus.cli.kinds import GROUP, LETTER, PARTITION, REASON, SINCE, TOPIC, Branch
-from bus.cli.output import Table, answer, bar, count, many, remark, time_words
 from bus.cli.session import Session, pass_session
-from bus.cli.values import key_words, message_record, value_words
 from bus.operating import deadletters, filters
 from bus.operating.deadletters import DeadLetter, Place, Selection, Tally
 from bus.safety.unreadable import escaped
+from bus.terminal.output import Table, answer, bar, count, many, remark, time_words
+from bus.terminal.values import key_words, message_record, value_words
 
 #: Characters of a reason in a table; `show` has all of it.
 _SHORT = 80

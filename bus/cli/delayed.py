@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from bus.cli.kinds import DELAYED, PARTITION, TOPIC, Branch
-from bus.cli.output import Table, answer, bar, count, many, remark, time_words
 from bus.cli.session import Session, pass_session
-from bus.cli.values import key_words, message_record, value_words
 from bus.operating import delayed as delays
 from bus.operating.delayed import DelayedMessage, DelayedRef
+from bus.terminal.output import Table, answer, bar, count, many, remark, time_words
+from bus.terminal.values import key_words, message_record, value_words
 
 #: Characters of a value in a table.
 _SHORT = 60

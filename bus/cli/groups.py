@@ -8,11 +8,11 @@ import click
 
 from bus import observe
 from bus.cli.kinds import GROUP, START, TOPIC, Branch
-from bus.cli.output import Table, answer, count, duration_words, lag_words, remark, time_words
 from bus.cli.session import Session, pass_session
 from bus.observe import GroupPartitionSnapshot, GroupSnapshot, Survey
 from bus.observe.loss import loss_words
 from bus.sums import known_total
+from bus.terminal.output import Table, answer, count, duration_words, lag_words, remark, time_words
 from bus.values import ORDERINGS, Ordering
 
 group = Branch("group", help="Create, look at, pause and delete consumer groups.")

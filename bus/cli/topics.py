@@ -12,7 +12,9 @@ import click
 from bus import observe
 from bus.cli.groups import group_table, tell_unreadable
 from bus.cli.kinds import PARTITIONS, RETENTION, TOPIC, Branch
-from bus.cli.output import (
+from bus.cli.session import Session, pass_session
+from bus.observe import GroupSnapshot, Lag, PartitionSnapshot, Survey, TopicSnapshot
+from bus.terminal.output import (
     Table,
     ago_words,
     answer,
@@ -23,8 +25,6 @@ from bus.cli.output import (
     remark,
     time_words,
 )
-from bus.cli.session import Session, pass_session
-from bus.observe import GroupSnapshot, Lag, PartitionSnapshot, Survey, TopicSnapshot
 
 FOR_EVER = "for ever"
 

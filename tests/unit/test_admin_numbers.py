@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from admin_ui.queries import percent_given
+from admin_ui.data.queries import percent_given
 from admin_ui.templatetags.jitney import amount, duration, size, some, when
 from bus.observe import GroupPartitionSnapshot, Lag
 

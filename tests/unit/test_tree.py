@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,3 +56,18 @@ def test_no_line_of_a_source_is_too_long_to_read() -> None:
         if len(line) > LONGEST
     ]
     assert long == []
+
+
+#: Modules in a folder, `__init__` and `__main__` not counted: more are too many to see at a glance.
+MODULES = 17
+
+
+def test_no_folder_holds_too_many_modules() -> None:
+    folders = Counter(
+        path.rpartition("/")[0]
+        for path in committed()
+        if path.startswith(("bus/", "workers/", "admin_ui/", "demo/", "config/"))
+        and path.endswith(".py")
+        and not path.endswith(("/__init__.py", "/__main__.py"))
+    )
+    assert {folder: count for folder, count in folders.items() if count > MODULES} == {}

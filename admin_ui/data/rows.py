@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from admin_ui.messages import MessageRow
-from admin_ui.paging import Page
-from admin_ui.verdicts import Verdict
+from admin_ui.data.messages import MessageRow
+from admin_ui.data.paging import Page
+from admin_ui.data.verdicts import Verdict
 from bus.observe import (
     GroupPartitionSnapshot,
     GroupSnapshot,

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from admin_ui.messages import message_row
-from admin_ui.paging import Page
-from admin_ui.pulse import pulse
-from admin_ui.rows import (
+from admin_ui.data.messages import message_row
+from admin_ui.data.paging import Page
+from admin_ui.data.pulse import pulse
+from admin_ui.data.rows import (
     GroupPartitionRow,
     GroupRow,
     GroupRows,
@@ -26,7 +26,7 @@ from admin_ui.rows import (
     WorkerRow,
     WorkerRows,
 )
-from admin_ui.verdicts import urgency, verdict
+from admin_ui.data.verdicts import urgency, verdict
 from bus import models, observe
 from bus.client import Bus
 from bus.databases import Databases
