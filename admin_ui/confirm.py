@@ -66,7 +66,7 @@ def _ask_or_do(request: HttpRequest, site: AdminSite, verb: Verb, topic: str, gr
         now = deadletters.bounded(bus, Selection()).until
         assert now is not None
         counted = letters.counted(request.GET, request.POST, now)
-        letters.check_partitions(bus, topic, counted)
+        letters.partitions(bus, topic, group, counted)
         tally = verb.work(bus, topic, group, counted, actor=actor_of(request))
     except BadQuery as error:
         crumbs = [*views.group_crumbs(site, topic, group), Link(_("Dead letters"), page)]
@@ -84,10 +84,10 @@ def _ask(request: HttpRequest, site: AdminSite, verb: Verb, topic: str, group: s
     if bus.settings.read_only:
         raise ReadOnly(_("This project is read-only (BUS['READ_ONLY'])."))
     selection = letters.meant(request.GET)
-    letters.check_partitions(bus, topic, selection)
+    every = letters.partitions(bus, topic, group, selection)
     bounded = deadletters.bounded(bus, selection)
     assert bounded.until is not None
-    count = deadletters.count_matching(bus, topic, group, bounded)
+    count = deadletters.count_matching(bus, topic, group, bounded, every)
     context: dict[str, Any] = {
         **site.each_context(request),
         "title": _("Dead letters"),

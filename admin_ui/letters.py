@@ -13,9 +13,10 @@ from itertools import islice
 from django.http import QueryDict
 
 from admin_ui.asked import BadQuery, asked, value
-from admin_ui.messages import MessageRow, message_row
+from admin_ui.data.messages import MessageRow, message_row
 from bus.client import Bus
 from bus.errors import ConfigurationError
+from bus.format.keys import PartitionKeys
 from bus.moments import moment
 from bus.operating import deadletters, filters
 from bus.operating.deadletters import DeadLetter, Origin, Selection
@@ -47,24 +48,29 @@ class LetterRow:
 class LetterRows:
     """A page of the dead letters of a group, newest first."""
 
-    rows: list[LetterRow]
+    letters: list[LetterRow]
     kept: int
     """All of the group, whatever was searched for."""
     dropped: int | None
     """Older ones that DEAD_LIMIT has pushed out; None: unknown."""
     older: str
     """The id after which the next page begins; empty if this is the last."""
+    read_only: bool
+    """The project may only look."""
 
 
 def letters(bus: Bus, topic: str, group: str, selection: Selection) -> LetterRows:
-    """One page. Raises UnknownTopic, UnknownGroup, BusUnavailable."""
-    found = list(islice(deadletters.find(bus, topic, group, selection, newest_first=True), LETTERS + 1))
-    count = deadletters.count(bus, topic, group)
+    """One page. Raises UnknownTopic, UnknownGroup, BadQuery (no such partition), BusUnavailable."""
+    every = partitions(bus, topic, group, selection)
+    newest = deadletters.find(bus, topic, group, selection, newest_first=True, every=every)
+    some = list(islice(newest, LETTERS + 1))
+    count = deadletters.count(bus, topic, group, every)
     return LetterRows(
-        rows=[letter_row(letter) for letter in found[:LETTERS]],
+        letters=[letter_row(letter) for letter in some[:LETTERS]],
         kept=count.kept,
         dropped=count.dropped,
-        older=str(found[LETTERS - 1].place) if len(found) > LETTERS else "",
+        older=str(some[LETTERS - 1].place) if len(some) > LETTERS else "",
+        read_only=bus.settings.read_only,
     )
 
 
@@ -113,13 +119,16 @@ def to_confirm(query: QueryDict, selection: Selection) -> str:
     return fixed.urlencode()
 
 
-def check_partitions(bus: Bus, topic: str, selection: Selection) -> None:
-    """Refuse partitions that the topic does not have. Asks Redis only where some are named."""
+def partitions(bus: Bus, topic: str, group: str, selection: Selection) -> list[PartitionKeys]:
+    """The keys of all partitions. Raises BadQuery where one is named that the topic does not have, and what
+    `deadletters.partitions` raises."""
+    every = deadletters.partitions(bus, topic, group)
     named = {place.partition for place in selection.places or ()}
     if selection.partition is not None:
         named.add(selection.partition)
-    if named and max(named) >= (known := bus.registry.stored(topic).partitions):
-        raise BadQuery(f"Topic {topic!r} has the partitions 0 to {known - 1}, and no {max(named)}.")
+    if named and max(named) >= len(every):
+        raise BadQuery(f"Topic {topic!r} has the partitions 0 to {len(every) - 1}, and no {max(named)}.")
+    return every
 
 
 def needs_peek(query: QueryDict) -> bool:

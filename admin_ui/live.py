@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from django.contrib.admin import AdminSite
@@ -17,7 +17,7 @@ from django.template.loader import render_to_string
 from django.utils.translation import gettext as _
 
 from admin_ui.asked import BadQuery
-from admin_ui.pulse import pulse
+from admin_ui.data.pulse import pulse
 from bus import default
 from bus.client import Bus
 from bus.errors import (
@@ -68,14 +68,17 @@ def respond(
     request: HttpRequest,
     site: AdminSite,
     frame: Frame,
-    read: Callable[[Bus], Mapping[str, Any]],
+    read: Callable[[Bus], object],
     **context: Any,
 ) -> HttpResponse:
-    """The page, or its region alone. `read` asks Redis; a BusError becomes a clear page."""
+    """The page, or its region alone. `read` asks Redis; a BusError becomes a clear page.
+
+    Templates see each field of the dataclass that `read` returns under its own name.
+    """
     request.current_app = site.name
     trouble, rows = None, {}
     try:
-        rows = dict(read(default.get()))
+        rows = _fields_of(read(default.get()))
     except BusError as error:
         trouble = trouble_of(error)
         pulse.forget()
@@ -86,6 +89,10 @@ def respond(
     values |= {"title": visible(frame.title), "subtitle": None, "live_url": _live_url(request)}
     body = render_to_string("admin_ui/page.html", values, request)
     return _answer(body, trouble.status if trouble else 200)
+
+
+def _fields_of(rows: Any) -> dict[str, Any]:
+    return {field.name: getattr(rows, field.name) for field in fields(rows)}
 
 
 def trouble_of(error: BusError) -> Trouble:

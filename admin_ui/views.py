@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from django.contrib.admin import AdminSite
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
-from admin_ui import letters, permissions, queries
+from admin_ui import letters, permissions
+from admin_ui.data import queries
+from admin_ui.data.rows import GroupRows, OutboxRow, TopicRows, TopicsRows
+from admin_ui.letters import LetterRows
 from admin_ui.live import Frame, Link, respond
-from admin_ui.rows import OutboxRow
 from bus import default
 from bus.client import Bus
 from bus.errors import ConfigurationError
 from bus.models import Topic
-from bus.operating import declarations
 
 
 @require_safe
@@ -32,11 +30,8 @@ def overview(request: HttpRequest, site: AdminSite) -> HttpResponse:
         tabs=sections(request, site, "overview"),
     )
 
-    def read(bus: Bus) -> Mapping[str, Any]:
-        return {"rows": queries.overview(bus), "drift": declarations.drift(bus)[: queries.DRIFTS]}
-
-    # Not among what is read from Redis: the less Redis answers, the more the outbox matters.
-    return respond(request, site, frame, read, outbox=_outbox())
+    # The outbox is not among what is read from Redis: the less Redis answers, the more it matters.
+    return respond(request, site, frame, queries.overview, outbox=_outbox())
 
 
 @require_safe
@@ -51,10 +46,10 @@ def topics(request: HttpRequest, site: AdminSite) -> HttpResponse:
         tools="admin_ui/_search.html",
     )
     chosen = request.GET
-    search, order = chosen.get("q", ""), chosen.get("o", "name")
+    search, order = chosen.get("q", "").strip(), chosen.get("o", "name")
 
-    def read(bus: Bus) -> Mapping[str, Any]:
-        return {"rows": queries.topics(bus, search=search, order=order, page=chosen.get("p"))}
+    def read(bus: Bus) -> TopicsRows:
+        return queries.topics(bus, search=search, order=order, page=chosen.get("p"))
 
     may_add = request.user.has_perm("jitney.add_topic")
     return respond(request, site, frame, read, search=search, order=order, may_add=may_add)
@@ -72,8 +67,8 @@ def topic(request: HttpRequest, site: AdminSite, name: str) -> HttpResponse:
     )
     chosen = request.GET
 
-    def read(bus: Bus) -> Mapping[str, Any]:
-        return {"rows": queries.topic(bus, name, page=chosen.get("p"), groups=chosen.get("g"))}
+    def read(bus: Bus) -> TopicRows:
+        return queries.topic(bus, name, page=chosen.get("p"), groups=chosen.get("g"))
 
     return respond(request, site, frame, read)
 
@@ -89,7 +84,7 @@ def messages(request: HttpRequest, site: AdminSite, name: str) -> HttpResponse:
         crumbs=[topics_link(site), topic_link(site, name), Link(_("Messages"))],
         tabs=topic_tabs(request, site, name, "messages"),
     )
-    return respond(request, site, frame, lambda bus: {"rows": queries.messages(bus, name)})
+    return respond(request, site, frame, lambda bus: queries.messages(bus, name))
 
 
 @require_safe
@@ -105,11 +100,18 @@ def group(request: HttpRequest, site: AdminSite, name: str, group_name: str) -> 
         tools="admin_ui/_verbs.html",
     )
 
-    def read(bus: Bus) -> Mapping[str, Any]:
-        rows = queries.group(bus, name, group_name, page=request.GET.get("p"))
-        return {"rows": rows, "forbidden": _why_not(request, bus)}
+    def read(bus: Bus) -> GroupRows:
+        return queries.group(bus, name, group_name, page=request.GET.get("p"))
 
-    return respond(request, site, frame, read, topic_name=name, group_name=group_name)
+    return respond(
+        request,
+        site,
+        frame,
+        read,
+        topic_name=name,
+        group_name=group_name,
+        may_manage=permissions.may(request, permissions.MANAGE_GROUPS),
+    )
 
 
 @require_safe
@@ -130,11 +132,8 @@ def dead_letters(request: HttpRequest, site: AdminSite, name: str, group_name: s
         tools="admin_ui/_letter_search.html",
     )
 
-    def read(bus: Bus) -> Mapping[str, Any]:
-        selection = letters.searched(request.GET)
-        letters.check_partitions(bus, name, selection)
-        rows = letters.letters(bus, name, group_name, selection)
-        return {"rows": rows, "read_only": bus.settings.read_only}
+    def read(bus: Bus) -> LetterRows:
+        return letters.letters(bus, name, group_name, letters.searched(request.GET))
 
     chosen = {field: request.GET.get(field, "") for field in letters.FILTERS}
     return respond(
@@ -162,9 +161,7 @@ def workers(request: HttpRequest, site: AdminSite) -> HttpResponse:
         crumbs=[Link(_("Workers"))],
         tabs=sections(request, site, "workers"),
     )
-    return respond(
-        request, site, frame, lambda bus: {"page": queries.workers(bus, page=request.GET.get("p"))}
-    )
+    return respond(request, site, frame, lambda bus: queries.workers(bus, page=request.GET.get("p")))
 
 
 def sections(request: HttpRequest, site: AdminSite, current: str) -> list[Link]:
@@ -216,12 +213,3 @@ def _outbox() -> OutboxRow | None:
         return queries.outbox(default.get())
     except ConfigurationError:
         return None  # the page tells of it
-
-
-def _why_not(request: HttpRequest, bus: Bus) -> str:
-    """Why the user cannot pause or resume a group; empty if nothing forbids it."""
-    if bus.settings.read_only:
-        return _("This project is read-only (BUS['READ_ONLY']).")
-    if not permissions.may(request, permissions.MANAGE_GROUPS):
-        return _("You lack the permission to manage groups.")
-    return ""

@@ -17,8 +17,8 @@ from pathlib import Path
 import django
 
 import bus
+from demo.exactness.ledger import Ledger
 from demo.generator import generated_records
-from demo.ledger import Ledger
 from demo.signals import Signals
 from demo.source import Record, file_records
 

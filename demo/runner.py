@@ -21,8 +21,8 @@ import bus
 from bus import observe
 from bus.streams.embedded import EmbeddedServer
 from demo.child import Child
+from demo.exactness.reconcile import Database
 from demo.family import CannotRun, Family
-from demo.reconcile import Database
 from demo.rundir import RunDirectory, new_run, password, remove_old
 from demo.signals import Signals
 from demo.status import Status
@@ -229,7 +229,7 @@ class _Demo:
 
     def _check(self, status: Status) -> int:
         """Compare the database with the file or the ledgers, in a process of its own."""
-        command = [sys.executable, "-m", "demo.reconcile", str(self._files.database)]
+        command = [sys.executable, "-m", "demo.exactness.reconcile", str(self._files.database)]
         command += ["--ledgers", str(self._files.ledgers)]
         if self._options.file:
             command += ["--file", str(self._options.file.resolve()), "--source", "file"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from bus.observe import GroupSnapshot, Overview
+from bus.observe import BusSnapshot, GroupSnapshot
 
 #: Every group that must exist before it can be said that all is settled.
 GROUPS = ("orders/inventory", "orders/revenue", "page-views/popularity", "stock-alerts/purchasing")
@@ -30,7 +30,7 @@ class Status:
     """Groups of the demo that no worker has declared yet."""
 
     @classmethod
-    def of(cls, overview: Overview) -> Status:
+    def of(cls, overview: BusSnapshot) -> Status:
         pairs = [(topic, group) for topic in overview.topics for group in topic.groups]
         groups = {f"{group.topic}/{group.group}": group for _, group in pairs}
         lag = sum(group.lag.count for group in groups.values() if group.lag)

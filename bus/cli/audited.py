@@ -11,15 +11,16 @@ from typing import Any, TypeVar
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError
 
-from bus.cli.output import remark
 from bus.client import Bus
 from bus.databases import Databases
 from bus.errors import ConfigurationError
+from bus.format.records import Look
 from bus.models import OutboxRow, Topic
 from bus.operating import declarations, operate
 from bus.operating.deadletters import Selection, Tally
 from bus.operating.declarations import Drift, SyncReport
 from bus.operating.delayed import Cancelled, DelayedRef
+from bus.terminal.output import remark
 from bus.values import Ordering
 
 _Answer = TypeVar("_Answer")
@@ -60,8 +61,8 @@ class Audited:
     def sync(self) -> SyncReport:
         return declarations.sync(self._bus)
 
-    def drift(self) -> list[Drift]:
-        return _look(lambda: declarations.drift(self._bus), [])
+    def drift(self, look: Look, /) -> list[Drift]:
+        return _look(lambda: declarations.drift(self._bus, look), [])
 
     def create_group(self, topic: str, group: str, start: str, ordering: Ordering) -> None:
         operate.create_group(self._bus, topic, group, start=start, ordering=ordering, actor=self._actor)

@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from bus.cli.kinds import GROUP, LETTER, PARTITION, REASON, SINCE, TOPIC, Branch
-from bus.cli.output import Table, answer, bar, count, many, remark, time_words
 from bus.cli.session import Session, pass_session
-from bus.cli.values import key_words, message_record, value_words
 from bus.operating import deadletters, filters
 from bus.operating.deadletters import DeadLetter, Origin, Selection, Tally
 from bus.safety.unreadable import escaped
+from bus.terminal.output import Table, answer, bar, count, many, remark, time_words
+from bus.terminal.values import key_words, message_record, value_words
 
 #: Characters of a reason in a table; `show` has all of it.
 _SHORT = 80
@@ -48,12 +48,14 @@ def list_letters(
 ) -> None:  # fmt: skip
     """The dead letters of a group, newest first."""
     selection = Selection(partition=partition, key=key, reason=reason, since=since)
-    found = list(islice(deadletters.find(session.bus, topic, group, selection, newest_first=True), limit))
-    total = deadletters.count(session.bus, topic, group)
-    data = {"letters": [_record(letter) for letter in found], "kept": total.kept, "dropped": total.dropped}
-    answer(session.json, data, _table(found))
+    every = deadletters.partitions(session.bus, topic, group)
+    newest = deadletters.find(session.bus, topic, group, selection, newest_first=True, every=every)
+    letters = list(islice(newest, limit))
+    total = deadletters.count(session.bus, topic, group, every)
+    data = {"letters": [_record(letter) for letter in letters], "kept": total.kept, "dropped": total.dropped}
+    answer(session.json, data, _table(letters))
     if not session.json:
-        remark(f"{count(len(found))} of {many(total.kept, 'dead letter')}.")
+        remark(f"{count(len(letters))} of {many(total.kept, 'dead letter')}.")
         remark(_dropped_words(total.dropped))
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from bus.cli.kinds import DELAYED, PARTITION, TOPIC, Branch
-from bus.cli.output import Table, answer, bar, count, many, remark, time_words
 from bus.cli.session import Session, pass_session
-from bus.cli.values import key_words, message_record, value_words
 from bus.operating import delayed as delays
 from bus.operating.delayed import DelayedMessage, DelayedRef
+from bus.terminal.output import Table, answer, bar, count, many, remark, time_words
+from bus.terminal.values import key_words, message_record, value_words
 
 #: Characters of a value in a table.
 _SHORT = 60
@@ -28,12 +28,13 @@ delayed = Branch("delayed", help="Look at messages that wait until they are due,
 @pass_session
 def list_delayed(session: Session, topic: str, partition: int | None, limit: int) -> None:
     """The messages of a topic that wait, those that are due first at the top."""
-    found = list(islice(delays.find(session.bus, topic, partition), limit))
-    total = delays.count(session.bus, topic, partition)
-    data = {"messages": [_record(one) for one in found], "delayed": total}
-    answer(session.json, data, _table(found))
+    chosen = delays.partitions(session.bus, topic, partition)
+    messages = list(islice(delays.find(session.bus, topic, partition, chosen), limit))
+    total = delays.count(session.bus, topic, partition, chosen)
+    data = {"messages": [_record(message) for message in messages], "delayed": total}
+    answer(session.json, data, _table(messages))
     if not session.json:
-        remark(f"{count(len(found))} of {many(total, 'delayed message')}.")
+        remark(f"{count(len(messages))} of {many(total, 'delayed message')}.")
 
 
 @delayed.command("cancel")

@@ -18,6 +18,7 @@ from bus.values import Ordering, TopicSpec, check_new_name
 
 if TYPE_CHECKING:
     from bus.client import Bus
+    from bus.format.records import Look
     from bus.operating.declarations import Drift, SyncReport
 
 
@@ -68,7 +69,7 @@ class Direct:
     def sync(self) -> SyncReport:
         _needs_database("`topic sync`")
 
-    def drift(self) -> list[Drift]:
+    def drift(self, _look: Look, /) -> list[Drift]:
         return []
 
     def create_group(self, topic: str, group: str, start: str, ordering: Ordering) -> None:

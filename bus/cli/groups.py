@@ -8,10 +8,11 @@ import click
 
 from bus import observe
 from bus.cli.kinds import GROUP, START, TOPIC, Branch
-from bus.cli.output import Table, answer, count, duration_words, lag_words, remark, time_words
 from bus.cli.session import Session, pass_session
-from bus.observe import GroupPartitionSnapshot, GroupSnapshot
+from bus.observe import GroupPartitionSnapshot, GroupSnapshot, Survey
 from bus.observe.loss import loss_words
+from bus.sums import known_total
+from bus.terminal.output import Table, answer, count, duration_words, lag_words, remark, time_words
 from bus.values import ORDERINGS, Ordering
 
 group = Branch("group", help="Create, look at, pause and delete consumer groups.")
@@ -22,9 +23,9 @@ group = Branch("group", help="Create, look at, pause and delete consumer groups.
 @pass_session
 def list_groups(session: Session, topic: str | None) -> None:
     """The groups of one topic or of all, with their lag."""
-    found = observe.groups(session.bus, topic)
-    answer(session.json, found, group_table(found))
-    tell_unreadable(session)
+    survey = observe.take_survey(session.bus, topic)
+    answer(session.json, survey.groups, group_table(survey.groups))
+    tell_unreadable(survey)
 
 
 @group.command("describe")
@@ -98,10 +99,10 @@ def delete_group(session: Session, topic: str, group: str, apply: bool) -> None:
     )
 
 
-def tell_unreadable(session: Session) -> None:
-    """What is missing in a list, since its record cannot be read."""
-    for found in session.bus.registry.look().unreadable:
-        remark(f"Not shown, since it cannot be read: {found}. See `bus doctor`.")
+def tell_unreadable(survey: Survey) -> None:
+    """Tell what is missing in a list, since its record cannot be read."""
+    for unreadable in survey.unreadable:
+        remark(f"Not shown, since it cannot be read: {unreadable}. See `bus doctor`.")
 
 
 def group_table(found: Sequence[GroupSnapshot]) -> Table:
@@ -128,8 +129,8 @@ def group_table(found: Sequence[GroupSnapshot]) -> Table:
 
 def lost_words(one: GroupSnapshot | GroupPartitionSnapshot) -> str:
     """Messages that were removed before they were settled; "up to 5" where only a limit is known."""
-    known = [part for part in (one.trimmed, one.lost) if part is not None]
-    return loss_words(sum(known), one.lost_maybe or 0) if known else count(None)
+    surely = known_total((one.trimmed, one.lost))
+    return count(None) if surely is None else loss_words(surely, one.lost_maybe or 0)
 
 
 def loss_lines(found: Sequence[GroupPartitionSnapshot]) -> list[str]:

@@ -10,12 +10,12 @@ import click
 import orjson
 
 from bus import observe
-from bus.cli.feed import LONGEST, Feed, publish_file
 from bus.cli.kinds import AT, DURATION, HEADER, TOPIC, Leaf
-from bus.cli.output import answer, dump, many, printable, time_words
 from bus.cli.session import Session, pass_session
-from bus.cli.sources import Format, Lines
-from bus.cli.values import key_words, message_record, value_words
+from bus.terminal.feed import LONGEST, Feed, publish_file
+from bus.terminal.output import answer, dump, many, printable, time_words
+from bus.terminal.sources import Format, Lines
+from bus.terminal.values import key_words, message_record, value_words
 from bus.values import Message, Receipt
 
 
@@ -98,7 +98,7 @@ def tail(session: Session, topic: str, number: int, follow: bool, partition: int
     if partition is not None and partition >= spec.partitions:
         raise click.UsageError(f"Topic {topic} has the partitions 0 to {spec.partitions - 1}.")
     if not follow:
-        for message in reversed(observe.latest(session.bus, topic, number, partition)):
+        for message in reversed(observe.latest(session.bus, topic, number, partition, spec)):
             _show(session.json, message)
         return
     try:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from bus.cli.kinds import Branch
-from bus.cli.output import Table, ago_words, answer, count, many, remark
 from bus.cli.session import Session, pass_session
 from bus.errors import BusError
 from bus.safety.complaints import Complaints
+from bus.terminal.output import Table, ago_words, answer, count, many, remark
 
 if TYPE_CHECKING:
     from bus.transactions.outbox import Relay, ShardBacklog

@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from bus.cli.kinds import GROUP, PARTITION, TOPIC, Branch
-from bus.cli.output import Table, answer, count, duration_words, remark, time_words
 from bus.cli.session import Session, pass_session
-from bus.cli.values import key_words, message_record
 from bus.operating import pending as pendings
 from bus.operating.pending import PendingMessage
+from bus.terminal.output import Table, answer, count, duration_words, remark, time_words
+from bus.terminal.values import key_words, message_record
 
 #: Characters of an error in a table: the end of it, which says what went wrong.
 _SHORT = 80

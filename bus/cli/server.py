@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from bus.cli.kinds import Branch
-from bus.cli.output import answer, duration_words, remark
 from bus.cli.session import Session, pass_session
 from bus.streams import embedded
+from bus.terminal.output import answer, duration_words, remark
 
 server = Branch("server", help="Start, stop and look at the server of an embedded:// URL.")
 

@@ -14,6 +14,7 @@ from bus.values import Ordering
 
 if TYPE_CHECKING:
     from bus.client import Bus
+    from bus.format.records import Look
     from bus.operating.deadletters import Selection, Tally
     from bus.operating.declarations import Drift, SyncReport
     from bus.operating.delayed import Cancelled, DelayedRef
@@ -40,7 +41,9 @@ class Operator(Protocol):
         """What is known of a topic beside Redis: where it comes from, its notes."""
 
     def sync(self) -> SyncReport: ...
-    def drift(self) -> list[Drift]: ...
+    def drift(self, look: Look, /) -> list[Drift]:
+        """Return how code, database and Redis differ; `look`: what Redis has."""
+
     def create_group(self, topic: str, group: str, start: str, ordering: Ordering) -> None: ...
     def pause_group(self, topic: str, group: str) -> None: ...
     def resume_group(self, topic: str, group: str) -> None: ...

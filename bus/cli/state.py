@@ -6,9 +6,9 @@ import click
 
 from bus import observe
 from bus.cli.kinds import Leaf
-from bus.cli.output import Table, answer, count, remark, time_words
 from bus.cli.session import Session, pass_session
 from bus.observe import WorkerSnapshot
+from bus.terminal.output import Table, answer, count, remark, time_words
 
 
 @click.command("workers", cls=Leaf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,9 @@ import click
 from bus import observe
 from bus.cli.groups import group_table, tell_unreadable
 from bus.cli.kinds import PARTITIONS, RETENTION, TOPIC, Branch
-from bus.cli.output import (
+from bus.cli.session import Session, pass_session
+from bus.observe import GroupSnapshot, Lag, PartitionSnapshot, Survey, TopicSnapshot
+from bus.terminal.output import (
     Table,
     ago_words,
     answer,
@@ -22,8 +25,6 @@ from bus.cli.output import (
     remark,
     time_words,
 )
-from bus.cli.session import Session, pass_session
-from bus.observe import GroupSnapshot, Lag, PartitionSnapshot, TopicSnapshot
 
 FOR_EVER = "for ever"
 
@@ -50,10 +51,10 @@ def create_topic(
 @pass_session
 def list_topics(session: Session) -> None:
     """All topics, with their messages and the lag of their groups."""
-    found = observe.topics(session.bus)
-    answer(session.json, found, topic_table(found))
-    _tell_drift(session)
-    tell_unreadable(session)
+    survey = observe.take_survey(session.bus)
+    answer(session.json, survey.topics, topic_table(survey.topics))
+    _tell_drift(session, survey)
+    tell_unreadable(survey)
 
 
 @topic.command("describe")
@@ -61,25 +62,26 @@ def list_topics(session: Session) -> None:
 @pass_session
 def describe_topic(session: Session, name: str) -> None:
     """One topic with its partitions and groups."""
-    found = observe.topic(session.bus, name)
-    partitions = observe.partitions(session.bus, name)
+    survey = observe.take_survey(session.bus, name)
+    (snapshot,) = survey.topics
+    partitions = survey.partitions(name)
     facts = session.operator.facts(name)
-    data = {"topic": found, "partitions": partitions, **facts}
+    data = {"topic": snapshot, "partitions": partitions, **facts}
     words = [f"{title}: {text}" for title, text in facts.items() if text]
-    if found.delayed != 0:
-        due = f"the next is due {time_words(found.next_due)} UTC"
-        words.append(f"delayed: {count(found.delayed)}; {due}")
+    if snapshot.delayed != 0:
+        due = f"the next is due {time_words(snapshot.next_due)} UTC"
+        words.append(f"delayed: {count(snapshot.delayed)}; {due}")
     answer(
         session.json,
         data,
-        topic_table([found]),
+        topic_table([snapshot]),
         *words,
         "",
         partition_table(partitions),
         "",
-        group_table(found.groups) if found.groups else "No group reads this topic yet.",
+        group_table(snapshot.groups) if snapshot.groups else "No group reads this topic yet.",
     )
-    _tell_drift(session, name)
+    _tell_drift(session, survey, name)
 
 
 @topic.command("change")
@@ -144,7 +146,7 @@ def delete_topic(session: Session, name: str, apply: bool, confirm: str | None) 
     )
 
 
-def topic_table(found: list[TopicSnapshot]) -> Table:
+def topic_table(topics: Sequence[TopicSnapshot]) -> Table:
     rows = [
         [
             snapshot.name,
@@ -155,7 +157,7 @@ def topic_table(found: list[TopicSnapshot]) -> Table:
             count(len(snapshot.groups)),
             lag_words(worst_lag(snapshot.groups)) if snapshot.groups else "-",
         ]
-        for snapshot in found
+        for snapshot in topics
     ]
     columns = [
         "topic",
@@ -222,8 +224,8 @@ def _outcome(applied: bool, done: str) -> str:
     return done if applied else "Nothing is done yet: add --apply to do it."
 
 
-def _tell_drift(session: Session, name: str | None = None) -> None:
-    for difference in session.operator.drift():
+def _tell_drift(session: Session, survey: Survey, name: str | None = None) -> None:
+    for difference in session.operator.drift(survey.declared):
         if name in (None, difference.topic):
             mend = " Run `bus topic sync`." if difference.mended_by_sync else ""
             remark(f"Drift of topic {difference.topic}: {difference.text}.{mend}")

@@ -6,6 +6,7 @@ from bus.client import Bus
 from bus.doctor import delayed, foreign, groups, lanes, orderings, partitions, rights, server
 from bus.doctor.finding import Finding, Level
 from bus.errors import BusError, Forbidden
+from bus.observe import take_survey
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -19,12 +20,13 @@ def examine(bus: Bus) -> list[Finding]:
         findings += server.findings(known)
         findings += rights.examine(bus)
         if known.readable:
-            findings += partitions.examine(bus)
-            findings += delayed.examine(bus)
-            findings += groups.examine(bus)
-            findings += orderings.examine(bus)
-            findings += foreign.examine(bus)
-            findings += lanes.examine(bus)
+            survey = take_survey(bus)
+            findings += partitions.examine(bus, survey)
+            findings += delayed.examine(bus, survey)
+            findings += groups.examine(bus, survey)
+            findings += orderings.examine(survey)
+            findings += foreign.examine(bus, survey)
+            findings += lanes.examine(bus, survey)
     except Forbidden as error:
         findings.append(Finding("error", "rights", str(error), rights.HINT))
     except BusError as error:

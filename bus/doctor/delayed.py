@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from bus.doctor.finding import Finding
+from bus.doctor.finding import Finding, some
+from bus.observe import Survey
 from bus.observe.facts import ask, is_absent
 from bus.operating import delayed
 from bus.operating.delayed import DelayedRef
@@ -19,10 +20,9 @@ if TYPE_CHECKING:
     from bus.format.keys import PartitionKeys
     from bus.streams.wire import Command
 
-#: Records named in one text; and read of one partition at most, in pages of so many.
-_NAMED = 5
+#: Records read of one partition at most, and bodies in one reply.
 _READ = 1_000
-_PAGE = 50
+_BODIES_A_REPLY = 50
 
 
 @dataclass(slots=True)
@@ -38,12 +38,12 @@ class _Trouble:
     more: bool = False
 
 
-def examine(bus: Bus) -> Iterator[Finding]:
+def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
     """One finding for each kind of trouble, or one that says that all is well."""
-    places = [(spec.name, n) for spec in bus.registry.look().specs.values() for n in range(spec.partitions)]
+    partitions = [(spec.name, n) for spec in survey.topic_specs for n in range(spec.partitions)]
     commands: list[Command] = []
-    for place in places:
-        keys = bus.keys.partition(*place)
+    for topic, number in partitions:
+        keys = bus.keys.partition(topic, number)
         commands += [
             ("ZCARD", keys.delayed),
             ("ZCOUNT", keys.delayed, repr(delayed.NEVER), "+inf"),
@@ -52,7 +52,7 @@ def examine(bus: Bus) -> Iterator[Finding]:
         ]
     replies = ask(bus.client, commands)
     trouble = _Trouble()
-    for topic, number in places:
+    for topic, number in partitions:
         _note(bus, trouble, topic, number, [next(replies) for _ in range(4)])
     findings = list(_findings(trouble))
     yield from findings
@@ -85,7 +85,7 @@ def _read_aside(bus: Bus, trouble: _Trouble, topic: str, number: int, keys: Part
     trouble.more = trouble.more or len(members) > _READ
     bodiless = 0
     rest = iter(members[:_READ])
-    while page := list(islice(rest, _PAGE)):
+    while page := list(islice(rest, _BODIES_A_REPLY)):
         bodies = bus.client.call("HMGET", keys.delayed_body, *page)
         for member, body in zip(page, bodies, strict=True):
             bodiless += body is None
@@ -129,7 +129,6 @@ def _findings(trouble: _Trouble) -> Iterator[Finding]:
             "Look at them with HSCAN, publish what is wanted again, and remove them with HDEL.",
         ),
     )
-    for found, what, hint in kinds:
-        if found:
-            rest = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
-            yield Finding("warning", "delayed", f"{what}: {', '.join(found[:_NAMED])}{rest}.{more}", hint)
+    for names, what, hint in kinds:
+        if names:
+            yield Finding("warning", "delayed", f"{what}: {some(names)}.{more}", hint)

@@ -1,7 +1,8 @@
-"""What a check found."""
+"""What a check found, in words."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,3 +20,13 @@ class Finding:
     """What is so."""
     hint: str = ""
     """What to do about it, where there is something to do."""
+
+
+#: Names in one text.
+_NAMED = 5
+
+
+def some(names: Sequence[str], separator: str = ", ") -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return separator.join(names[:_NAMED]) + more

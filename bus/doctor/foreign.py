@@ -10,20 +10,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from bus.client import Bus
-from bus.doctor.finding import Finding, Level
+from bus.doctor.finding import Finding, Level, some
 from bus.format import state as states
 from bus.format.keys import PartitionKeys, unpad_id
+from bus.format.lane_id import ORDERED_LANE, LaneId
 from bus.moments import MAX_EXACT
+from bus.observe import Survey
 from bus.observe.facts import ask
 from bus.safety.unreadable import Unreadable, escaped, shown
 from bus.streams.commands import fields_of, is_nogroup, is_wrongtype, text
-from bus.streams.connect import check, seconds_of
+from bus.streams.connect import check
 from bus.streams.wire import Command
 from bus.upkeep.retention import ahead_words
 from bus.values import id_pair, known_id
 
-#: Records named in one text, and members or fields looked at in one key: a sample.
-_NAMED = 5
+#: Members or fields looked at in one key: a sample.
 _LOOKED_AT = 100
 #: Ids may be so far ahead of the clock: clocks are set by small steps all the time. Milliseconds.
 _TOLERANCE = 60_000
@@ -67,59 +68,61 @@ _KINDS: dict[str, tuple[Level, str, str]] = {
 }
 
 
-def examine(bus: Bus) -> Iterator[Finding]:
+def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
     """One finding for each kind of trouble, or one that says that there is none."""
-    found = _Found(bus)
-    found.look()
-    yield from found.findings()
-    if not found.any():
+    search = _Search(bus, survey)
+    search.run()
+    yield from search.findings()
+    if not search.found_any:
         yield Finding("ok", "foreign", "Nothing was found in the keys of the bus that cannot be read.")
 
 
-class _Found:
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self._troubles: defaultdict[str, list[str]] = defaultdict(list)
-        self._now = 0
+class _Search:
+    """Looks through all keys of the bus, and notes what is wrong there by its kind."""
 
-    def any(self) -> bool:
+    def __init__(self, bus: Bus, survey: Survey) -> None:
+        self._bus = bus
+        self._survey = survey
+        self._troubles: defaultdict[str, list[str]] = defaultdict(list)
+        self._now = int(survey.taken.timestamp() * 1000)
+
+    @property
+    def found_any(self) -> bool:
         return bool(self._troubles)
 
     def findings(self) -> Iterator[Finding]:
         for kind, (level, what, hint) in _KINDS.items():
             names = self._troubles.get(kind, [])
             if names:
-                more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-                yield Finding(level, "foreign", f"{what}: {'; '.join(names[:_NAMED])}{more}.", hint)
+                yield Finding(level, "foreign", f"{what}: {some(names, '; ')}.", hint)
 
     # ------------------------------------------------------------------ looking
 
-    def look(self) -> None:
-        bus, keys = self._bus, self._bus.keys
-        look = bus.registry.look()
-        for each in look.unreadable:
-            self._note("type" if not each.field else "newer" if each.newer else "record", each)
-        asked: list[Command] = [("TIME",), ("HGET", keys.meta, "layout"), ("XINFO", "STREAM", keys.control)]
+    def run(self) -> None:
+        bus, keys, survey = self._bus, self._bus.keys, self._survey
+        for record in survey.unreadable:
+            self._note("type" if not record.field else "newer" if record.newer else "record", record)
+        asked: list[Command] = [("HLEN", keys.meta), ("XINFO", "STREAM", keys.control)]
         asked += [("HLEN", keys.workers), ("ZCARD", keys.due), ("HLEN", keys.refused)]
-        clock, meta, control, workers, due, refused = bus.client.pipe(asked)
-        self._now = int(seconds_of(clock) * 1000)
+        meta, control, workers, due, refused = bus.client.pipe(asked)
         self._type(keys.meta, "hash", meta)
         self._type(keys.workers, "hash", workers)
         self._type(keys.due, "zset", due)
         self._type(keys.refused, "hash", refused)
         self._stream(keys.control, control)
         groups: defaultdict[str, list[str]] = defaultdict(list)
-        for group in look.groups:
+        for group in survey.group_specs:
             groups[group.topic].append(group.name)
-        places = [(spec.name, n) for spec in look.specs.values() for n in range(spec.partitions)]
-        commands = [command for place in places for command in self._commands(*place, groups[place[0]])]
+        partitions = [(spec.name, n) for spec in survey.topic_specs for n in range(spec.partitions)]
+        commands = [command for topic, n in partitions for command in self._commands(topic, n, groups[topic])]
         replies = ask(bus.client, commands)
-        for topic, number in places:
+        for topic, number in partitions:
             partition = keys.partition(topic, number)
             self._stream(partition.stream, next(replies), messages=True)
             self._type(partition.ahead, "hash", next(replies))
             for name in groups[topic]:
-                self._group(partition, name, [next(replies) for _ in range(8)])
+                lease = survey.leases[LaneId(topic, number, name)]
+                self._group(partition, name, [next(replies) for _ in range(7)], lease)
 
     def _commands(self, topic: str, number: int, groups: list[str]) -> Iterator[Command]:
         keys = self._bus.keys.partition(topic, number)
@@ -133,12 +136,11 @@ class _Found:
             yield ("ZRANGE", keys.held(group), 0, _LOOKED_AT - 1)
             yield ("GET", keys.mark(group))
             yield ("XINFO", "STREAM", keys.dead(group))
-            yield ("GET", keys.lease(group, "0"))
 
     # ------------------------------------------------------------------ judging
 
-    def _group(self, keys: PartitionKeys, group: str, replies: list[Any]) -> None:
-        fields, scanned, retries, never, held, mark, dead, lease = replies
+    def _group(self, keys: PartitionKeys, group: str, replies: list[Any], lease: Any) -> None:
+        fields, scanned, retries, never, held, mark, dead = replies
         state, retry = keys.state(group), keys.retry(group)
         if not self._type(state, "hash", fields):
             self._state(state, check(fields), check(scanned)[1])
@@ -157,18 +159,18 @@ class _Found:
         ):
             self._note("unreadable", Unreadable(keys.mark(group), "", shown(raw), "is no id"))
         self._stream(keys.dead(group), dead)
-        self._type(keys.lease(group, "0"), "string", lease)
+        self._type(keys.lease(group, ORDERED_LANE), "string", lease)
 
     def _state(self, key: str, fields: list[bytes | None], scanned: list[bytes]) -> None:
-        found: list[object] = [states.read_era(key, fields[0])]
-        found += [
+        values: list[object] = [states.read_era(key, fields[0])]
+        values += [
             states.read_counter(key, name, raw) for name, raw in zip(_COUNTERS, fields[2:], strict=True)
         ]
         suspect = fields[1]
         flat = [*scanned, *([b"suspect:0", suspect] if suspect is not None else [])]
-        found += states.read(key, "0", flat).unreadable
-        for each in dict.fromkeys(one for one in found if isinstance(one, Unreadable)):
-            self._note("unreadable", each)
+        values += states.read(key, ORDERED_LANE, flat).unreadable
+        for record in dict.fromkeys(value for value in values if isinstance(value, Unreadable)):
+            self._note("unreadable", record)
 
     def _stream(self, key: str, reply: Any, *, messages: bool = False) -> None:
         if is_wrongtype(reply):
@@ -193,8 +195,8 @@ class _Found:
         name = escaped(member)
         self._note("unreadable", Unreadable(key, name, "a member that", why))
 
-    def _note(self, kind: str, found: Unreadable) -> None:
-        self._troubles[kind].append(str(found))
+    def _note(self, kind: str, record: Unreadable) -> None:
+        self._troubles[kind].append(str(record))
 
 
 def _is_held(member: bytes) -> bool:

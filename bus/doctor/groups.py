@@ -4,37 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bus import observe
 from bus.client import Bus
-from bus.doctor.finding import Finding
-from bus.observe import GroupSnapshot
+from bus.doctor.finding import Finding, some
+from bus.observe import GroupSnapshot, Survey
 from bus.observe.loss import loss_words
 from bus.upkeep import newcomers
 
 _LEAVE = "Leave removing to retention: no XTRIM, XDEL, or MAXLEN by other programs."
 
-#: Groups named in one text.
-_NAMED = 5
 
-
-def examine(bus: Bus) -> Iterator[Finding]:
+def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
     """One finding for each kind of trouble; nothing if there is none."""
-    groups = observe.groups(bus)
-    yield from _lost(groups)
-    yield from _unserved(groups)
-    yield from _refused(bus)
+    yield from _lost(survey.groups)
+    yield from _unserved(survey.groups)
+    yield from _refused(bus, survey)
 
 
 def _lost(groups: Sequence[GroupSnapshot]) -> Iterator[Finding]:
     told = [_losses(one) for one in groups if one.lost or one.lost_maybe]
     if told:
-        text = f"Messages were removed from Redis before they were given: {_some(told)}."
+        text = f"Messages were removed from Redis before they were given: {some(told)}."
         lately = any(one.lost_lately for one in groups)
         hint = f"`bus group describe` says where and when. {_LEAVE}"
         yield Finding("error" if lately else "warning", "lost", text, hint)
     gone = [f"{one.group} of {one.topic}: {one.trimmed:,}" for one in groups if one.trimmed]
     if gone:
-        text = f"Messages were removed from Redis when they were given and not settled: {_some(gone)}."
+        text = f"Messages were removed from Redis when they were given and not settled: {some(gone)}."
         yield Finding("warning", "lost", text, _LEAVE)
 
 
@@ -47,7 +42,7 @@ def _unserved(groups: Sequence[GroupSnapshot]) -> Iterator[Finding]:
             "`bus group delete TOPIC GROUP`: until then their messages are kept for them."
         )
         yield Finding(
-            "warning", "unserved", f"Groups with messages that no worker serves: {_some(told)}.", hint
+            "warning", "unserved", f"Groups with messages that no worker serves: {some(told)}.", hint
         )
 
 
@@ -60,10 +55,16 @@ def _waiting(one: GroupSnapshot) -> str:
     return ", ".join(parts)
 
 
-def _refused(bus: Bus) -> Iterator[Finding]:
-    told = [f"{one.group} on {one.topic} ({one.messages:,} messages)" for one in newcomers.refusals(bus)]
+def _refused(bus: Bus, survey: Survey) -> Iterator[Finding]:
+    made = {(spec.topic, spec.name) for spec in survey.declared.groups}
+    for record in survey.unreadable:
+        if record.key == bus.keys.groups:
+            topic, _, group = record.field.partition("/")
+            made.add((topic, group))
+    refusals = newcomers.refusals(bus, made)
+    told = [f"{one.group} on {one.topic} ({one.messages:,} messages)" for one in refusals]
     if told:
-        text = f"New groups that were not made, because of BUS['NEW_GROUP_LIMIT']: {_some(told)}."
+        text = f"New groups that were not made, because of BUS['NEW_GROUP_LIMIT']: {some(told)}."
         hint = (
             "`bus group create TOPIC GROUP --start earliest` (or latest) makes them, and their workers begin."
         )
@@ -73,8 +74,3 @@ def _refused(bus: Bus) -> Iterator[Finding]:
 def _losses(one: GroupSnapshot) -> str:
     lost, maybe = one.lost or 0, one.lost_maybe or 0
     return f"{one.group} of {one.topic}: {loss_words(lost, maybe)}"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from bus.client import Bus
 from bus.doctor.finding import Finding
-from bus.streams.commands import is_nogroup
-from bus.streams.connect import check
-from bus.topics import reordering
-from bus.topics.reordering import GroupPartition
+from bus.observe import GroupPartitionSnapshot, GroupSnapshot, Survey
 from bus.values import Ordering
 
 _HINT = (
@@ -19,28 +15,17 @@ _HINT = (
 )
 
 
-def examine(bus: Bus) -> Iterator[Finding]:
+def examine(survey: Survey) -> Iterator[Finding]:
     """One finding for each group that waits until its declared ordering can take effect."""
-    specs = bus.registry.specs()
-    places = [
-        (GroupPartition(group.topic, group.name, number), group.ordering)
-        for group in bus.registry.groups()
-        if group.topic in specs
-        for number in range(specs[group.topic].partitions)
-    ]
-    effects = reordering.read(bus, places)
-    waiting: defaultdict[tuple[str, str, Ordering, Ordering], list[GroupPartition]] = defaultdict(list)
-    for place, declared in places:
-        if effects[place] != declared:
-            waiting[place.topic, place.group, effects[place], declared].append(place)
-    for (topic, group, effect, declared), those in waiting.items():
+    waiting: defaultdict[tuple[GroupSnapshot, Ordering], list[GroupPartitionSnapshot]] = defaultdict(list)
+    for group in survey.groups:
+        for share in survey.shares[group.topic, group.group]:
+            if share.ordering is not None and share.ordering != group.ordering:
+                waiting[group, share.ordering].append(share)
+    for (group, effect), shares in waiting.items():
+        pending = sum(share.pending or 0 for share in shares)
         told = (
-            f"Group {group} of topic {topic} waits for {_pending(bus, those):,} messages in {len(those):,} "
-            f"partitions until its ordering changes from {effect} to {declared}."
+            f"Group {group.group} of topic {group.topic} waits for {pending:,} messages in {len(shares):,} "
+            f"partitions until its ordering changes from {effect} to {group.ordering}."
         )
         yield Finding("warning", "ordering", told, _HINT)
-
-
-def _pending(bus: Bus, places: list[GroupPartition]) -> int:
-    asked = [("XPENDING", bus.keys.partition(one.topic, one.partition).stream, one.group) for one in places]
-    return sum(0 if is_nogroup(reply) else check(reply)[0] for reply in bus.client.pipe(asked))

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 from bus.client import Bus
-from bus.doctor.finding import Finding, Level
-from bus.observe.facts import StreamFacts, ask, stream_command, stream_facts
+from bus.doctor.finding import Finding, Level, some
+from bus.observe import Survey
+from bus.observe.facts import StreamFacts, ask
 from bus.streams.connect import check
 from bus.streams.wire import Command
 from bus.values import id_pair
-
-#: Partitions named in one text.
-_NAMED = 5
 
 #: The reply to TTL for a key that does not exist.
 _NO_KEY = -2
@@ -35,25 +32,21 @@ _KINDS: dict[str, tuple[Level, str, str]] = {
 }
 
 
-def examine(bus: Bus) -> Iterator[Finding]:
+def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
     """One finding for each kind of trouble, or one that says that all is there."""
-    look = bus.registry.look()
-    specs = look.specs
     declared: defaultdict[str, set[str]] = defaultdict(set)
-    for group in look.groups:
+    for group in survey.group_specs:
         declared[group.topic].add(group.name)
-    places = [(name, number) for name, spec in specs.items() for number in range(spec.partitions)]
-    commands: list[Command] = []
-    for topic, number in places:
-        stream = bus.keys.partition(topic, number).stream
-        commands += [stream_command(stream), ("TTL", stream)]
-    replies = ask(bus.client, commands)
+    partitions = [(topic, number, facts) for topic, streams in survey.streams.items()
+                  for number, facts in enumerate(streams)]  # fmt: skip
+    commands: list[Command] = [("TTL", bus.keys.partition(topic, n).stream) for topic, n, _ in partitions]
     trouble = _Trouble()
-    for topic, number in places:
-        trouble.note(f"{topic}/{number}", declared[topic], next(replies), next(replies))
+    for (topic, number, facts), ttl in zip(partitions, ask(bus.client, commands), strict=True):
+        trouble.note(f"{topic}/{number}", declared[topic], facts, check(ttl))
     yield from trouble.findings()
-    if not any(trouble.found.values()):
-        told = f"{len(places):,} partitions of {len(specs):,} topics are there, with their groups."
+    if not any(trouble.names.values()):
+        topics = len(survey.topic_specs)
+        told = f"{len(partitions):,} partitions of {topics:,} topics are there, with their groups."
         yield Finding("ok", "partitions", told)
 
 
@@ -61,24 +54,23 @@ class _Trouble:
     """Partitions by what is wrong with them."""
 
     def __init__(self) -> None:
-        self.found: dict[str, list[str]] = {kind: [] for kind in _KINDS}
+        self.names: dict[str, list[str]] = {kind: [] for kind in _KINDS}
 
-    def note(self, name: str, declared: set[str], reply: Any, ttl: Any) -> None:
-        facts = stream_facts(reply)
+    def note(self, name: str, declared: set[str], facts: StreamFacts | None, ttl: int) -> None:
         if facts is None:
-            self.found["missing" if check(ttl) == _NO_KEY else "foreign"].append(name)
+            self.names["missing" if ttl == _NO_KEY else "foreign"].append(name)
             return
-        self.found["group"] += [f"{group} in {name}" for group in sorted(declared - set(facts.groups))]
-        if check(ttl) >= 0:
-            self.found["expires"].append(name)
+        self.names["group"] += [f"{group} in {name}" for group in sorted(declared - set(facts.groups))]
+        if ttl >= 0:
+            self.names["expires"].append(name)
         if _has_gap(facts):
-            self.found["deleted"].append(name)
+            self.names["deleted"].append(name)
 
     def findings(self) -> Iterator[Finding]:
-        for kind, names in self.found.items():
+        for kind, names in self.names.items():
             if names:
                 level, what, hint = _KINDS[kind]
-                yield Finding(level, "partitions", f"{what}: {_some(names)}.", hint)
+                yield Finding(level, "partitions", f"{what}: {some(names)}.", hint)
 
 
 def _has_gap(facts: StreamFacts) -> bool:
@@ -86,8 +78,3 @@ def _has_gap(facts: StreamFacts) -> bool:
     if facts.deleted_id is None or facts.first_id is None:
         return False
     return id_pair(facts.deleted_id) > id_pair(facts.first_id)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

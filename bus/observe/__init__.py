@@ -1,29 +1,30 @@
-"""Read-only snapshots for the admin and the CLI alike: topics, partitions, groups, lag, pending, workers.
+"""Read-only snapshots for pages and command line alike: topics, partitions, groups, lag, pending, workers.
 
 None always means "unknown" and is shown as unknown; it is never 0. All functions take a `Bus`, write
 nothing, and raise BusUnavailable if Redis cannot be reached. How many round trips they take does not
-depend on how much there is to see; survey.py says how that is done, lag.py how lag is kept exact.
+depend on how much there is to see: see reading.py, and lag.py for how lag is kept exact.
+
+Each function takes a survey of its own. Whoever shows more than one thing takes one by `take_survey`, and
+makes all from it, so that the numbers are of one moment.
 """
 
 from __future__ import annotations
 
 from bus.client import Bus
-from bus.errors import UnknownGroup
-from bus.observe import summary
-from bus.observe import survey as surveys
-from bus.observe.facts import ask, partition_snapshot, stream_command, stream_facts
 from bus.observe.info import Info
 from bus.observe.messages import latest, message, tail
+from bus.observe.reading import spec_of, take_survey
 from bus.observe.snapshots import (
+    BusSnapshot,
     GroupPartitionSnapshot,
     GroupSnapshot,
-    Lag,
-    Overview,
     PartitionSnapshot,
     ServerSnapshot,
     TopicSnapshot,
     WorkerSnapshot,
 )
+from bus.observe.survey import Survey
+from bus.sums import Lag
 
 __all__ = [
     # functions
@@ -34,63 +35,54 @@ __all__ = [
     "overview",
     "partitions",
     "server",
+    "spec_of",
     "tail",
+    "take_survey",
     "topic",
     "topics",
     "workers",
     # values
+    "BusSnapshot",
     "GroupPartitionSnapshot",
     "GroupSnapshot",
     "Lag",
-    "Overview",
     "PartitionSnapshot",
     "ServerSnapshot",
+    "Survey",
     "TopicSnapshot",
     "WorkerSnapshot",
 ]
 
 
-def overview(bus: Bus) -> Overview:
-    """The server, all topics with their groups, and all workers, from one look."""
-    survey = surveys.take(bus)
-    return Overview(
-        server=survey.info.snapshot(bus.endpoint.safe_url),
-        topics=tuple(summary.topics(survey)),
-        workers=survey.workers,
-        taken=survey.now,
-        unreadable=survey.unreadable,
-    )
+def overview(bus: Bus) -> BusSnapshot:
+    """The server, all topics with their groups, and all workers."""
+    return take_survey(bus).snapshot()
 
 
 def topics(bus: Bus) -> list[TopicSnapshot]:
     """All topics, by name."""
-    return summary.topics(surveys.take(bus))
+    return list(take_survey(bus).topics)
 
 
 def topic(bus: Bus, name: str) -> TopicSnapshot:
     """One topic. Raises UnknownTopic."""
-    return summary.topics(surveys.take(bus, name))[0]
+    return take_survey(bus, name).topics[0]
 
 
 def partitions(bus: Bus, name: str) -> list[PartitionSnapshot]:
     """The partitions of a topic, in order. Raises UnknownTopic."""
-    spec = surveys.spec_of(bus, name)
-    streams = [bus.keys.partition(name, number).stream for number in range(spec.partitions)]
-    replies = ask(bus.client, [stream_command(stream) for stream in streams])
-    return [partition_snapshot(name, number, stream_facts(reply)) for number, reply in enumerate(replies)]
+    return take_survey(bus, name).partitions(name)
 
 
 def groups(bus: Bus, topic: str | None = None) -> list[GroupSnapshot]:
     """The groups of one topic or of all. Raises UnknownTopic."""
-    return summary.groups(surveys.take(bus, topic))
+    return list(take_survey(bus, topic).groups)
 
 
 def group(bus: Bus, topic: str, group: str) -> tuple[GroupSnapshot, list[GroupPartitionSnapshot]]:
     """One group, and its partitions in order. Raises UnknownTopic or UnknownGroup."""
-    survey = surveys.take(bus, topic, group)
-    if (topic, group) not in survey.shares:
-        raise UnknownGroup(topic, group)
-    return summary.groups(survey)[0], survey.shares[topic, group]
+    snapshot, shares = take_survey(bus, topic, group).group(topic, group)
+    return snapshot, list(shares)
 
 
 def workers(bus: Bus, topic: str | None = None, group: str | None = None) -> list[WorkerSnapshot]:
@@ -98,7 +90,7 @@ def workers(bus: Bus, topic: str | None = None, group: str | None = None) -> lis
 
     Raises UnknownTopic.
     """
-    return list(surveys.take(bus, topic, group).workers)
+    return list(take_survey(bus, topic, group).workers)
 
 
 def server(bus: Bus) -> ServerSnapshot:

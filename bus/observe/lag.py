@@ -7,19 +7,19 @@ from servers that keep it, and only where nothing contradicts it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bus.observe.facts import GroupFacts, StreamFacts, ask
-from bus.observe.snapshots import Lag
 from bus.streams.commands import text
 from bus.streams.connect import Client, check
 from bus.streams.wire import Command
+from bus.sums import Lag
 from bus.values import id_pair
 
 #: Entries in one reply, entries counted for one group in one partition, and in one call.
-PAGE = 1_000
+ENTRIES_A_REPLY = 1_000
 PARTITION_BUDGET = 10_000
 CALL_BUDGET = 50_000
 
@@ -46,33 +46,23 @@ def proven(stream: StreamFacts, group: GroupFacts, *, keeps_lag: bool) -> int | 
     return None
 
 
-def total(lags: Iterable[Lag | None]) -> Lag | None:
-    """The sum: exact if all are; "at least" if some are unknown; unknown if all are (or there are none)."""
-    parts = list(lags)
-    known = [part for part in parts if part is not None]
-    if not known:
-        return None
-    exact = len(known) == len(parts) and all(part.exact for part in known)
-    return Lag(sum(part.count for part in known), exact=exact)
-
-
 @dataclass(slots=True)
-class Tally:
-    """Messages counted so far after a position, up to `end`, which was the last id when it began."""
+class LagCount:
+    """Counts messages after a position, up to `end`, which was the last id when it began."""
 
     stream: str
     after: str
     end: str
-    found: int = 0
+    counted: int = 0
     size: int = 0
-    """Bytes of what was found."""
+    """Bytes of what was counted."""
     complete: bool = False
 
     def page(self, share: int, bytes_share: int) -> int:
         """How many entries to ask for next."""
-        mean = self.size // self.found if self.found else 0
-        most = bytes_share // mean if mean else PAGE
-        return max(1, min(PAGE, share, most, PARTITION_BUDGET - self.found))
+        mean = self.size // self.counted if self.counted else 0
+        most = bytes_share // mean if mean else ENTRIES_A_REPLY
+        return max(1, min(ENTRIES_A_REPLY, share, most, PARTITION_BUDGET - self.counted))
 
     def command(self, page: int) -> Command:
         return ("XRANGE", self.stream, f"({self.after}", self.end, "COUNT", page)
@@ -80,26 +70,26 @@ class Tally:
     def take(self, page: int, entries: Sequence[Any]) -> None:
         """Count a reply to `command(page)`."""
         self.complete = len(entries) < page
-        self.found += len(entries)
+        self.counted += len(entries)
         self.size += sum(len(part) for _, fields in entries for part in fields)
         if entries:
             self.after = text(entries[-1][0])
 
     def lag(self) -> Lag:
-        return Lag(self.found, exact=self.complete)
+        return Lag(self.counted, exact=self.complete)
 
 
-def count(client: Client, tallies: Sequence[Tally]) -> None:
-    """Count all tallies at once, in pages, until they are complete or the budgets are spent."""
+def count(client: Client, lag_counts: Sequence[LagCount]) -> None:
+    """Count all at once, in pages, until they are complete or the budgets are spent."""
     left = CALL_BUDGET
     for _ in range(ROUNDS):
-        unfinished = [tally for tally in tallies if not tally.complete and tally.found < PARTITION_BUDGET]
+        unfinished = [one for one in lag_counts if not one.complete and one.counted < PARTITION_BUDGET]
         if not unfinished or left < len(unfinished):
             return
         share, bytes_share = left // len(unfinished), _ROUND_BYTES // len(unfinished)
-        pages = [tally.page(share, bytes_share) for tally in unfinished]
-        replies = ask(client, [tally.command(page) for tally, page in zip(unfinished, pages, strict=True)])
-        for tally, page, reply in zip(unfinished, pages, replies, strict=True):
-            before = tally.found
-            tally.take(page, check(reply))
-            left -= tally.found - before
+        pages = [one.page(share, bytes_share) for one in unfinished]
+        replies = ask(client, [one.command(page) for one, page in zip(unfinished, pages, strict=True)])
+        for lag_count, page, reply in zip(unfinished, pages, replies, strict=True):
+            before = lag_count.counted
+            lag_count.take(page, check(reply))
+            left -= lag_count.counted - before

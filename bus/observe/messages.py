@@ -10,12 +10,12 @@ from typing import Any
 from bus.client import Bus
 from bus.format import codec, strangers
 from bus.observe.facts import ask, stream_command, stream_facts
-from bus.observe.survey import spec_of
+from bus.observe.reading import spec_of
 from bus.streams.commands import is_nogroup, text
 from bus.streams.connect import check
 from bus.streams.wire import Link
 from bus.topics.registry import SPEC_SECONDS
-from bus.values import Message, id_pair
+from bus.values import Message, TopicSpec, id_pair
 
 #: About how many messages one read of a tail brings, over all partitions.
 _TAIL_PAGE = 1_000
@@ -26,12 +26,16 @@ _TAIL_PAUSE = 1.0
 _MAX_ID_PART = 2**64 - 1
 
 
-def latest(bus: Bus, topic: str, count: int = 50, partition: int | None = None) -> list[Message]:
+def latest(
+    bus: Bus, topic: str, count: int = 50, partition: int | None = None, spec: TopicSpec | None = None
+) -> list[Message]:
     """The newest messages of a topic, or of one partition, newest first. Raises UnknownTopic.
+
+    `spec`: that of the topic, where the caller has asked already.
 
     Asks each partition for its fair part first, and for more only where that was not enough.
     """
-    spec = spec_of(bus, topic)
+    spec = spec or spec_of(bus, topic)
     partitions = [number for number in range(spec.partitions) if partition in (None, number)]
     pages = [_Newest(bus, topic, number) for number in partitions]
     size = -(-count // max(1, len(pages)))

@@ -1,23 +1,25 @@
-"""What one group has in one partition, while it is being found out."""
+"""One group in one partition, while a survey is being taken."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from bus.format.lane_id import LaneId
 from bus.moments import moment
 from bus.observe import lag as lags
 from bus.observe.facts import GroupFacts, StreamFacts
 from bus.observe.loss import LastLoss
-from bus.observe.snapshots import GroupPartitionSnapshot, Lag
+from bus.observe.snapshots import GroupPartitionSnapshot
+from bus.sums import Lag
 from bus.topics.registry import GroupSpec
 from bus.values import Ordering, id_pair
 
 
 @dataclass(slots=True)
 class Share:
-    """What one group has in one partition, as it is being found out."""
+    """What a survey has learned so far of one group in one partition."""
 
     group: GroupSpec
     ordering: Ordering
@@ -33,8 +35,12 @@ class Share:
     lost: int | None = 0
     lost_maybe: int | None = 0
     lost_last: LastLoss | None = None
+    dead_dropped: int | None = 0
+    """Dead letters that DEAD_LIMIT has pushed out."""
     owners: list[str] = field(default_factory=list)
     """The incarnation of each lease held here."""
+    lease: Any = None
+    """The reply to GET of the lease of the home of the partition."""
     holder: str | None = None
     """The incarnation that holds the home of the partition, whatever the ordering."""
     unheld: bool = False
@@ -52,21 +58,21 @@ class Share:
         stream, facts = self.stream, self.facts
         if stream is None or facts is None:
             return False
-        known = lags.proven(stream, facts, keeps_lag=keeps_lag)
-        self.lag = None if known is None else Lag(known)
-        if known == 0 or stream.first_id is None:
+        count = lags.proven(stream, facts, keeps_lag=keeps_lag)
+        self.lag = None if count is None else Lag(count)
+        if count == 0 or stream.first_id is None:
             return False
         if id_pair(facts.position) < id_pair(stream.first_id):
             self.oldest = stream.first_id
             return False
         return True
 
-    def tally(self) -> lags.Tally:
-        """Counts what comes after the position. Only where `prove` has said True."""
+    def lag_count(self) -> lags.LagCount:
+        """Return what counts the messages that come after the position. Only where `prove` has said True."""
         assert self.stream is not None
         assert self.facts is not None
         assert self.stream.last_id is not None
-        return lags.Tally(self.key, self.facts.position, self.stream.last_id)
+        return lags.LagCount(self.key, self.facts.position, self.stream.last_id)
 
     def snapshot(self, now: datetime) -> GroupPartitionSnapshot:
         end = self.stream.added if self.stream else None

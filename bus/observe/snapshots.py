@@ -11,16 +11,8 @@ from datetime import datetime, timedelta
 
 from bus.observe.loss import LastLoss
 from bus.safety.unreadable import Unreadable
+from bus.sums import Lag
 from bus.values import Ordering
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """How many messages a group has not been given yet."""
-
-    count: int
-    exact: bool = True
-    """False: counting was cut short, so it is at least `count`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +112,11 @@ class GroupSnapshot:
     """Messages that must be settled before the declared ordering is in effect everywhere."""
 
     @property
+    def name(self) -> str:
+        """The name of the group."""
+        return self.group
+
+    @property
     def reordering(self) -> str:
         """What the group waits for until its declared ordering is in effect, as a sentence; "" if it is."""
         if self.former_ordering is None:
@@ -186,8 +183,8 @@ class ServerSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
-    """Everything for the first page."""
+class BusSnapshot:
+    """The whole bus: its server, its topics with their groups, and its workers."""
 
     server: ServerSnapshot
     topics: tuple[TopicSnapshot, ...]

@@ -28,16 +28,18 @@ from bus.safety.unreadable import Unreadable
 from bus.safety.verbs import verb
 from bus.streams.commands import fields_of, is_nogroup, run, text
 from bus.streams.connect import check, seconds_of
+from bus.sums import exact_total
 from bus.topics.reordering import GroupPartition, in_effect
 
 if TYPE_CHECKING:
     from bus.client import Bus
     from bus.format.keys import PartitionKeys
+    from bus.streams.wire import Command
     from bus.values import Ordering
 
 __all__ = [
     "BATCH", "Count", "DeadLetter", "Fate", "LetterRef", "Origin", "Selection", "Tally",
-    "batches", "bounded", "count", "count_matching", "discard", "find", "get", "retry",
+    "batches", "bounded", "count", "count_matching", "discard", "find", "get", "partitions", "retry",
 ]  # fmt: skip
 
 #: Letters in one read: each may be as large as MAX_MESSAGE_BYTES.
@@ -147,16 +149,20 @@ class Count:
 # ---------------------------------------------------------------------- looking
 
 
-def count(bus: Bus, topic: str, group: str) -> Count:
-    """Return how many there are, from two round trips. Raises UnknownTopic, UnknownGroup, BusUnavailable."""
-    every = _partitions(bus, topic, group)
-    kept = bus.client.pipe([("XLEN", keys.dead(group)) for keys in every])
+def count(bus: Bus, topic: str, group: str, every: list[PartitionKeys] | None = None) -> Count:
+    """Return how many there are, from one round trip. Raises what `find` raises.
+
+    `every`: as of `partitions`, where the caller has asked already.
+    """
+    every = partitions(bus, topic, group) if every is None else every
+    asked: list[Command] = [("XLEN", keys.dead(group)) for keys in every]
+    asked += [("HGET", keys.state(group), "dead_dropped") for keys in every]
+    replies = bus.client.pipe(asked)
     sizes = [0 if strangers.stands_at(keys.dead(group), reply) else check(reply)
-             for keys, reply in zip(every, kept, strict=True)]  # fmt: skip
-    replies = bus.client.pipe([("HGET", keys.state(group), "dead_dropped") for keys in every])
-    dropped = [_counter(keys.state(group), reply) for keys, reply in zip(every, replies, strict=True)]
-    known = [number for number in dropped if number is not None]
-    return Count(sum(sizes), sum(known) if len(known) == len(dropped) else None)
+             for keys, reply in zip(every, replies[: len(every)], strict=True)]  # fmt: skip
+    dropped = [_counter(keys.state(group), reply)
+               for keys, reply in zip(every, replies[len(every) :], strict=True)]  # fmt: skip
+    return Count(sum(sizes), exact_total(dropped))
 
 
 def _counter(key: str, reply: Any) -> int | None:
@@ -166,9 +172,11 @@ def _counter(key: str, reply: Any) -> int | None:
     return None if isinstance(found, Unreadable) else found
 
 
-def count_matching(bus: Bus, topic: str, group: str, selection: Selection) -> int:
+def count_matching(
+    bus: Bus, topic: str, group: str, selection: Selection, every: list[PartitionKeys] | None = None
+) -> int:
     """Return how many a selection means. Reads them; raises what `find` raises."""
-    return sum(1 for _ in find(bus, topic, group, selection))
+    return sum(1 for _ in find(bus, topic, group, selection, every=every))
 
 
 def get(bus: Bus, topic: str, group: str, place: Origin) -> DeadLetter | None:
@@ -177,15 +185,17 @@ def get(bus: Bus, topic: str, group: str, place: Origin) -> DeadLetter | None:
 
 
 def find(
-    bus: Bus, topic: str, group: str, selection: Selection | None = None, *, newest_first: bool = False
-) -> Iterator[DeadLetter]:
+    bus: Bus, topic: str, group: str, selection: Selection | None = None, *, newest_first: bool = False,
+    every: list[PartitionKeys] | None = None,
+) -> Iterator[DeadLetter]:  # fmt: skip
     """The letters that are meant, partition by partition and oldest first, or the newest of all first.
 
     Read in pages as they are asked for. Raises UnknownTopic, UnknownGroup, ConfigurationError (no such
-    partition) and BusUnavailable, the first three at once.
+    partition) and BusUnavailable, the first three at once. `every`: as of `partitions`, where the caller has
+    asked already.
     """
     chosen = selection or Selection()
-    every = _partitions(bus, topic, group)
+    every = partitions(bus, topic, group) if every is None else every
     if chosen.partition is not None and not 0 <= chosen.partition < len(every):
         raise ConfigurationError(f"Topic {topic!r} has the partitions 0 to {len(every) - 1}.")
     if chosen.places is not None:
@@ -343,7 +353,7 @@ def _ordering(bus: Bus, topic: str, group: str) -> Ordering | None:
         return None
 
 
-def _partitions(bus: Bus, topic: str, group: str) -> list[PartitionKeys]:
+def partitions(bus: Bus, topic: str, group: str) -> list[PartitionKeys]:
     """Return the keys of all partitions. Raises UnknownTopic, ForeignData, UnknownGroup (and no letters)."""
     spec = bus.registry.stored(topic)
     every = [bus.keys.partition(topic, number) for number in range(spec.partitions)]

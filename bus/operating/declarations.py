@@ -22,6 +22,7 @@ from bus.values import TopicSpec
 
 if TYPE_CHECKING:
     from bus.client import Bus
+    from bus.format.records import Look
     from bus.models import Topic
 
 logger = logging.getLogger("bus.declarations")
@@ -63,12 +64,15 @@ def sync(bus: Bus | None = None) -> SyncReport:
     return report
 
 
-def drift(bus: Bus | None = None) -> list[Drift]:
-    """How code, rows and Redis differ, by topic. Raises BusError where Redis cannot be read."""
+def drift(bus: Bus | None = None, look: Look | None = None) -> list[Drift]:
+    """How code, rows and Redis differ, by topic. Raises BusError where Redis cannot be read.
+
+    `look`: what Redis has, where the caller has looked already.
+    """
     bus = bus or default.get()
     declared = bus.declared.specs()
     in_database = {row.name: row for row in rows.every()}
-    look = bus.registry.look()
+    look = look or bus.registry.look()
     strange = {each.field: each for each in look.unreadable if each.key == bus.keys.topics}
     found: list[Drift] = []
     for name in sorted(declared.keys() | in_database.keys() | look.specs.keys() | strange.keys()):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from bus.errors import ConfigurationError
 from bus.format import codec, netstrings
@@ -46,6 +46,10 @@ _LAST_MS = datetime(9999, 12, 30, tzinfo=UTC).timestamp() * 1000
 
 #: Due times from here on never come (in milliseconds); so `move.lua` sets aside what cannot be moved.
 NEVER = 2.0**53
+
+
+#: Partitions of a topic, as of `partitions`.
+Partitions: TypeAlias = "list[tuple[int, PartitionKeys]]"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -119,26 +123,29 @@ class _Row(NamedTuple):
 # ---------------------------------------------------------------------- looking
 
 
-def count(bus: Bus, topic: str, partition: int | None = None) -> int:
+def count(bus: Bus, topic: str, partition: int | None = None, chosen: Partitions | None = None) -> int:
     """Return how many messages wait in a topic, or in one of its partitions. Raises what `find` raises."""
-    asked = [("ZCARD", keys.delayed) for _, keys in _partitions(bus, topic, partition)]
+    chosen = partitions(bus, topic, partition) if chosen is None else chosen
+    asked = [("ZCARD", keys.delayed) for _, keys in chosen]
     return sum(check(reply) for reply in bus.client.pipe(asked))
 
 
 def present(bus: Bus, topic: str, refs: Iterable[DelayedRef]) -> int:
     """Return how many of these messages still wait. Raises UnknownTopic and BusUnavailable."""
-    known = dict(_partitions(bus, topic, None))
+    known = dict(partitions(bus, topic, None))
     wanted = [ref for ref in dict.fromkeys(refs) if ref.partition in known]
     asked = [("ZSCORE", known[ref.partition].delayed, ref.member) for ref in wanted]
     return sum(check(reply) is not None for reply in bus.client.pipe(asked))
 
 
-def find(bus: Bus, topic: str, partition: int | None = None) -> Iterator[DelayedMessage]:
+def find(
+    bus: Bus, topic: str, partition: int | None = None, chosen: Partitions | None = None
+) -> Iterator[DelayedMessage]:
     """The messages that wait, in order of due time over all partitions; read in pages as they are asked for.
 
     Raises UnknownTopic, ConfigurationError (no such partition), at once, and BusUnavailable.
     """
-    chosen = _partitions(bus, topic, partition)
+    chosen = partitions(bus, topic, partition) if chosen is None else chosen
     return _read(bus, topic, heapq.merge(*(_rows(bus, number, keys, PAGE) for number, keys in chosen)))
 
 
@@ -147,7 +154,7 @@ def refs(bus: Bus, topic: str, partition: int | None = None) -> Iterator[Delayed
 
     What is published from now on is left out, so this ends. Raises as `find`.
     """
-    chosen = _partitions(bus, topic, partition)
+    chosen = partitions(bus, topic, partition)
     lasts = bus.client.pipe([("HGET", keys.delayed_body, "last") for _, keys in chosen])
     return (
         ref
@@ -242,13 +249,13 @@ def cancel(bus: Bus, topic: str, refs: Sequence[DelayedRef]) -> list[bool]:
     Their message_ids are free again. One that is not there was moved or cancelled before. Raises
     UnknownTopic, and BusUnavailable or ReplyLost; then some may have been cancelled.
     """
-    partitions: dict[int, list[DelayedRef]] = {}
-    known = dict(_partitions(bus, topic, None))
+    refs_of: dict[int, list[DelayedRef]] = {}
+    known = dict(partitions(bus, topic, None))
     for ref in dict.fromkeys(refs):
-        partitions.setdefault(ref.partition, []).append(ref)
+        refs_of.setdefault(ref.partition, []).append(ref)
     cancelled: set[DelayedRef] = set()
-    for number, wanted in partitions.items():
-        left = wanted if number in known else []
+    for number, of_partition in refs_of.items():
+        left = of_partition if number in known else []
         while left:
             some, left = left[:CHUNK], left[CHUNK:]
             codes = run(bus.client, "cancel", own_keys(known[number]), [ref.member for ref in some])
@@ -262,7 +269,7 @@ def own_keys(keys: PartitionKeys) -> list[str]:
     return [keys.stream, keys.delayed, keys.delayed_body]
 
 
-def _partitions(bus: Bus, topic: str, partition: int | None) -> list[tuple[int, PartitionKeys]]:
+def partitions(bus: Bus, topic: str, partition: int | None) -> Partitions:
     """Return the partitions that are meant. Raises UnknownTopic, ForeignData or ConfigurationError."""
     spec = bus.registry.stored(topic)
     if partition is not None and not 0 <= partition < spec.partitions:

@@ -19,10 +19,10 @@ from bus.client import Bus
 from bus.errors import ForeignData
 from bus.format.strangers import stands_at
 from bus.observe import lag as lags
-from bus.observe.snapshots import Lag
 from bus.safety.complaints import COMPLAIN_SECONDS, Complaints
 from bus.streams.commands import fields_of
 from bus.streams.connect import check, seconds_of
+from bus.sums import Lag, total
 from bus.topics.registry import GroupSpec, start_id
 
 logger = logging.getLogger("bus.groups")
@@ -123,18 +123,22 @@ def backlog(bus: Bus, spec: GroupSpec) -> Lag:
     if start == "earliest":
         replies = zip(streams, bus.client.pipe([("XLEN", stream) for stream in streams]), strict=True)
         return Lag(sum(0 if stands_at(stream, reply) else check(reply) for stream, reply in replies))
-    tallies = [lags.Tally(stream, start, "+") for stream in streams]
-    lags.count(bus.client, tallies)
-    return lags.total(tally.lag() for tally in tallies) or Lag(0)
+    counts = [lags.LagCount(stream, start, "+") for stream in streams]
+    lags.count(bus.client, counts)
+    return total(count.lag() for count in counts) or Lag(0)
 
 
-def refusals(bus: Bus) -> Iterator[Refusal]:
-    """Yield the groups that were refused to workers within FRESH, and that nobody has made since."""
+def refusals(bus: Bus, made: Collection[tuple[str, str]] | None = None) -> Iterator[Refusal]:
+    """Yield the groups that were refused to workers within FRESH, and that nobody has made since.
+
+    `made`: (topic, group) of all that have a record, where the caller has looked already.
+    """
     table, clock = bus.client.pipe([("HGETALL", bus.keys.refused), ("TIME",)])
     if stands_at(bus.keys.refused, table):
         return
     now = datetime.fromtimestamp(seconds_of(clock), UTC)
-    made = bus.registry.group_names()  # by hand: the worker that was refused may be gone by then
+    if made is None:
+        made = bus.registry.group_names()  # by hand: the worker that was refused may be gone by then
     for place, raw in sorted(fields_of(check(table)).items()):
         topic, _, group = place.partition("/")
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from admin_ui import verdicts
+from admin_ui.data import verdicts
 from bus import observe
 from bus.errors import UnknownGroup
 from bus.format.partition import partition_of

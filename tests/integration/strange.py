@@ -165,14 +165,21 @@ def assert_pages_answer(client: Client, topic: str, group: str) -> None:
             assert response.status_code in ((200, 302) if confirms else (200,)), (path, response.content)
 
 
-def commands(topic: str, group: str) -> list[list[str]]:
-    """Every command that only reads."""
+def readings(topic: str, group: str) -> list[list[str]]:
+    """Every command that shows what is on the bus."""
     return [
         ["topics"], ["topic", "list"], ["topic", "describe", topic], ["groups"], ["group", "list", topic],
         ["group", "describe", topic, group], ["tail", topic], ["dead", "list", topic, group],
         ["dead", "show", topic, group, "0/1-1"], ["pending", "list", topic, group],
         ["delayed", "list", topic],
-        ["workers"], ["doctor"], ["dead", "retry", topic, group, "--all"],
+        ["workers"], ["doctor"],
+    ]  # fmt: skip
+
+
+def commands(topic: str, group: str) -> list[list[str]]:
+    """Every command that changes nothing: those, and the plans of the others."""
+    return [
+        *readings(topic, group), ["dead", "retry", topic, group, "--all"],
         ["delayed", "cancel", topic, "--all"], ["topic", "delete", topic], ["group", "delete", topic, group],
     ]  # fmt: skip
 

@@ -513,7 +513,7 @@ def test_without_click_the_command_line_says_what_to_install(
 
     # The import below puts another package there, which must not outlive this test.
     monkeypatch.setattr(sys.modules["bus"], "cli", cli)
-    for name in [name for name in sys.modules if name.startswith("bus.cli")]:
+    for name in [name for name in sys.modules if name.startswith(("bus.cli", "bus.terminal"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "click", None)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from admin_ui import verdicts
+from admin_ui.data import verdicts
 from bus import doctor, observe
 from bus.client import Bus
 from bus.format.lane_id import LaneId

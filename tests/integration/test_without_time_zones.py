@@ -15,7 +15,7 @@ from django.test import Client
 from django.utils import timezone
 
 import bus as jitney
-from admin_ui import queries
+from admin_ui.data import queries
 from bus import default
 from bus.cli import tree
 from bus.cli.audited import Audited

@@ -10,7 +10,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
-from admin_ui.pulse import pulse
+from admin_ui.data.pulse import pulse
 from bus import default
 from bus.client import Bus
 from bus.streams.embedded import EmbeddedServer

@@ -180,7 +180,7 @@ def test_a_group_is_paused_and_resumed_with_an_audit_record(bus: Bus, open_page:
 def test_a_silent_worker_is_told_from_a_running_one(
     bus: Bus, open_page: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("admin_ui.pulse.SILENCE", 3.0)
+    monkeypatch.setattr("admin_ui.data.pulse.SILENCE", 3.0)
     scene.declare(bus, "orders", 1, ["inventory"])
     scene.publish(bus, "orders", 1)
     scene.enrol(bus, "gone")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from admin_ui.messages import BODY, PREVIEW, MessageRow, message_row
+from admin_ui.data.messages import BODY, PREVIEW, MessageRow, message_row
 from bus.format import codec
 from bus.values import Message
 

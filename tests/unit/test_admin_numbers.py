@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from admin_ui.queries import percent_given, total
+from admin_ui.data.queries import percent_given
 from admin_ui.templatetags.jitney import amount, duration, size, some, when
 from bus.observe import GroupPartitionSnapshot, Lag
 
@@ -38,14 +38,6 @@ def test_sizes_are_binary_and_times_have_milliseconds_in_their_title() -> None:
     assert "—" in duration(None)
     assert "—" in when(None)
     assert "—" in size(None)
-
-
-def test_a_sum_with_unknown_parts_is_at_least_what_is_known() -> None:
-    assert total([]) == Lag(0)
-    assert total([1, Lag(2)]) == Lag(3)
-    assert total([1, None]) == Lag(1, exact=False)
-    assert total([Lag(1, exact=False), 2]) == Lag(3, exact=False)
-    assert total([None, None]) is None
 
 
 @pytest.mark.parametrize(

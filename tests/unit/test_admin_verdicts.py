@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from admin_ui import verdicts
-from admin_ui.paging import Page
-from admin_ui.pulse import SILENCE, Pulse
-from admin_ui.verdicts import Verdict, urgency, verdict
+from admin_ui.data import verdicts
+from admin_ui.data.paging import Page
+from admin_ui.data.pulse import SILENCE, Pulse
+from admin_ui.data.verdicts import Verdict, urgency, verdict
 from bus.observe import GroupSnapshot, Lag, WorkerSnapshot
 
 QUIET = GroupSnapshot(

@@ -18,9 +18,9 @@ from bus.format.netstrings import unpack
 from bus.models import OutboxRow
 from bus.transactions.inbox import Inbox
 from demo import consumers
-from demo.expectation import Expectation, Published
+from demo.exactness.expectation import Expectation, Published
+from demo.exactness.reconcile import Database, differences, wrong_dead_letters
 from demo.models import PurchaseOrder, Revenue
-from demo.reconcile import Database, differences, wrong_dead_letters
 from demo.topics import stock_alerts
 from tests.unit.test_demo_orders import SALE
 

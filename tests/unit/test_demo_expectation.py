@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demo.expectation import Expectation, Published, csv_records, read_line
+from demo.exactness.expectation import Expectation, Published, csv_records, read_line
 from demo.generator import generated_records
 from demo.orders import COLUMNS, MalformedLine, key_of, parse
 from demo.source import BadFile, check_file, file_records

@@ -10,10 +10,10 @@ import pytest
 
 import bus
 from demo import producer
-from demo.expectation import ledger_records, possible_copies
-from demo.ledger import Ledger
+from demo.exactness.expectation import ledger_records, possible_copies
+from demo.exactness.ledger import Ledger
+from demo.exactness.reconcile import wrong_dead_letters
 from demo.producer import Producer
-from demo.reconcile import wrong_dead_letters
 from demo.source import Record
 from tests.unit.test_demo_orders import SALE
 

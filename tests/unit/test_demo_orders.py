@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demo.expectation import read_line
+from demo.exactness.expectation import read_line
 from demo.orders import COLUMNS, MalformedLine, key_of, parse
 
 SALE = {

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bus.observe import GroupSnapshot, Lag, Overview, ServerSnapshot, TopicSnapshot
+from bus.observe import BusSnapshot, GroupSnapshot, Lag, ServerSnapshot, TopicSnapshot
 from demo.status import GROUPS, Status
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -18,7 +18,7 @@ NO_LAG = Lag(0)
 
 def overview(
     published: int = 10, lag: Lag | None = NO_LAG, pending: int = 0, groups: tuple[str, ...] = GROUPS
-) -> Overview:
+) -> BusSnapshot:
     def topic(name: str) -> TopicSnapshot:
         return TopicSnapshot(
             name=name, partitions=1, retention=None, messages=published, published=published,
@@ -37,7 +37,7 @@ def overview(
         url="", kind="Valkey", version="9", used_memory=0, max_memory=0, uptime=timedelta(seconds=1)
     )
     names = sorted({full.partition("/")[0] for full in GROUPS})
-    return Overview(server=server, topics=tuple(map(topic, names)), workers=(), taken=NOW)
+    return BusSnapshot(server=server, topics=tuple(map(topic, names)), workers=(), taken=NOW)
 
 
 def test_it_is_settled_when_no_group_has_anything_left() -> None:
@@ -55,7 +55,7 @@ def test_it_is_settled_when_no_group_has_anything_left() -> None:
     ],
     ids=["lag", "pending", "unknown", "inexact", "a group that nobody serves yet"],
 )
-def test_it_is_not_settled_while_anything_is_left_or_unknown(unsettled: Overview) -> None:
+def test_it_is_not_settled_while_anything_is_left_or_unknown(unsettled: BusSnapshot) -> None:
     assert not Status.of(unsettled).settled
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from admin_ui.messages import message_row
-from bus.cli.values import key_words, message_record, value_words
+from admin_ui.data.messages import message_row
 from bus.format import codec
+from bus.terminal.values import key_words, message_record, value_words
 from bus.values import Message
 
 

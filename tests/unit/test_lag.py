@@ -9,9 +9,9 @@ import pytest
 
 from bus.observe.facts import GroupFacts, StreamFacts
 from bus.observe.info import Info
-from bus.observe.lag import CALL_BUDGET, PAGE, PARTITION_BUDGET, ROUNDS, Tally, count, proven, total
+from bus.observe.lag import CALL_BUDGET, ENTRIES_A_REPLY, PARTITION_BUDGET, ROUNDS, LagCount, count, proven
 from bus.observe.members import holder
-from bus.observe.snapshots import Lag
+from bus.sums import Lag
 from bus.values import id_pair
 
 
@@ -64,25 +64,6 @@ def test_a_figure_that_cannot_be_is_not_believed(figure: int | None) -> None:
     assert proven(stream(), group("150-0", figure), keeps_lag=True) is None
 
 
-# ---------------------------------------------------------------------- sums
-
-
-@pytest.mark.parametrize(
-    ("parts", "lag"),
-    [
-        ([], None),
-        ([None, None], None),
-        ([Lag(2), Lag(3)], Lag(5)),
-        ([Lag(0)], Lag(0)),
-        ([Lag(2), Lag(3, exact=False)], Lag(5, exact=False)),
-        ([Lag(2), None], Lag(2, exact=False)),
-        ([Lag(0), None], Lag(0, exact=False)),
-    ],
-)
-def test_a_sum_is_exact_only_if_all_of_it_is_known(parts: list[Lag | None], lag: Lag | None) -> None:
-    assert total(parts) == lag
-
-
 # ---------------------------------------------------------------------- counting
 
 
@@ -104,52 +85,63 @@ class Streams:
         return [[b"%d-0" % number, [b"v", b"x" * self.size]] for number in ids]
 
 
-def tallies(streams: Streams, number: int, after: str = "0-0") -> list[Tally]:
-    return [Tally(f"s{index}", after, f"{streams.length}-0") for index in range(number)]
+def lag_counts(streams: Streams, number: int, after: str = "0-0") -> list[LagCount]:
+    return [LagCount(f"s{index}", after, f"{streams.length}-0") for index in range(number)]
 
 
-@pytest.mark.parametrize("length", [0, 1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE, PARTITION_BUDGET - 1])
+@pytest.mark.parametrize(
+    "length",
+    [
+        0,
+        1,
+        ENTRIES_A_REPLY - 1,
+        ENTRIES_A_REPLY,
+        ENTRIES_A_REPLY + 1,
+        3 * ENTRIES_A_REPLY,
+        PARTITION_BUDGET - 1,
+    ],
+)
 def test_counting_is_exact_within_the_budget(length: int) -> None:
     streams = Streams(length)
-    (tally,) = tallies(streams, 1)
-    count(streams, [tally])  # type: ignore[arg-type]  # it needs `pipe` alone
-    assert tally.lag() == Lag(length)
+    (lag_count,) = lag_counts(streams, 1)
+    count(streams, [lag_count])  # type: ignore[arg-type]  # it needs `pipe` alone
+    assert lag_count.lag() == Lag(length)
 
 
 def test_counting_stops_at_the_position_where_it_began_to_look() -> None:
     streams = Streams(500)
-    tally = Tally("s", "100-0", "300-0")
-    count(streams, [tally])  # type: ignore[arg-type]
-    assert tally.lag() == Lag(200)
+    lag_count = LagCount("s", "100-0", "300-0")
+    count(streams, [lag_count])  # type: ignore[arg-type]
+    assert lag_count.lag() == Lag(200)
 
 
 def test_counting_one_partition_beyond_its_budget_says_at_least() -> None:
     streams = Streams(PARTITION_BUDGET * 3)
-    (tally,) = tallies(streams, 1)
-    count(streams, [tally])  # type: ignore[arg-type]
-    assert tally.lag() == Lag(PARTITION_BUDGET, exact=False)
+    (lag_count,) = lag_counts(streams, 1)
+    count(streams, [lag_count])  # type: ignore[arg-type]
+    assert lag_count.lag() == Lag(PARTITION_BUDGET, exact=False)
     assert len(streams.trips) <= ROUNDS
 
 
 @pytest.mark.parametrize("number", [2, 7, 100, 3000, CALL_BUDGET + 1])
 def test_counting_many_partitions_shares_one_budget(number: int) -> None:
     streams = Streams(PARTITION_BUDGET * 3)
-    counted = tallies(streams, number)
+    counted = lag_counts(streams, number)
     count(streams, counted)  # type: ignore[arg-type]
     assert sum(streams.trips) <= CALL_BUDGET
     assert len(streams.trips) <= ROUNDS
-    found = [tally.found for tally in counted]
-    assert max(found) - min(found) <= PAGE
-    assert not any(tally.lag().exact for tally in counted)
+    found = [lag_count.counted for lag_count in counted]
+    assert max(found) - min(found) <= ENTRIES_A_REPLY
+    assert not any(lag_count.lag().exact for lag_count in counted)
 
 
 def test_counting_large_messages_asks_for_small_pages() -> None:
     streams = Streams(PARTITION_BUDGET, size=1 << 20)
-    (tally,) = tallies(streams, 1, after=f"{PARTITION_BUDGET - 30}-0")
-    tally.take(1, streams._range("", "", f"({tally.after}", tally.end, "", 1))
-    count(streams, [tally])  # type: ignore[arg-type]
+    (lag_count,) = lag_counts(streams, 1, after=f"{PARTITION_BUDGET - 30}-0")
+    lag_count.take(1, streams._range("", "", f"({lag_count.after}", lag_count.end, "", 1))
+    count(streams, [lag_count])  # type: ignore[arg-type]
     assert max(streams.trips) <= 8
-    assert tally.lag() == Lag(30)
+    assert lag_count.lag() == Lag(30)
 
 
 # ---------------------------------------------------------------------- INFO and leases

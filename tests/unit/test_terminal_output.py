@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 
 from bus import durations
-from bus.cli.output import Table, answer, count, duration_words, lag_words, many, printable
 from bus.observe import Lag
+from bus.terminal.output import Table, answer, count, duration_words, lag_words, many, printable
 
 
 def test_unknown_is_shown_as_unknown_and_a_count_that_was_cut_short_as_at_least() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bus.cli.sources import Format, Lines, SourceError, rows
+from bus.terminal.sources import Format, Lines, SourceError, rows
 
 
 def read(data: bytes, form: Format, longest: int = 1000) -> list[tuple[int, Any]]:

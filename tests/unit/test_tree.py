@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,3 +41,33 @@ def test_nothing_that_is_built_is_committed() -> None:
 
 def test_nothing_large_is_committed() -> None:
     assert [path for path in committed() if (ROOT / path).stat().st_size > LARGEST] == []
+
+
+#: What is read as text by people who mend it, and how long a line of it may be.
+SOURCES, LONGEST = (".py", ".html", ".css", ".js", ".lua"), 160
+
+
+def test_no_line_of_a_source_is_too_long_to_read() -> None:
+    long = [
+        f"{path}:{number}"
+        for path in committed()
+        if path.endswith(SOURCES)
+        for number, line in enumerate((ROOT / path).read_text().splitlines(), 1)
+        if len(line) > LONGEST
+    ]
+    assert long == []
+
+
+#: Modules in a folder, `__init__` and `__main__` not counted: more are too many to see at a glance.
+MODULES = 17
+
+
+def test_no_folder_holds_too_many_modules() -> None:
+    folders = Counter(
+        path.rpartition("/")[0]
+        for path in committed()
+        if path.startswith(("bus/", "workers/", "admin_ui/", "demo/", "config/"))
+        and path.endswith(".py")
+        and not path.endswith(("/__init__.py", "/__main__.py"))
+    )
+    assert {folder: count for folder, count in folders.items() if count > MODULES} == {}

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from admin_ui.paging import Page
-from admin_ui.verdicts import Verdict
+from admin_ui.data.messages import MessageRow
+from admin_ui.data.paging import Page
+from admin_ui.data.verdicts import Verdict
 from bus.observe import (
     GroupPartitionSnapshot,
     GroupSnapshot,
@@ -17,6 +18,7 @@ from bus.observe import (
     TopicSnapshot,
     WorkerSnapshot,
 )
+from bus.operating.declarations import Drift
 from bus.safety.unreadable import Unreadable
 
 
@@ -25,7 +27,7 @@ class GroupRow:
     """A group with its verdict."""
 
     group: GroupSnapshot
-    workers: int
+    living: int
     """Workers that serve it and are not silent."""
     verdict: Verdict
 
@@ -67,6 +69,8 @@ class OverviewRows:
     """The first page."""
 
     server: ServerSnapshot
+    drift: Sequence[Drift]
+    """How code, database and Redis differ about topics, some of it."""
     totals: Totals
     published: int | None
     """Messages ever published, over all topics; from two of these the page shows a rate."""
@@ -99,11 +103,9 @@ class TopicRow:
 class TopicsRows:
     """The list of topics."""
 
-    page: Page[TopicRow]
+    topics: Page[TopicRow]
     known: int
     """Topics before the search."""
-    search: str
-    order: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,7 @@ class TopicRows:
 class GroupPartitionRow:
     """One partition of a group, with how far the group has come in it."""
 
-    partition: GroupPartitionSnapshot
+    share: GroupPartitionSnapshot
     percent: int | None
     """Share of the kept messages that the group has been given; None if unknown."""
     owner_silent: bool
@@ -130,7 +132,10 @@ class GroupPartitionRow:
 class GroupRows:
     """One group of one topic."""
 
-    row: GroupRow
+    group: GroupSnapshot
+    living: int
+    """Workers that serve it and are not silent."""
+    verdict: Verdict
     given: int | None
     """Sum of the offsets: messages given so far. From two of these the page shows a rate."""
     partitions: Page[GroupPartitionRow]
@@ -140,3 +145,19 @@ class GroupRows:
     """Partitions in which messages were removed before they were given."""
     dead_dropped: int | None
     """Dead letters that DEAD_LIMIT has pushed out; None: unknown."""
+    read_only: bool
+    """The project may only look."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRows:
+    """The latest messages of a topic, newest first."""
+
+    latest: Sequence[MessageRow]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRows:
+    """The list of workers."""
+
+    workers: Page[WorkerRow]

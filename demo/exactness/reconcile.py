@@ -1,4 +1,4 @@
-"""Compare the database with what must be in it: `python -m demo.reconcile`, a process of its own.
+"""Compare the database with what must be in it: `python -m demo.exactness.reconcile`, a process of its own.
 
 Prints OK, or the differences, and exits 0 or 1. It imports nothing of the bus, of Django or of the handlers:
 the records come from the CSV file or the producers' ledgers, the results from SQLite.
@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from demo.expectation import Expectation, csv_records, ledger_records, possible_copies
+from demo.exactness.expectation import Expectation, csv_records, ledger_records, possible_copies
 
 #: Differences printed; the rest is counted.
 _SHOWN = 20
@@ -130,7 +130,7 @@ def report(expected: Expectation, found: Sequence[str], say: Callable[[str], obj
 
 def main() -> int:
     """Parse the arguments and compare."""
-    parser = argparse.ArgumentParser(prog="demo.reconcile")
+    parser = argparse.ArgumentParser(prog="demo.exactness.reconcile")
     parser.add_argument("database", type=Path)
     parser.add_argument("--file", type=Path, help="the CSV file that was published, if one was")
     parser.add_argument("--source", default="file", help="the name under which it was published")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+Other = TypeVar("Other")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,10 @@ class Page(Generic[T]):
         start = (number - 1) * size
         rows = everything[start : start + size]
         return cls(rows, number, pages, len(everything), start + 1 if rows else 0)
+
+    def map(self, change: Callable[[T], Other]) -> Page[Other]:
+        """The same page, with other rows made of these."""
+        return Page([change(row) for row in self.rows], self.number, self.pages, self.total, self.first)
 
     @property
     def last(self) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from bus.cli.output import dump
 from bus.format.display import key_of, why_undecodable
 from bus.safety.unreadable import escaped
+from bus.terminal.output import dump
 from bus.values import Message
 
 

@@ -12,11 +12,11 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bus.cli.output import many
-from bus.cli.sources import Format, Lines, SourceError, rows
 from bus.client import Bus
 from bus.errors import BusError, InvalidMessage
 from bus.format import codec
+from bus.terminal.output import many
+from bus.terminal.sources import Format, Lines, SourceError, rows
 
 #: JSON may escape what is stored in one byte as six, and may be indented.
 LONGEST = 8

@@ -1,0 +1,1 @@
+"""What the pages show: read from the bus, bounded, sorted and paged. Knows no request and no HTML."""

@@ -1,0 +1,1 @@
+"""How the command line reads files and shows answers: tables, JSON, words, progress bars."""

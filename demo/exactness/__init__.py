@@ -1,0 +1,1 @@
+"""Whether the demo has handled every order once, as counted independently of the bus."""
