@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import pymysql
 
+from tests import ending
 from tests.servers import program
 from tests.waiting import wait_until
 
@@ -70,8 +71,9 @@ def mariadb_server() -> Iterator[MariaDB]:
     ]  # fmt: skip
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [server or "mariadbd", *common, *options], stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
+            ending.with_tests([server or "mariadbd", *common, *options]),
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        )  # fmt: skip
     running = MariaDB(directory)
     try:
         wait_until(lambda: _answers(running) or process.poll() is not None, 90, "MariaDB to answer", 0.05)

@@ -10,7 +10,6 @@ What is forked here ends when the process of the tests does, however that ends.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import gc
 import importlib
 import json
@@ -26,6 +25,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tests import ending
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,9 +50,6 @@ IMPORTS = {
     "bus": "autodiscover checks databases format.letter observe operating.groups transactions.outbox",
     "workers": "celery consumer slices.crew slices.handling slices.slice",
 }
-
-_SIGKILL = int(signal.SIGKILL)
-_PR_SET_PDEATHSIG = 1
 
 
 # ------------------------------------------------------------------ for tests
@@ -187,7 +185,7 @@ def serve() -> list[str]:
 
 def _become(request: dict[str, Any], parent: int) -> None:
     """Be as a process that was started anew."""
-    _end_with(parent)
+    ending.with_parent(parent)
     os.setsid()
     log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -198,14 +196,6 @@ def _become(request: dict[str, Any], parent: int) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     time.tzset()
-
-
-def _end_with(parent: int) -> None:
-    """Have the kernel end this process when its parent has ended. Linux only; elsewhere nothing happens."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def main() -> None:

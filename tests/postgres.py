@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from tests import ending
 from tests.servers import unavailable
 from tests.waiting import wait_until
 
@@ -76,8 +77,9 @@ def postgres_server() -> Iterator[Postgres]:
     settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [binaries / "postgres", "-D", data, *settings], stdout=output, stderr=output, **common
-        )
+            ending.with_tests([binaries / "postgres", "-D", data, *settings], signal.SIGQUIT),
+            stdout=output, stderr=output, **common,
+        )  # fmt: skip
     server = Postgres(directory, "jitney")
     try:
         wait_until(lambda: _answers(server) or process.poll() is not None, 90, "PostgreSQL to answer", 0.05)

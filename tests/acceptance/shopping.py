@@ -46,6 +46,15 @@ class Line:
     at: int
 
 
+def _line_of(raw: str) -> Line | None:
+    """None: it is no line about a message, but what some handler has written besides."""
+    parts = raw.split()
+    if len(parts) != 9 or not parts[2].isdigit():
+        return None
+    what, topic, partition, id, key, *rest = parts
+    return Line(what, topic, int(partition), id, key, *map(int, rest))
+
+
 class Worker:
     """A real `celery -A workers worker`."""
 
@@ -124,6 +133,8 @@ class Shop:
         self.ledger = directory / "ledger"
         self.ledger.touch()
         self._workers: list[Worker] = []
+        self._read: list[Line] = []
+        self._read_to = 0
         self.environment = {
             **os.environ,
             "BUS_URL": url,
@@ -173,16 +184,13 @@ class Shop:
     # ------------------------------------------------------------------ seeing
 
     def lines(self, what: str = "end", topic: str | None = None) -> list[Line]:
-        found = []
-        for raw in self.ledger.read_text().splitlines():
-            parts = raw.split()
-            if not parts or parts[0] != what or len(parts) != 9:
-                continue
-            line = Line(parts[0], parts[1], int(parts[2]), parts[3], parts[4], int(parts[5]), int(parts[6]),
-                        int(parts[7]), int(parts[8]))  # fmt: skip
-            if topic is None or line.topic == topic:
-                found.append(line)
-        return found
+        """The lines of the ledger so far. Each is read once, however often a test looks."""
+        with self.ledger.open("rb") as ledger:
+            ledger.seek(self._read_to)
+            new, end, _ = ledger.read().rpartition(b"\n")
+        self._read_to += len(new) + len(end)
+        self._read += filter(None, map(_line_of, new.decode().splitlines()))
+        return [line for line in self._read if line.what == what and topic in (None, line.topic)]
 
     def group(self, topic: str) -> observe.GroupSnapshot:
         return observe.group(self.bus, topic, GROUPS[topic][0])[0]

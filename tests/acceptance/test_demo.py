@@ -19,6 +19,7 @@ import pytest
 from bus.streams.embedded import socket_path
 from demo.generator import generated_records
 from demo.orders import COLUMNS
+from tests import ending
 from tests.waiting import wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -41,7 +42,7 @@ class Demo:
             environment.pop(name, None)
         with self.output_file.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "manage.py", "demo", *arguments],
+                ending.with_tests([sys.executable, "manage.py", "demo", *arguments]),
                 cwd=PROJECT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -163,12 +164,18 @@ def assert_nothing_left(demo: Demo) -> None:
     assert not list(demo.data.glob("demo/*/running"))
 
 
-def test_a_file_is_published_handled_and_found_exact(start: Start, orders: Path) -> None:
-    demo = start("--file", str(orders), "--port", "0")
-
-    assert_exact(demo)
-    assert "admin / " in demo.output
-    assert_nothing_left(demo)
+def test_a_file_is_published_handled_and_found_exact_under_a_path_of_90_characters(
+    tmp_path: Path, orders: Path
+) -> None:
+    data = tmp_path / ("d" * max(1, 89 - len(str(tmp_path))))
+    assert len(str(data)) >= 90
+    demo = Demo(data, "--file", str(orders), "--port", "0")
+    try:
+        assert_exact(demo)
+        assert "admin / " in demo.output
+        assert_nothing_left(demo)
+    finally:
+        demo.stop()
 
 
 def test_the_real_day_of_orders_is_exact(start: Start) -> None:
@@ -230,13 +237,23 @@ def test_a_run_is_exact_though_replies_to_publishes_were_lost(start: Start) -> N
     assert_exact(demo)
 
 
-def test_a_killed_web_server_is_started_again_at_the_same_address(start: Start) -> None:
-    demo = start("--port", "0")
-    address = demo.until(r"http://127\.0\.0\.1:(\d+)/admin/")
-    (web,) = demo.pids("demo.web")
+def test_a_port_that_is_taken_is_replaced_by_a_free_one_which_a_killed_web_server_gets_again(
+    start: Start,
+) -> None:
+    # when  its port is taken
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        demo = start("--port", str(port))
+        address = demo.until(r"http://127\.0\.0\.1:(\d+)/admin/")
+        assert f"Port {port} is taken; {address[1]} is used." in demo.output
 
+    # and  the web server is killed
+    (web,) = demo.pids("demo.web")
     os.kill(web, signal.SIGKILL)
 
+    # then  another one answers at the same address
     demo.until(r"web is started again")
     with socket.create_connection(("127.0.0.1", int(address[1])), timeout=30) as connection:
         connection.sendall(b"GET /admin/login/ HTTP/1.0\r\nHost: localhost\r\n\r\n")
@@ -280,18 +297,6 @@ def test_a_killed_demo_takes_its_processes_with_it(start: Start) -> None:
     wait_until(lambda: not demo.pids(), 30, what="the end of all processes")
 
 
-def test_a_port_that_is_taken_is_replaced_by_a_free_one(start: Start) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-
-        demo = start("--port", str(port))
-        used = demo.until(r"http://127\.0\.0\.1:(\d+)/admin/")
-
-        assert f"Port {port} is taken; {used[1]} is used." in demo.output
-
-
 def test_a_file_without_the_columns_is_refused_before_anything_starts(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n")
@@ -301,13 +306,3 @@ def test_a_file_without_the_columns_is_refused_before_anything_starts(start: Sta
     assert demo.exit_code(timeout=60) == 2
     assert "has no column InvoiceNo" in demo.output
     assert not (demo.data / "demo").exists()
-
-
-def test_the_demo_runs_under_a_path_of_90_characters(tmp_path: Path, orders: Path) -> None:
-    data = tmp_path / ("d" * max(1, 89 - len(str(tmp_path))))
-    demo = Demo(data, "--file", str(orders), "--no-web")
-    try:
-        assert len(str(data)) >= 90
-        assert_exact(demo)
-    finally:
-        demo.stop()

@@ -26,11 +26,11 @@ from tests.mariadb import MariaDB
 from tests.postgres import Postgres
 from tests.waiting import wait_until
 
-MESSAGES = 5000
+MESSAGES = 2500
 #: Of the test with two transactions for each message.
-FORWARDED = 2000
+FORWARDED = 1000
 #: After so many further messages something is killed: mostly a pool process, each fifth time a worker.
-STEP = 500
+STEP = 250
 
 
 def deadly(count: int) -> range:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import ending
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ class Example:
         """Start `python -m …`."""
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, *command.split()[1:]],
+                ending.with_tests([sys.executable, *command.split()[1:]]),
                 cwd=self.directory,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

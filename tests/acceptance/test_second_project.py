@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from bus.streams.embedded import EmbeddedServer
+from tests import ending
 from tests.waiting import wait_until
 
 #: The whole project: path → text. Its Celery app has a broker, a queue and tasks of its own.
@@ -202,7 +204,7 @@ class Project:
         command = [sys.executable, "-m", "celery", "-A", "shop", "worker", "-c", "2", "-l", "INFO"]
         with self.log.open("wb") as output:
             return subprocess.Popen(
-                command,
+                ending.with_tests(command),
                 cwd=self.directory,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -216,10 +218,10 @@ class Project:
             return database.execute(query).fetchall()
 
 
-@pytest.fixture
-def project(tmp_path: Path, installed: Path, server: EmbeddedServer, prefix: str) -> Project:
-    """The project, with its database migrated."""
-    project = Project(tmp_path / "project", installed, server, prefix)
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, installed: Path, valkey: EmbeddedServer) -> Project:
+    """The project, with its database migrated. One for all: each command takes a second of CPU."""
+    project = Project(tmp_path_factory.mktemp("project"), installed, valkey, f"t{uuid.uuid4().hex[:10]}")
     project.manage("makemigrations", "store")
     project.manage("migrate")
     return project

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import ending
 from tests.chaos.duel import Duel
 from tests.chaos.judge import Verdict
 from tests.chaos.processes import ROOT
@@ -42,7 +43,9 @@ def test_every_promise_is_kept_under_every_kind_of_fault(
                "--rate", "60", "--drain", "180", "--directory", str(tmp_path)]  # fmt: skip
 
     # when
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580, check=False)
+    done = subprocess.run(
+        ending.with_tests(command), cwd=ROOT, capture_output=True, text=True, timeout=580, check=False,
+    )  # fmt: skip
 
     # then
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,6 +15,7 @@ from bus.errors import BusUnavailable
 from bus.streams.connect import Client, Endpoint
 from bus.streams.embedded import EmbeddedServer
 from bus.streams.url import Credentials, parse
+from tests import ending
 from tests.certificates import Certificates
 from tests.servers import program
 from tests.waiting import wait_until
@@ -192,7 +193,7 @@ def sentinel(tmp_path: Path) -> Iterator[Callable[[str, str], int]]:
         file.write_text(f"{listen}\ndir {directory}\n{lines}\n")
         command = [program("Redis (redis-server)", "redis-server"), str(file), "--sentinel"]
         with (directory / "log").open("wb") as log:
-            started.append(subprocess.Popen(command, stdout=log, stderr=log))
+            started.append(subprocess.Popen(ending.with_tests(command), stdout=log, stderr=log))
         wait_until(lambda: listens(port), 20, "the sentinel")
         return port
 

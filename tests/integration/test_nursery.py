@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,6 @@ from tests import nursery
 from tests.waiting import wait_until
 
 WAIT = "import signal; print('waits', flush=True); signal.pause()"
-
-#: A process of tests, which says which process it has started.
-TESTS = f"""
-import os, time
-from pathlib import Path
-from tests import nursery
-print(nursery.start(["-c", {WAIT!r}], os.environ, Path(os.devnull)).pid, flush=True)
-time.sleep(60)
-"""
 
 
 def test_it_does_a_program_with_its_arguments_and_environment_alone() -> None:
@@ -57,16 +47,3 @@ def test_an_exit_code_is_told_and_is_an_error_where_it_is_not_0() -> None:
     with pytest.raises(AssertionError, match="exit code 3:\nso it is"):
         nursery.run(["-c", "print('so it is'); raise SystemExit(3)"], os.environ)
     assert nursery.run(["-c", "raise SystemExit(3)"], os.environ, check=False) == ""
-
-
-def test_nothing_of_it_outlives_a_process_of_tests_that_is_killed() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", TESTS], cwd=nursery.ROOT, stdout=subprocess.PIPE, text=True
-    ) as tests:
-        assert tests.stdout is not None
-        started = Path(f"/proc/{tests.stdout.readline().strip()}")
-        assert started.exists()
-
-        tests.kill()
-
-    wait_until(lambda: not started.exists(), 20, "the fork to end")
