@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bus.consuming.lane import Lane
 from bus.consuming.lane_state import LaneState
 from bus.consuming.subscriptions import Subscription
-from bus.errors import BusUnavailable, Reject
+from bus.errors import BusUnavailable, Reject, StaleLease
 from bus.format import codec
 from bus.format.keys import Keys
 from bus.format.lane_id import LaneId
@@ -43,24 +43,25 @@ DEEDS = (
 
 
 class Turns:
-    """Settles into a list; the link can break, and the lease of a lane can be somebody else's."""
+    """Settles into a list; the link can break, and the lease of a lane can be somebody else's.
+
+    As the real ones do, by the tests of `tests/integration/test_turns_contract.py`.
+    """
 
     def __init__(self, world: World, lanes: list[Lane]) -> None:
         self._world = world
         self.lanes = lanes
         self.proved = world.now
         self.cut = False
-        self.stolen: Lane | None = None
+        self.stolen: list[Lane] = []
         self.settled: list[tuple[str, int, str]] = []
         """(what became of it, partition, id)"""
 
     def settle(self) -> None:
         if not any(lane.acks or lane.outcomes for lane in self.lanes):
             return
-        self._reach()
+        self.prove()
         for lane in self.lanes:
-            if lane.lost:
-                continue
             ended = lane.outcomes
             self._note("done", lane, [*lane.acks, *ended.done])
             self._note("retry", lane, [each[0] for each in ended.retry])
@@ -68,19 +69,24 @@ class Turns:
             self._note("dead", lane, [each[0] for each in ended.dead])
             lane.acks = []
             lane.settled([], 0, 0, -1)
-        self._look()
 
     def _note(self, what: str, lane: Lane, ids: list[str]) -> None:
         self.settled += [(what, lane.id.partition, id) for id in ids]
 
     def prove(self) -> None:
-        self._reach()
-        self._look()
+        if self.cut:
+            raise BusUnavailable("cut")
+        for lane in self.lanes:
+            lane.lost = lane in self.stolen
+        self.lanes = [lane for lane in self.lanes if not lane.lost]
+        if not self.lanes:
+            raise StaleLease("no lane is left")
+        self.proved = self._world.now
 
     def is_ours(self, lane: Lane) -> bool:
         try:
             self.prove()
-        except BusUnavailable:
+        except (BusUnavailable, StaleLease):
             return False
         return not lane.lost
 
@@ -88,20 +94,11 @@ class Turns:
         self.cut = False
         for lane in self.lanes:
             lane.recovering, lane.position = True, "-"
+        self.prove()
         self.settle()
-        self._look()
 
     def server_now(self) -> int:
         return int(self._world.now * 1000)
-
-    def _reach(self) -> None:
-        if self.cut:
-            raise BusUnavailable("cut")
-
-    def _look(self) -> None:
-        if self.stolen is not None:
-            self.stolen.lost = True
-        self.proved = self._world.now
 
 
 class World:
@@ -156,10 +153,10 @@ class World:
             case "is rejected":
                 raise Reject("never")
             case "loses its lease":
-                self.turns.stolen = self.lanes[message.partition]
+                self.turns.stolen.append(self.lanes[message.partition])
                 message.lease_valid()
             case "sees another lane go":
-                self.turns.stolen = self.lanes[-1]
+                self.turns.stolen.append(self.lanes[-1])
                 message.lease_valid()
             case "proves its lease":
                 message.lease_valid()
@@ -220,7 +217,7 @@ def test_whatever_happens_nothing_is_lost_or_run_twice_or_out_of_order(
             world.hand.on_line(world.turns.settle)
         except SystemExit:
             exited = True
-        except BusUnavailable:
+        except (BusUnavailable, StaleLease):
             gave_up = True
 
         # Each ran once, in order, and only what ran is settled, as what it came to be
@@ -320,8 +317,9 @@ def test_the_leases_are_proven_before_a_message_when_that_was_long_ago(monkeypat
         world.lanes[0].failures["0-1"], world.lanes[0].failing["other"] = Failure("other", 1), {(0, 1)}
     world.turns.proved = world.now - PROVE_SECONDS + 0.05
     world.deeds = {(0, "1-2"): ("", 0.1)}
-    world.turns.stolen = world.lanes[0]
-    world.hand.handle(world.fetched([["a", "b", "c", "d"]]))
+    world.turns.stolen.append(world.lanes[0])
+    with pytest.raises(StaleLease):  # it was the last lane, which ends the slice
+        world.hand.handle(world.fetched([["a", "b", "c", "d"]]))
     assert world.ran == [(0, "1-1"), (0, "1-2")]
     assert world.lanes[0].lost
 
