@@ -13,7 +13,7 @@ from django.views.decorators.http import require_POST
 
 from admin_ui import permissions, refusals, views
 from admin_ui.asked import BadQuery, nothing_asked
-from admin_ui.live import Link
+from admin_ui.live import PageLink
 from bus import default
 from bus.client import Bus
 from bus.errors import BusError
@@ -57,7 +57,7 @@ def _group_verb(
         nothing_asked(request)
         verb(default.get(), name, group_name, actor=actor_of(request))
     except BadQuery as error:
-        back = Link(_("To the page of the group"), page)
+        back = PageLink(_("To the page of the group"), page)
         return refusals.refuse(
             request, site, error, crumbs=views.group_crumbs(site, name, group_name), back=back
         )

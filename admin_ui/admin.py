@@ -20,7 +20,7 @@ from django.utils.translation import gettext as _
 from admin_ui import permissions, urls, views
 from admin_ui.actions import actor_of
 from admin_ui.forms import DeleteTopicForm, TopicForm
-from admin_ui.live import Link
+from admin_ui.live import PageLink
 from admin_ui.pages import Overview, Worker
 from bus import default
 from bus.errors import BusError
@@ -163,9 +163,9 @@ class TopicAdmin(_TopicAdmin):
         topics = views.topics_link(self.admin_site)
         topic = self.get_object(request, object_id) if object_id else None
         if topic is None:
-            return {"crumbs": [topics, Link(_("Add topic"))], "tabs": []}
+            return {"crumbs": [topics, PageLink(_("Add topic"))], "tabs": []}
         return {
-            "crumbs": [topics, views.topic_link(self.admin_site, topic.name), Link(_("Settings"))],
+            "crumbs": [topics, views.topic_link(self.admin_site, topic.name), PageLink(_("Settings"))],
             "tabs": views.topic_tabs(request, self.admin_site, topic.name, "settings"),
             "declared": topic.declared is not None,
         }

@@ -18,7 +18,7 @@ from django.views.decorators.http import require_http_methods
 from admin_ui import letters, permissions, refusals, views
 from admin_ui.actions import actor_of
 from admin_ui.asked import BadQuery
-from admin_ui.live import Link
+from admin_ui.live import PageLink
 from bus import default
 from bus.client import Bus
 from bus.errors import BusError, ReadOnly
@@ -69,9 +69,9 @@ def _ask_or_do(request: HttpRequest, site: AdminSite, verb: Verb, topic: str, gr
         letters.partitions(bus, topic, group, counted)
         tally = verb.work(bus, topic, group, counted, actor=actor_of(request))
     except BadQuery as error:
-        crumbs = [*views.group_crumbs(site, topic, group), Link(_("Dead letters"), page)]
+        crumbs = [*views.group_crumbs(site, topic, group), PageLink(_("Dead letters"), page)]
         return refusals.refuse(
-            request, site, error, crumbs=crumbs, back=Link(_("To the dead letters of the group"), page)
+            request, site, error, crumbs=crumbs, back=PageLink(_("To the dead letters of the group"), page)
         )
     except BusError as error:
         messages.error(request, visible(str(error)))
@@ -91,7 +91,7 @@ def _ask(request: HttpRequest, site: AdminSite, verb: Verb, topic: str, group: s
     context: dict[str, Any] = {
         **site.each_context(request),
         "title": _("Dead letters"),
-        "crumbs": [*views.group_crumbs(site, topic, group), Link(_("Dead letters"))],
+        "crumbs": [*views.group_crumbs(site, topic, group), PageLink(_("Dead letters"))],
         "tabs": views.topic_tabs(request, site, topic, ""),
         "verb": verb.name,
         "topic_name": topic,

@@ -32,7 +32,7 @@ from bus.safety.unreadable import visible
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class PageLink:
     """A link of the breadcrumbs or of a row of tabs; None: the page itself."""
 
     text: str
@@ -48,8 +48,8 @@ class Frame:
     fragment: str
     """Template of the live region."""
     subtitle: str = ""
-    crumbs: Sequence[Link] = ()
-    tabs: Sequence[Link] = ()
+    crumbs: Sequence[PageLink] = ()
+    tabs: Sequence[PageLink] = ()
     tools: str = ""
     """Template between the tabs and the region, for forms."""
 

@@ -35,8 +35,8 @@ class ReporterFilter(SafeExceptionReporterFilter):
         self, request: HttpRequest | None, tb_frame: Any
     ) -> ItemsView[str, Any]:
         """The variables of a frame that a report shows."""
-        found = dict(super().get_traceback_frame_variables(request, tb_frame))
+        variables = dict(super().get_traceback_frame_variables(request, tb_frame))
         return {
             name: without_passwords(value) if isinstance(value, str) else value
-            for name, value in found.items()
+            for name, value in variables.items()
         }.items()

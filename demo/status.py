@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from bus.observe import BusSnapshot, GroupSnapshot
+from bus.observe import BusSnapshot, GroupSnapshot, Lag
 
 #: Every group that must exist before it can be said that all is settled.
 GROUPS = ("orders/inventory", "orders/revenue", "page-views/popularity", "stock-alerts/purchasing")
@@ -61,7 +61,7 @@ class Status:
                 (self.handled, before.handled if before else 0),
             )
         ]
-        lag = f"{self.lag:,}" if self.exact else f"≥ {self.lag:,}"
+        lag = Lag(self.lag, exact=self.exact).short
         return (
             f"published {rates[0]}   handled {rates[1]}   lag {lag:>6}   "
             f"pending {self.pending:>5,}   dead {sum(self.dead.values()):>4,}"

@@ -30,8 +30,8 @@ class Pulse:
             for worker in workers:
                 beat, since = before.get(worker.incarnation, (worker.beat, now))
                 self._seen[worker.incarnation] = (worker.beat, since if beat == worker.beat else now)
-            quiet = {one: now - since for one, (_, since) in self._seen.items()}
-        return {one: seconds for one, seconds in quiet.items() if seconds >= SILENCE}
+            quiet = {name: now - since for name, (_, since) in self._seen.items()}
+        return {name: seconds for name, seconds in quiet.items() if seconds >= SILENCE}
 
     def forget(self) -> None:
         """Redis did not answer: nobody could beat, so nothing follows from silence."""

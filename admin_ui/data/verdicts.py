@@ -31,7 +31,7 @@ NO_WORKERS = Verdict(
     "bad",
     _("Messages wait, and no running worker serves this group. If its handler is gone, delete the group."),
 )
-MISSING = Verdict(_("missing"), "bad", _("Redis has lost this group in some partitions."))
+MISSING = Verdict(_("missing"), "bad", _("Redis does not have this group in some partitions."))
 LOST = Verdict(
     _("lost messages"), "bad", _("Messages were removed from Redis before this group was given them.")
 )

@@ -12,6 +12,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 
 from bus import durations
+from bus.format.display import size_of
 from bus.moments import BEYOND
 from bus.observe import GroupSnapshot, Lag
 from bus.observe.loss import LastLoss
@@ -21,8 +22,6 @@ register = template.Library()
 
 #: Nothing is worth less ink than something.
 ZERO = mark_safe('<span class="jt-zero">0</span>')
-
-_SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def unknown() -> SafeString:
@@ -85,13 +84,8 @@ def size(value: int | None) -> str:
     """Bytes in binary units, with the exact number as the title."""
     if value is None:
         return unknown()
-    number, unit = float(value), 0
-    while number >= 1024 and unit < len(_SIZES) - 1:
-        number, unit = number / 1024, unit + 1
-    text = f"{number:.1f}" if unit and number < 100 else f"{number:.0f}"
-    return format_html(
-        '<span title="{} {}">{}&nbsp;{}</span>', _grouped(value), _("bytes"), text, _SIZES[unit]
-    )
+    number, unit = size_of(value)
+    return format_html('<span title="{} {}">{}&nbsp;{}</span>', _grouped(value), _("bytes"), number, unit)
 
 
 @register.filter

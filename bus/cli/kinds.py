@@ -82,6 +82,11 @@ def _at(text: str) -> datetime:
     return moment
 
 
+def of_group(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the arguments TOPIC and GROUP."""
+    return click.argument("topic", type=TOPIC)(click.argument("group", type=GROUP)(command))
+
+
 TOPIC = _checked("topic", lambda text: check_name("Topic", text))
 GROUP = _checked("group", lambda text: check_name("Group", text))
 DURATION = _checked("duration", parse_duration)

@@ -80,10 +80,10 @@ def publish(
 def _receipt_words(receipt: Receipt) -> str:
     where = f"partition {receipt.partition} of {receipt.topic}"
     if receipt.id.startswith("d"):
-        known = "was published before, and " if receipt.duplicate else ""
-        return f"Message {receipt.id} {known}waits in {where} until it is due."
-    known = "was published before" if receipt.duplicate else "is published"
-    return f"Message {receipt.id} {known} to {where}."
+        before = "was published before, and " if receipt.duplicate else ""
+        return f"Message {receipt.id} {before}waits in {where} until it is due."
+    verb = "was published before" if receipt.duplicate else "is published"
+    return f"Message {receipt.id} {verb} to {where}."
 
 
 @click.command("tail", cls=Leaf)

@@ -15,11 +15,11 @@ def examine(bus: Bus) -> list[Finding]:
     """All findings, good ones too, in a fixed order. Raises nothing: an unreachable server is a finding."""
     findings: list[Finding] = []
     try:
-        known = server.ask(bus)
+        answers = server.ask(bus)
         findings.append(Finding("ok", "reachable", f"{bus.endpoint.safe_url} answers."))
-        findings += server.findings(known)
+        findings += server.findings(answers)
         findings += rights.examine(bus)
-        if known.readable:
+        if answers.readable:
             survey = take_survey(bus)
             findings += partitions.examine(bus, survey)
             findings += delayed.examine(bus, survey)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bus.doctor.finding import Finding, some
 from bus.observe import Survey
-from bus.observe.facts import ask, is_absent
+from bus.observe.facts import ask, is_missing
 from bus.operating import delayed
 from bus.operating.delayed import DelayedRef
 from bus.safety.unreadable import shown
@@ -63,9 +63,9 @@ def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
 def _note(bus: Bus, trouble: _Trouble, topic: str, number: int, replies: Sequence[Any]) -> None:
     keys = bus.keys.partition(topic, number)
     members, aside, bodies, last = replies
-    if any(map(is_absent, replies)):
+    if any(map(is_missing, replies)):
         trouble.keys += [
-            key for key, reply in ((keys.delayed, members), (keys.delayed_body, bodies)) if is_absent(reply)
+            key for key, reply in ((keys.delayed, members), (keys.delayed_body, bodies)) if is_missing(reply)
         ]
         return
     raw = check(last)
@@ -110,7 +110,7 @@ def _findings(trouble: _Trouble) -> Iterator[Finding]:
         ),
         (
             trouble.gone,
-            "Delayed messages that are lost: something removed their bodies from Redis",
+            "Delayed messages whose bodies are gone: something removed them from Redis",
             "Publish them again if you can, then remove what is left with `bus delayed cancel TOPIC 3/d17`.",
         ),
         (

@@ -11,7 +11,7 @@ from bus.format import lease as leases
 from bus.format.lane_id import LaneId
 from bus.format.worker_record import where
 from bus.observe import Survey
-from bus.observe.facts import is_absent
+from bus.observe.facts import is_missing
 from bus.safety.unreadable import Unreadable, shown
 from bus.streams.connect import check
 
@@ -30,7 +30,7 @@ def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
         where(LaneId(share.topic, share.partition, share.group))
         for shares in survey.shares.values()
         for share in shares
-        if share.unheld and not is_absent(survey.leases[LaneId(share.topic, share.partition, share.group)])
+        if share.unheld and not is_missing(survey.leases[LaneId(share.topic, share.partition, share.group)])
     ]
     yield from _records(key, table.unreadable)
     yield from _leases(strange)
@@ -47,7 +47,7 @@ def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
 
 def _unreadable(key: str, reply: object) -> Unreadable | None:
     if isinstance(reply, ServerError):
-        return Unreadable(key, "", "something", "is of another type") if is_absent(reply) else None
+        return Unreadable(key, "", "something", "is of another type") if is_missing(reply) else None
     if reply is None or leases.is_readable(leases.read(check(reply))):
         return None
     return Unreadable(key, "", shown(check(reply)), "is no lease")

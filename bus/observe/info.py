@@ -55,7 +55,7 @@ class Info:
         return self.release >= _LAG_IS_KEPT[self.kind]
 
     def number(self, name: str) -> int:
-        """A field that is a whole number; 0 if it is absent (managed servers leave some out)."""
+        """A field that is a whole number; 0 if it is missing: managed servers leave some out."""
         return int(self.fields.get(name) or 0)
 
     def snapshot(self, url: str) -> ServerSnapshot:

@@ -79,17 +79,17 @@ class LagCount:
         return Lag(self.counted, exact=self.complete)
 
 
-def count(client: Client, lag_counts: Sequence[LagCount]) -> None:
+def count(client: Client, counts: Sequence[LagCount]) -> None:
     """Count all at once, in pages, until they are complete or the budgets are spent."""
     left = CALL_BUDGET
     for _ in range(ROUNDS):
-        unfinished = [one for one in lag_counts if not one.complete and one.counted < PARTITION_BUDGET]
+        unfinished = [count for count in counts if not count.complete and count.counted < PARTITION_BUDGET]
         if not unfinished or left < len(unfinished):
             return
         share, bytes_share = left // len(unfinished), _ROUND_BYTES // len(unfinished)
-        pages = [one.page(share, bytes_share) for one in unfinished]
-        replies = ask(client, [one.command(page) for one, page in zip(unfinished, pages, strict=True)])
-        for lag_count, page, reply in zip(unfinished, pages, replies, strict=True):
-            before = lag_count.counted
-            lag_count.take(page, check(reply))
-            left -= lag_count.counted - before
+        pages = [count.page(share, bytes_share) for count in unfinished]
+        replies = ask(client, [count.command(page) for count, page in zip(unfinished, pages, strict=True)])
+        for count, page, reply in zip(unfinished, pages, replies, strict=True):
+            before = count.counted
+            count.take(page, check(reply))
+            left -= count.counted - before

@@ -35,11 +35,11 @@ class LastLoss:
     def load(cls, raw: bytes | None) -> LastLoss | None:
         """From field `lost_last` of the state; None if there is none, or what is there is not ours."""
         try:
-            known = orjson.loads(raw or b"null")
-            found = datetime.fromtimestamp(known["at"] / 1000, UTC)
-            count = int(known["n"])
-            maybe = min(count, max(0, int(known.get("maybe", count))))
-            return cls(count, maybe, str(known["after"]), str(known["before"]), found)
+            record = orjson.loads(raw or b"null")
+            found = datetime.fromtimestamp(record["at"] / 1000, UTC)
+            count = int(record["n"])
+            maybe = min(count, max(0, int(record.get("maybe", count))))
+            return cls(count, maybe, str(record["after"]), str(record["before"]), found)
         except (ValueError, TypeError, KeyError, OverflowError, OSError):
             return None
 

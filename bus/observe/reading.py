@@ -21,7 +21,7 @@ from bus.format.records import Look
 from bus.format.worker_record import WorkerTable, read_table
 from bus.observe import lag as lags
 from bus.observe import members, unheld
-from bus.observe.facts import StreamFacts, ask, is_absent, number, stream_command, stream_facts
+from bus.observe.facts import StreamFacts, ask, is_missing, number, stream_command, stream_facts
 from bus.observe.info import Info
 from bus.observe.loss import LastLoss
 from bus.observe.share import Share
@@ -124,7 +124,7 @@ class _Reading:
             self._waiting.setdefault(spec.name, []).append(_waiting(next(replies), next(replies)))
             for group in groups:
                 self._shares.append(self._share(group, partition, stream, replies))
-        table = None if is_absent(workers) else read_table(key, check(workers))
+        table = None if is_missing(workers) else read_table(key, check(workers))
         return Info.of(info), datetime.fromtimestamp(seconds_of(clock), UTC), table
 
     def _stream_commands(self) -> Iterator[Command]:
@@ -153,7 +153,7 @@ class _Reading:
     ) -> Share:
         retrying, held, dead = (number(next(replies)) for _ in range(3))
         state, lease = next(replies), next(replies)
-        fields = [state] * len(_STATE) if is_absent(state) else check(state)
+        fields = [state] * len(_STATE) if is_missing(state) else check(state)
         *counts, lost_last, effect = fields
         trimmed, lost, lost_maybe, dead_dropped = map(number, counts)
         ordering = reordering.answer(effect, group.ordering)
@@ -171,7 +171,7 @@ class _Reading:
             trimmed=trimmed,
             lost=lost,
             lost_maybe=lost_maybe,
-            lost_last=None if is_absent(lost_last) else LastLoss.load(lost_last),
+            lost_last=None if is_missing(lost_last) else LastLoss.load(lost_last),
             dead_dropped=dead_dropped,
             owners=[holder] if holder and ordering != "none" else [],
             lease=lease,
@@ -210,11 +210,11 @@ class _Reading:
 
 
 def _owner(lease: Any) -> str | None:
-    return None if is_absent(lease) else members.holder(check(lease))
+    return None if is_missing(lease) else members.holder(check(lease))
 
 
 def _waiting(count: Any, first: Any) -> Waiting:
     """From the replies to ZCARD and to ZRANGE of the first with its score."""
-    entry = [] if is_absent(first) else check(first)
+    entry = [] if is_missing(first) else check(first)
     due = float(entry[1]) if entry else delayed.NEVER
     return Waiting(number(count), delayed.moment(due) if due < delayed.NEVER else None)

@@ -61,16 +61,16 @@ class Feed:
         """The key of a value that has been checked."""
         if self._key_field is None:
             return self._key
-        found = value[self._key_field]
-        return found if isinstance(found, str) else orjson.dumps(found).decode()
+        key = value[self._key_field]
+        return key if isinstance(key, str) else orjson.dumps(key).decode()
 
     def headers_of(self, _value: Any) -> Mapping[str, str]:
         return self._headers
 
     def _check(self, line: int, value: Any) -> None:
         if self._key_field is not None:
-            found = value.get(self._key_field) if isinstance(value, dict) else None
-            if found is None or isinstance(found, dict | list):
+            key = value.get(self._key_field) if isinstance(value, dict) else None
+            if key is None or isinstance(key, dict | list):
                 raise SourceError(line, f"it has no field {self._key_field!r} that could be a key.")
         try:
             limit = self._bus.settings.max_message_bytes

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"
 
+#: After a plan that was only shown.
+NOT_APPLIED = "Nothing is done yet: add --apply to do it."
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -88,9 +91,7 @@ def many(number: int, noun: str) -> str:
 
 
 def lag_words(lag: Lag | None) -> str:
-    if lag is None:
-        return UNKNOWN
-    return f"{lag.count:,}" if lag.exact else f"≥ {lag.count:,}"
+    return UNKNOWN if lag is None else lag.short
 
 
 def duration_words(duration: timedelta | None, none: str = UNKNOWN) -> str:

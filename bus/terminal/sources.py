@@ -49,10 +49,10 @@ class Lines:
     def size(self) -> int | None:
         """Bytes of a plain file; None for a pipe."""
         try:
-            found = os.fstat(self._file.fileno())
+            status = os.fstat(self._file.fileno())
         except io.UnsupportedOperation:
             return None
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     @property
     def ready(self) -> bool:

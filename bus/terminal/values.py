@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from bus.format.display import key_of, why_undecodable
+from bus.format.display import headers_of, key_of, shown_value, why_undecodable
 from bus.safety.unreadable import escaped
-from bus.terminal.output import dump
 from bus.values import Message
 
 
@@ -18,10 +17,15 @@ def key_words(message: Message) -> str:
 
 
 def value_words(message: Message) -> str:
-    """The value on one line; bytes that are not UTF-8 are escaped. What cannot be read with the reason."""
-    if why := why_undecodable(message):
-        return f"(undecodable: {why}) {escaped(message.raw.get(b'v', b''))}".rstrip()
-    return escaped(message.value) if isinstance(message.value, bytes) else dump(message.value)
+    """The value on one line; bytes that are not UTF-8 are escaped. What cannot be decoded with the reason."""
+    value = shown_value(message, pretty=False)
+    return f"(undecodable: {value.note}) {value.line}".rstrip() if value.undecodable else value.line
+
+
+def headers_words(message: Message) -> str:
+    """The headers on one line; `-` if there are none."""
+    headers = headers_of(message)
+    return "; ".join(f"{name}: {text}" if name else text for name, text in headers.items()) or "-"
 
 
 def message_record(message: Message) -> dict[str, Any]:

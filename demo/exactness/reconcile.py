@@ -36,12 +36,12 @@ class Database:
 
     def by_origin(self, table: str, columns: str) -> dict[str, tuple[Any, ...]]:
         """Rows by origin; those of messages that no producer of the demo published by their position."""
-        found = {}
+        rows = {}
         for origin, topic, partition, message_id, *rest in self.rows(
             table, f"origin, topic, partition, message_id, {columns}"
         ):
-            found[origin or f"{topic}/{partition}/{message_id}"] = tuple(rest)
-        return found
+            rows[origin or f"{topic}/{partition}/{message_id}"] = tuple(rest)
+        return rows
 
     def waiting(self) -> int:
         """Messages in the outbox that are not published yet."""
@@ -99,9 +99,9 @@ def _stock(database: Database) -> dict[str, int]:
 
 def _compare(what: str, expected: Mapping[Any, Any], found: Mapping[Any, Any]) -> Iterator[str]:
     for name in expected.keys() | found.keys():
-        wanted, there = expected.get(name), found.get(name)
-        if wanted != there:
-            yield f"{what} {_text(name)}: expected {_text(wanted)}, found {_text(there)}"
+        right, there = expected.get(name), found.get(name)
+        if right != there:
+            yield f"{what} {_text(name)}: expected {_text(right)}, found {_text(there)}"
 
 
 def _text(value: Any) -> str:
@@ -145,8 +145,8 @@ def main() -> int:
     expected = Expectation.of(records)
     dead = {group: int(count) for group, _, count in (text.partition("=") for text in options.dead)}
     copies = possible_copies(options.ledgers)
-    found = [*differences(expected, database), *wrong_dead_letters(expected.malformed, copies, dead)]
-    return 0 if report(expected, sorted(found), print) else 1
+    wrong = [*differences(expected, database), *wrong_dead_letters(expected.malformed, copies, dead)]
+    return 0 if report(expected, sorted(wrong), print) else 1
 
 
 if __name__ == "__main__":
