@@ -29,7 +29,7 @@ class GroupVerb(Protocol):
 
 
 def actor_of(request: HttpRequest) -> Actor:
-    """Who the audit names for this request."""
+    """Return whom the audit names for this request."""
     return Actor(source="admin", who=request.user.get_username())
 
 
@@ -50,7 +50,7 @@ def resume_group(request: HttpRequest, site: AdminSite, name: str, group_name: s
 def _group_verb(
     request: HttpRequest, site: AdminSite, verb: GroupVerb, name: str, group_name: str, done: str
 ) -> HttpResponse:
-    """Do it, say what became of it, and go back to the page of the group."""
+    """Call a verb on a group, tell what became of it, and go back to the page of the group."""
     permissions.require(request, permissions.MANAGE_GROUPS)
     page = reverse(f"admin:{permissions.APP}_group_page", args=(name, group_name), current_app=site.name)
     try:

@@ -1,4 +1,4 @@
-"""What a request asks for, read strictly: what is not understood is refused, never taken for "everything"."""
+"""Reads strictly what a request asks for: what is not understood is refused, never taken for "everything"."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BadQuery(BusError):
 
 
 def asked(given: QueryDict, allowed: Collection[str]) -> dict[str, str]:
-    """Name → value of a query or a posted form. Raises BadQuery for what is unknown, repeated, empty."""
+    """Return name → value of a query or a posted form. Raises BadQuery: unknown, repeated or empty."""
     values: dict[str, str] = {}
     for name, written in given.lists():
         if name == _CSRF:
@@ -44,7 +44,7 @@ def nothing_asked(request: HttpRequest) -> None:
 
 
 def value(values: Mapping[str, str], name: str, parse: Callable[[str], T]) -> T | None:
-    """One of the values, read by the bus's own function for it; None if it is not given. Raises BadQuery."""
+    """Return a value, read by the bus's own function for it; None if it is not given. Raises BadQuery."""
     if name not in values:
         return None
     try:

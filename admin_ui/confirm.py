@@ -1,4 +1,4 @@
-"""Retrying and discarding dead letters: a page that counts them, and the verb when it is confirmed."""
+"""Retries and discards dead letters: a page that counts them, then the verb when it is confirmed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bus.safety.unreadable import visible
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One of the two."""
+    """What can be done with dead letters: its name, its permission, and the function that does it."""
 
     name: str
     permission: tuple[str, ...]
@@ -104,7 +104,7 @@ def _ask(request: HttpRequest, site: AdminSite, verb: Verb, topic: str, group: s
 
 
 def _tell(request: HttpRequest, tally: Tally) -> None:
-    """What became of them: good news and bad, each with its number."""
+    """Tell what became of the letters: good news and bad, each with its number."""
     done = tally.retried + tally.discarded
     if tally.retried or not tally.discarded:
         text = ngettext(

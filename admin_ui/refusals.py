@@ -16,7 +16,7 @@ from admin_ui.live import PageLink, trouble_of
 def refuse(
     request: HttpRequest, site: AdminSite, error: BadQuery, *, crumbs: Sequence[PageLink], back: PageLink
 ) -> HttpResponse:
-    """Status 400; `back` leads to where the right request can be made."""
+    """Return the page, with status 400; `back` leads to where the right request can be made."""
     request.current_app = site.name
     trouble = trouble_of(error)
     context = {

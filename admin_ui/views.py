@@ -165,7 +165,7 @@ def workers(request: HttpRequest, site: AdminSite) -> HttpResponse:
 
 
 def sections(request: HttpRequest, site: AdminSite, current: str) -> list[PageLink]:
-    """The tabs of the pages that belong to no topic."""
+    """Return the tabs of the pages that belong to no topic."""
     tabs = [
         PageLink(_("Overview"), _url(site, "overview_changelist"), current == "overview"),
         PageLink(_("Topics"), _url(site, "topic_changelist"), current == "topics"),
@@ -177,7 +177,7 @@ def sections(request: HttpRequest, site: AdminSite, current: str) -> list[PageLi
 
 
 def topic_tabs(request: HttpRequest, site: AdminSite, name: str, current: str) -> list[PageLink]:
-    """The tabs of one topic; those that the user may not open, or that do not exist, are left out."""
+    """Return the tabs of one topic; those that the user may not open, or that do not exist, are left out."""
     tabs = [PageLink(_("Groups and partitions"), _url(site, "topic_page", name), current == "topic")]
     if permissions.may(request, permissions.PEEK):
         tabs.append(PageLink(_("Messages"), _url(site, "topic_messages", name), current == "messages"))
@@ -196,7 +196,7 @@ def topic_link(site: AdminSite, name: str) -> PageLink:
 
 
 def group_crumbs(site: AdminSite, name: str, group_name: str) -> list[PageLink]:
-    """The way to a page below the page of a group."""
+    """Return the breadcrumbs to a page below the page of a group."""
     return [
         topics_link(site),
         topic_link(site, name),

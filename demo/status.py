@@ -52,7 +52,7 @@ class Status:
         return self.exact and not self.missing and self.lag == 0 and self.pending == 0
 
     def line(self, before: Status | None) -> str:
-        """For the terminal; rates are those since the look `before`."""
+        """Return a line for the terminal; rates are those since the look `before`."""
         seconds = (self.taken - before.taken).total_seconds() if before else 0
         rates = [
             f"{max(0, now - then) / seconds:7,.0f}/s" if seconds else "      -/s"

@@ -41,7 +41,7 @@ class MessageRow:
 
 
 def message_row(message: Message) -> MessageRow:
-    """A message as text, whatever its bytes are; never raises for what a message holds."""
+    """Return a message as text, whatever its bytes are. Raises nothing."""
     value, key = shown_value(message, BODY), key_of(message)
     size = len(message.raw.get(b"v", b""))
     return MessageRow(

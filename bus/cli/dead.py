@@ -101,7 +101,7 @@ def discard_letters(session: Session, /, topic: str, group: str, apply: bool, **
 
 
 def _selection(letters: tuple[Origin, ...], everything: bool, **chosen: Any) -> Selection:
-    """What is meant. Nothing said means nothing, never all."""
+    """Return which letters are meant. Raises UsageError if nothing is said: that never means all."""
     filtered = any(value is not None for value in chosen.values())
     if not filters.is_said(letters, filtered, everything):
         raise click.UsageError("Say which: IDs, or --partition, --key, --reason or --since, or --all.")
@@ -109,7 +109,7 @@ def _selection(letters: tuple[Origin, ...], everything: bool, **chosen: Any) -> 
 
 
 def _deal(session: Session, topic: str, group: str, selection: Selection, apply: bool, name: str) -> int:
-    """Count, and with --apply do it; the exit code."""
+    """Count the letters, and with `apply` retry or discard them; return the exit code."""
     selection = deadletters.bounded(session.bus, selection)
     planned = deadletters.count_matching(session.bus, topic, group, selection)
     plan = f"{name} {many(planned, 'dead letter')} of group {group} of topic {topic}."
@@ -181,7 +181,7 @@ def _facts(letter: DeadLetter) -> Table:
 
 
 def _texts(letter: DeadLetter) -> list[str]:
-    """The error, a line each: a control character in it is escaped, its line ends are not."""
+    """Return the lines of the error. A control character in one is escaped, the line ends are not."""
     return ["", *letter.error.splitlines()]
 
 

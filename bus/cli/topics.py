@@ -192,7 +192,7 @@ def partition_table(partitions: list[PartitionSnapshot]) -> Table:
 
 
 def worst_lag(groups: tuple[GroupSnapshot, ...]) -> Lag | None:
-    """The greatest lag; None as soon as one of them is unknown."""
+    """Return the greatest lag; None if one of them is unknown."""
     lags = [group.lag for group in groups if group.lag is not None]
     if len(lags) < len(groups) or not lags:
         return None

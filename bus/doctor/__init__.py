@@ -1,4 +1,4 @@
-"""Is this server safe to keep messages on, and is everything there that should be? Reads only."""
+"""Checks whether the server is safe to keep messages on, and whether everything is there. Reads only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Finding", "Level", "examine"]
 
 
 def examine(bus: Bus) -> list[Finding]:
-    """All findings, good ones too, in a fixed order. Raises nothing: an unreachable server is a finding."""
+    """Return all findings, good ones too, in a fixed order. An unreachable server is a finding, no error."""
     findings: list[Finding] = []
     try:
         answers = server.ask(bus)

@@ -1,4 +1,4 @@
-"""Checks of the groups: what they lost, and who serves them."""
+"""Finds groups that lost messages, that nobody serves, or that were not made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LEAVE = "Leave removing to retention: no XTRIM, XDEL, or MAXLEN by other progra
 
 
 def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
-    """One finding for each kind of trouble; nothing if there is none."""
+    """Yield one finding for each kind of trouble; nothing if there is none."""
     yield from _lost(survey.groups)
     yield from _unserved(survey.groups)
     yield from _refused(bus, survey)

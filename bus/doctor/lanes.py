@@ -1,4 +1,4 @@
-"""Checks of workers and leases: can all records be read, and has every lane an owner?"""
+"""Checks whether the records of workers and leases can be read, and every lane has an owner."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bus.streams.connect import check
 
 
 def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
-    """One finding for each kind of trouble, or one that says that there is none."""
+    """Yield one finding for each kind of trouble, or one that says that there is none."""
     key, table = bus.keys.workers, survey.table
     if table is None:
         text = f"The key {key}, where workers sign in, holds something else: no worker can consume."

@@ -1,4 +1,4 @@
-"""Checks of the server: would messages be safe on it?"""
+"""Checks whether messages are safe on the server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Server:
 
     @property
     def readable(self) -> bool:
-        """True if the keys can be read and understood."""
+        """Return whether the keys can be read and understood."""
         newer = isinstance(self.layout, int) and self.layout > LAYOUT
         return self.field("cluster_enabled") != "1" and not newer
 
@@ -201,7 +201,7 @@ def _bytes(count: float) -> str:
 
 
 def findings(server: Server) -> Iterator[Finding]:
-    """What all checks find."""
+    """Yield what all checks find."""
     if server.info.refusal:
         hint = "Allow this user INFO, or look with another one."
         told = f"Unknown, since this user may not INFO ({server.info.refusal})."

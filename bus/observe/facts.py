@@ -49,12 +49,12 @@ class StreamFacts:
 
 
 def stream_command(stream: str) -> Command:
-    """The command whose reply `stream_facts` reads. COUNT 1: of lists only their first entry."""
+    """Return the command whose reply `stream_facts` reads. COUNT 1: of lists only their first entry."""
     return ("XINFO", "STREAM", stream, "FULL", "COUNT", 1)
 
 
 def stream_facts(reply: Any) -> StreamFacts | None:
-    """The facts; None if there is no stream under the key."""
+    """Read the facts from a reply; None if there is no stream under the key."""
     if is_missing(reply):
         return None
     stream = fields_of(check(reply))
@@ -80,12 +80,12 @@ def _id(raw: bytes) -> str | None:
 
 
 def is_missing(reply: Any) -> bool:
-    """True if what was asked for is missing, or somebody put something else in its place."""
+    """Return whether what was asked for is missing, or something foreign stands in its place."""
     return isinstance(reply, ServerError) and (reply.code == "WRONGTYPE" or is_nogroup(reply))
 
 
 def number(reply: Any) -> int | None:
-    """A count; 0 for a hash field that is not there; None if the key or the field holds something foreign."""
+    """Read a count; 0 for a missing field of a hash; None if the key or the field holds something foreign."""
     if reply.__class__ is int:  # nearly all: a look at a large bus reads hundreds of thousands
         count: int = reply
         return count
@@ -98,7 +98,7 @@ def number(reply: Any) -> int | None:
 
 
 def ask(client: Client, commands: Sequence[Command]) -> Iterator[Any]:
-    """The replies in order, in as few round trips as PIPELINE allows; errors are values among them."""
+    """Yield the replies in order, in as few round trips as PIPELINE allows; errors are values among them."""
     for start in range(0, len(commands), PIPELINE):
         yield from client.pipe(commands[start : start + PIPELINE])
 

@@ -1,4 +1,4 @@
-"""Lag, exact: proven where that needs no counting, counted elsewhere, "at least" where that was cut short.
+"""Finds the exact lag: proven if that needs no counting, else counted; "at least" where that was cut short.
 
 The server's own figure is NULL or wrong in many cases (a group that was created or moved without
 ENTRIESREAD, a stream trimmed past the group, Redis before 7.4 after a restart). So it is believed only
@@ -29,7 +29,7 @@ _ROUND_BYTES = 8 << 20
 
 
 def proven(stream: StreamFacts, group: GroupFacts, *, keeps_lag: bool) -> int | None:
-    """The lag if it can be known without counting, else None.
+    """Return the lag if it can be known without counting, else None.
 
     `keeps_lag`: the server's own figure outlives restarts (see Info). The others hold on any server.
     """
@@ -59,7 +59,7 @@ class LagCount:
     complete: bool = False
 
     def page(self, share: int, bytes_share: int) -> int:
-        """How many entries to ask for next."""
+        """Return how many entries to ask for next."""
         mean = self.size // self.counted if self.counted else 0
         most = bytes_share // mean if mean else ENTRIES_A_REPLY
         return max(1, min(ENTRIES_A_REPLY, share, most, PARTITION_BUDGET - self.counted))
@@ -80,7 +80,7 @@ class LagCount:
 
 
 def count(client: Client, counts: Sequence[LagCount]) -> None:
-    """Count all at once, in pages, until they are complete or the budgets are spent."""
+    """Go on with all counts at once, in pages, until they are complete or the budgets are spent."""
     left = CALL_BUDGET
     for _ in range(ROUNDS):
         unfinished = [count for count in counts if not count.complete and count.counted < PARTITION_BUDGET]

@@ -1,4 +1,4 @@
-"""Messages themselves: the newest, one by its id, and new ones as they come. Nothing is marked as read."""
+"""Reads messages: the newest, one by its id, and new ones as they come. Marks nothing as read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MAX_ID_PART = 2**64 - 1
 def latest(
     bus: Bus, topic: str, count: int = 50, partition: int | None = None, spec: TopicSpec | None = None
 ) -> list[Message]:
-    """The newest messages of a topic, or of one partition, newest first. Raises UnknownTopic.
+    """Return the newest messages of a topic, or of one partition, newest first. Raises UnknownTopic.
 
     `spec`: that of the topic, where the caller has asked already.
 
@@ -61,7 +61,7 @@ class _Newest:
         self.messages: list[Message] = []
 
     def may_add_to(self, newest: list[Message], count: int) -> bool:
-        """True if an older message from here could be among the `count` newest."""
+        """Return whether an older message from here could be among the `count` newest."""
         if self._complete or count <= 0:
             return False
         return len(newest) < count or not self.messages or _order(self.messages[-1]) > _order(newest[-1])
@@ -78,7 +78,7 @@ class _Newest:
 
 
 def message(bus: Bus, topic: str, partition: int, id: str) -> Message | None:
-    """One message; None if it was trimmed, never was, or `id` is not an id. Raises UnknownTopic."""
+    """Return one message; None if it was trimmed, never was, or `id` is not an id. Raises UnknownTopic."""
     spec = spec_of(bus, topic)
     if not 0 <= partition < spec.partitions or not _is_id(id):
         return None
@@ -89,7 +89,7 @@ def message(bus: Bus, topic: str, partition: int, id: str) -> Message | None:
 
 
 def tail(bus: Bus, topic: str, *, stop: Callable[[], bool], from_now: bool = True) -> Iterator[Message]:
-    """Messages of all partitions as they are stored, until `stop()` is true (asked about each second).
+    """Yield messages of all partitions as they are stored, until `stop()` is true (asked about each second).
 
     `from_now`: begin with what comes next; else with the oldest message that is kept. New partitions are
     followed too. In the order of each partition; across partitions as they arrive. Raises UnknownTopic
@@ -120,7 +120,7 @@ def _positions(bus: Bus, topic: str, partitions: int, *, from_now: bool) -> list
 
 
 def _read(bus: Bus, link: Link, topic: str, after: list[str]) -> list[Message]:
-    """What comes within _TAIL_PAUSE."""
+    """Return what comes within _TAIL_PAUSE."""
     block = int(_TAIL_PAUSE * 1000)
     streams = [bus.keys.partition(topic, number).stream for number in range(len(after))]
     page = max(1, _MESSAGES_A_READ // len(streams))

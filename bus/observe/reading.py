@@ -1,4 +1,4 @@
-"""How a survey is taken: in round trips that do not grow with the number of topics, groups and workers.
+"""Takes a survey, in round trips that do not grow with the number of topics, groups and workers.
 
     1  the topics and the groups
     2  server, clock, workers, and all partitions with what each group keeps beside them
@@ -40,12 +40,12 @@ _STATE = (*_COUNTS, "lost_last", reordering.FIELD)
 
 
 def spec_of(bus: Bus, name: str) -> TopicSpec:
-    """The spec as Redis has it; unlike registry.spec this restores nothing. Raises as registry.stored."""
+    """Return the spec as Redis has it; unlike registry.spec, restore nothing. Raises as `stored`."""
     return bus.registry.stored(name)
 
 
 def take_survey(bus: Bus, topic: str | None = None, group: str | None = None) -> Survey:
-    """Look at one topic (and only one group of it) or at all.
+    """Look at one topic (and only one group of it) or at all, and return what was seen.
 
     Raises UnknownTopic or UnknownGroup; ForeignData where the record of that topic or group is unreadable.
     """
@@ -65,7 +65,7 @@ def take_survey(bus: Bus, topic: str | None = None, group: str | None = None) ->
 
 
 class _Reading:
-    """The steps from 2 on."""
+    """A survey while it is taken: the steps from 2 on."""
 
     def __init__(
         self, bus: Bus, look: Look, topic_specs: list[TopicSpec], group_specs: list[GroupSpec]
@@ -214,7 +214,7 @@ def _owner(lease: Any) -> str | None:
 
 
 def _waiting(count: Any, first: Any) -> Waiting:
-    """From the replies to ZCARD and to ZRANGE of the first with its score."""
+    """Read the replies to ZCARD and to ZRANGE of the first with its score."""
     entry = [] if is_missing(first) else check(first)
     due = float(entry[1]) if entry else delayed.NEVER
     return Waiting(number(count), delayed.moment(due) if due < delayed.NEVER else None)

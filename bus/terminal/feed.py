@@ -1,4 +1,4 @@
-"""Publishing a file, line by line, with a progress bar on a terminal."""
+"""Publishes a file, line by line, with a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Feed:
         self.error: SourceError | None = None
 
     def burst(self) -> Iterator[Any]:
-        """Values until the end, or until the next line would have to be waited for."""
+        """Yield values until the end, or until the next line would have to be waited for."""
         try:
             for line, value in self._rows:
                 self._check(line, value)
@@ -58,7 +58,7 @@ class Feed:
         self.ended = True
 
     def key_of(self, value: Any) -> str | None:
-        """The key of a value that has been checked."""
+        """Return the key of a value that has been checked."""
         if self._key_field is None:
             return self._key
         key = value[self._key_field]
@@ -80,7 +80,7 @@ class Feed:
 
 
 def publish_file(bus: Bus, topic: str, lines: Lines, feed: Feed, name: str) -> int:
-    """Publish what a feed gives; return how many.
+    """Publish what a feed gives; return how many messages.
 
     Raises ClickException with the number of a bad line, or with what Redis refused, and in each case
     says how many messages were published before it.
@@ -112,7 +112,7 @@ def publish_file(bus: Bus, topic: str, lines: Lines, feed: Feed, name: str) -> i
 
 @contextmanager
 def _progress(lines: Lines) -> Iterator[Any]:
-    """A function that is told how many messages are published; it draws only on a terminal."""
+    """Yield a function that is told how many messages are published; it draws only on a terminal."""
     if not sys.stderr.isatty():
         yield lambda _published: None
         return

@@ -44,7 +44,7 @@ class Database:
         return rows
 
     def waiting(self) -> int:
-        """Messages in the outbox that are not published yet."""
+        """Return how many messages in the outbox are not published yet."""
         ((count,),) = self._connection.execute("SELECT COUNT(*) FROM jitney_outboxrow")
         return int(count)
 
@@ -52,7 +52,7 @@ class Database:
         self._connection.close()
 
     def stored(self, origin: str) -> bool:
-        """True if any group has written down the effect of this record."""
+        """Return whether any group has written down the effect of this record."""
         return any(
             self._connection.execute(f"SELECT 1 FROM demo_{table} WHERE origin = ?", [origin]).fetchone()  # noqa: S608 - own names
             for table in ("movement", "booking", "pageview")
@@ -60,7 +60,7 @@ class Database:
 
 
 def differences(expected: Expectation, database: Database) -> Iterator[str]:
-    """Every way in which the database is not as expected, in words."""
+    """Yield every way in which the database is not as expected, in words."""
     movements = database.by_origin("movement", "product, change, stock")
     yield from _compare("movement", expected.movements, movements)
     yield from _compare("stock of", expected.stock, _stock(database))
@@ -82,7 +82,7 @@ def differences(expected: Expectation, database: Database) -> Iterator[str]:
 def wrong_dead_letters(
     expected: Mapping[str, int], copies: Mapping[str, int], dead: Mapping[str, int]
 ) -> Iterator[str]:
-    """Groups (topic/group) whose dead letters are not the malformed records of their topic."""
+    """Yield in words the groups whose dead letters are not the malformed records of their topic."""
     for group, found in dead.items():
         topic = group.partition("/")[0]
         least = expected.get(topic, 0)
@@ -119,7 +119,7 @@ def _summary(expected: Expectation) -> str:
 
 
 def report(expected: Expectation, found: Sequence[str], say: Callable[[str], object]) -> bool:
-    """Say how the comparison went; True if there is no difference."""
+    """Say how the comparison went; return whether there is no difference."""
     for text in found[:_SHOWN]:
         say(f"  {text}")
     if len(found) > _SHOWN:
