@@ -13,7 +13,7 @@ from django.views.decorators.http import require_POST
 
 from admin_ui import permissions, refusals, views
 from admin_ui.asked import BadQuery, nothing_asked
-from admin_ui.live import Link
+from admin_ui.live import PageLink
 from bus import default
 from bus.client import Bus
 from bus.errors import BusError
@@ -29,7 +29,7 @@ class GroupVerb(Protocol):
 
 
 def actor_of(request: HttpRequest) -> Actor:
-    """Who the audit names for this request."""
+    """Return whom the audit names for this request."""
     return Actor(source="admin", who=request.user.get_username())
 
 
@@ -50,14 +50,14 @@ def resume_group(request: HttpRequest, site: AdminSite, name: str, group_name: s
 def _group_verb(
     request: HttpRequest, site: AdminSite, verb: GroupVerb, name: str, group_name: str, done: str
 ) -> HttpResponse:
-    """Do it, say what became of it, and go back to the page of the group."""
+    """Call a verb on a group, tell what became of it, and go back to the page of the group."""
     permissions.require(request, permissions.MANAGE_GROUPS)
     page = reverse(f"admin:{permissions.APP}_group_page", args=(name, group_name), current_app=site.name)
     try:
         nothing_asked(request)
         verb(default.get(), name, group_name, actor=actor_of(request))
     except BadQuery as error:
-        back = Link(_("To the page of the group"), page)
+        back = PageLink(_("To the page of the group"), page)
         return refusals.refuse(
             request, site, error, crumbs=views.group_crumbs(site, name, group_name), back=back
         )

@@ -20,7 +20,7 @@ from django.utils.translation import gettext as _
 from admin_ui import permissions, urls, views
 from admin_ui.actions import actor_of
 from admin_ui.forms import DeleteTopicForm, TopicForm
-from admin_ui.live import Link
+from admin_ui.live import PageLink
 from admin_ui.pages import Overview, Worker
 from bus import default
 from bus.errors import BusError
@@ -89,7 +89,7 @@ class TopicAdmin(_TopicAdmin):
         return views.topics(request, self.admin_site)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Topic | None = None) -> list[str]:
-        """The name never changes; what code declares is changed in code."""
+        """Return what cannot be changed here: the name, and what code declares."""
         if obj is None:
             return []
         return ["name", "partitions", "retention", "origin"] if obj.declared else ["name", "origin"]
@@ -112,7 +112,7 @@ class TopicAdmin(_TopicAdmin):
         form_url: str = "",
         extra_context: Any = None,
     ) -> HttpResponse:
-        """Stock, but for Redis going away at the very commit: the row is stored then."""
+        """Show and store the form. If Redis goes away at the very commit, say so: the row is stored then."""
         context = {**(extra_context or {}), **self._settings_context(request, object_id)}
         try:
             return super().changeform_view(request, object_id, form_url, context)
@@ -122,10 +122,10 @@ class TopicAdmin(_TopicAdmin):
             return self._to_list()
 
     def save_model(self, request: HttpRequest, obj: Topic, form: TopicForm, change: bool) -> None:
-        """The form has stored it."""
+        """Do nothing: the form has stored it."""
 
     def has_delete_permission(self, request: HttpRequest, obj: Topic | None = None) -> bool:
-        """A topic that code declares would come back."""
+        """Refuse for a topic that code declares: it would come back."""
         return super().has_delete_permission(request, obj) and not (obj is not None and obj.declared)
 
     def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
@@ -158,14 +158,14 @@ class TopicAdmin(_TopicAdmin):
         return True
 
     def _settings_context(self, request: HttpRequest, object_id: str | None) -> dict[str, Any]:
-        """The breadcrumbs and tabs that the forms share with the pages."""
+        """Return the breadcrumbs and tabs that the forms share with the pages."""
         request.current_app = self.admin_site.name
         topics = views.topics_link(self.admin_site)
         topic = self.get_object(request, object_id) if object_id else None
         if topic is None:
-            return {"crumbs": [topics, Link(_("Add topic"))], "tabs": []}
+            return {"crumbs": [topics, PageLink(_("Add topic"))], "tabs": []}
         return {
-            "crumbs": [topics, views.topic_link(self.admin_site, topic.name), Link(_("Settings"))],
+            "crumbs": [topics, views.topic_link(self.admin_site, topic.name), PageLink(_("Settings"))],
             "tabs": views.topic_tabs(request, self.admin_site, topic.name, "settings"),
             "declared": topic.declared is not None,
         }
@@ -187,7 +187,7 @@ class AuditRecordAdmin(_AuditRecordAdmin):
     actions = None
 
     def get_fields(self, request: HttpRequest, obj: AuditRecord | None = None) -> _Fields:
-        """Reasons of dead letters may hold values: they are shown to who may read messages."""
+        """Return what is shown. Reasons of dead letters may hold values, so they take the right to read."""
         detail = "detail_in_full" if permissions.may(request, permissions.PEEK) else "detail_without_reasons"
         return ("when", "who", "source", "verb", "topic", "group", "outcome", "error_text", detail)
 
@@ -195,7 +195,7 @@ class AuditRecordAdmin(_AuditRecordAdmin):
         return self.get_fields(request, obj)
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        """Not by what is not shown: Django takes any field in the address, and what is found tells it."""
+        """Refuse filters by fields that are not shown: what is found would tell what they hold."""
         shown = lookup.partition("__")[0] in self.list_display
         return (shown or permissions.may(request, permissions.PEEK)) and super().lookup_allowed(
             lookup, value, request

@@ -1,4 +1,4 @@
-"""What a request asks for, read strictly: what is not understood is refused, never taken for "everything"."""
+"""Reads strictly what a request asks for: what is not understood is refused, never taken for "everything"."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class BadQuery(BusError):
     """The query or the form of a request cannot be used: which part, and why. Nothing was done."""
 
 
-def asked(given: QueryDict, known: Collection[str]) -> dict[str, str]:
-    """Name → value of a query or a posted form. Raises BadQuery for what is unknown, repeated or empty."""
+def asked(given: QueryDict, allowed: Collection[str]) -> dict[str, str]:
+    """Return name → value of a query or a posted form. Raises BadQuery: unknown, repeated or empty."""
     values: dict[str, str] = {}
     for name, written in given.lists():
         if name == _CSRF:
             continue
-        if name not in known:
-            names = ", ".join(sorted(known)) or "none"
+        if name not in allowed:
+            names = ", ".join(sorted(allowed)) or "none"
             raise BadQuery(f"{shown(name)} is not known here. What can be given: {names}.")
         if len(written) != 1:
             raise BadQuery(f"{name!r} is given {len(written)} times: give it once.")
@@ -44,7 +44,7 @@ def nothing_asked(request: HttpRequest) -> None:
 
 
 def value(values: Mapping[str, str], name: str, parse: Callable[[str], T]) -> T | None:
-    """One of the values, read by the bus's own function for it; None if it is not given. Raises BadQuery."""
+    """Return a value, read by the bus's own function for it; None if it is not given. Raises BadQuery."""
     if name not in values:
         return None
     try:

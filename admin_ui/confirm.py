@@ -1,4 +1,4 @@
-"""Retrying and discarding dead letters: a page that counts them, and the verb when it is confirmed."""
+"""Retries and discards dead letters: a page that counts them, then the verb when it is confirmed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from django.views.decorators.http import require_http_methods
 from admin_ui import letters, permissions, refusals, views
 from admin_ui.actions import actor_of
 from admin_ui.asked import BadQuery
-from admin_ui.live import Link
+from admin_ui.live import PageLink
 from bus import default
 from bus.client import Bus
 from bus.errors import BusError, ReadOnly
@@ -29,7 +29,7 @@ from bus.safety.unreadable import visible
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One of the two."""
+    """What can be done with dead letters: its name, its permission, and the function that does it."""
 
     name: str
     permission: tuple[str, ...]
@@ -69,9 +69,9 @@ def _ask_or_do(request: HttpRequest, site: AdminSite, verb: Verb, topic: str, gr
         letters.partitions(bus, topic, group, counted)
         tally = verb.work(bus, topic, group, counted, actor=actor_of(request))
     except BadQuery as error:
-        crumbs = [*views.group_crumbs(site, topic, group), Link(_("Dead letters"), page)]
+        crumbs = [*views.group_crumbs(site, topic, group), PageLink(_("Dead letters"), page)]
         return refusals.refuse(
-            request, site, error, crumbs=crumbs, back=Link(_("To the dead letters of the group"), page)
+            request, site, error, crumbs=crumbs, back=PageLink(_("To the dead letters of the group"), page)
         )
     except BusError as error:
         messages.error(request, visible(str(error)))
@@ -91,7 +91,7 @@ def _ask(request: HttpRequest, site: AdminSite, verb: Verb, topic: str, group: s
     context: dict[str, Any] = {
         **site.each_context(request),
         "title": _("Dead letters"),
-        "crumbs": [*views.group_crumbs(site, topic, group), Link(_("Dead letters"))],
+        "crumbs": [*views.group_crumbs(site, topic, group), PageLink(_("Dead letters"))],
         "tabs": views.topic_tabs(request, site, topic, ""),
         "verb": verb.name,
         "topic_name": topic,
@@ -104,7 +104,7 @@ def _ask(request: HttpRequest, site: AdminSite, verb: Verb, topic: str, group: s
 
 
 def _tell(request: HttpRequest, tally: Tally) -> None:
-    """What became of them: good news and bad, each with its number."""
+    """Tell what became of the letters: good news and bad, each with its number."""
     done = tally.retried + tally.discarded
     if tally.retried or not tally.discarded:
         text = ngettext(

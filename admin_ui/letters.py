@@ -60,7 +60,7 @@ class LetterRows:
 
 
 def letters(bus: Bus, topic: str, group: str, selection: Selection) -> LetterRows:
-    """One page. Raises UnknownTopic, UnknownGroup, BadQuery (no such partition), BusUnavailable."""
+    """Return one page. Raises UnknownTopic, UnknownGroup, BadQuery (no such partition), BusUnavailable."""
     every = partitions(bus, topic, group, selection)
     newest = deadletters.find(bus, topic, group, selection, newest_first=True, every=every)
     some = list(islice(newest, LETTERS + 1))
@@ -87,18 +87,18 @@ def letter_row(letter: DeadLetter) -> LetterRow:
 
 
 def searched(query: QueryDict) -> Selection:
-    """What the page of dead letters is to list; all where nothing is asked for."""
+    """Return what the page of dead letters is to list; all where nothing is asked for."""
     values = asked(query, ("id", *FILTERS, "before", "live"))
     return replace(_selection(values, filters.since), before=value(values, "before", Origin.parse))
 
 
 def meant(query: QueryDict) -> Selection:
-    """What is to be retried or discarded, to be counted first: one letter, or what matches, or all."""
+    """Return what is to be retried or discarded, to be counted first: one letter, what matches, or all."""
     return _selection(_said(query), filters.since)
 
 
 def counted(query: QueryDict, form: QueryDict, now: datetime) -> Selection:
-    """What a confirmed form means: exactly what was counted for it. `now`: by the server's clock.
+    """Return what a confirmed form means: exactly what was counted for it. `now`: by the server's clock.
 
     Its query is as of `to_confirm`, so what it means does not move with the clock.
     """
@@ -112,7 +112,7 @@ def counted(query: QueryDict, form: QueryDict, now: datetime) -> Selection:
 
 
 def to_confirm(query: QueryDict, selection: Selection) -> str:
-    """The query with which the form of a confirmation comes back; a duration in it is a moment now."""
+    """Return the query with which a confirmed form comes back; a duration in it has become a moment."""
     fixed = query.copy()
     if selection.since is not None:
         fixed["since"] = selection.since.isoformat()
@@ -120,8 +120,10 @@ def to_confirm(query: QueryDict, selection: Selection) -> str:
 
 
 def partitions(bus: Bus, topic: str, group: str, selection: Selection) -> list[PartitionKeys]:
-    """The keys of all partitions. Raises BadQuery where one is named that the topic does not have, and what
-    `deadletters.partitions` raises."""
+    """Return the keys of all partitions.
+
+    Raises BadQuery where one is named that the topic does not have, and what `deadletters.partitions` raises.
+    """
     every = deadletters.partitions(bus, topic, group)
     named = {place.partition for place in selection.places or ()}
     if selection.partition is not None:
@@ -132,12 +134,12 @@ def partitions(bus: Bus, topic: str, group: str, selection: Selection) -> list[P
 
 
 def needs_peek(query: QueryDict) -> bool:
-    """True if the query asks by what messages hold: who may not read them must not find them by it either."""
+    """Return whether the query asks by what messages hold: that takes the permission to read them."""
     return "key" in query or "reason" in query
 
 
 def without_empty(query: QueryDict) -> str:
-    """The query of the search form, which sends all its fields, without those that are empty."""
+    """Return the query of the search form, which sends all its fields, without those that are empty."""
     kept = query.copy()
     for name, written in query.lists():
         if name in ("search", "live") or (name in FILTERS and not "".join(written).strip()):
@@ -146,7 +148,7 @@ def without_empty(query: QueryDict) -> str:
 
 
 def _said(query: QueryDict) -> dict[str, str]:
-    """The values of a query that says which letters are meant: ids, or filters, or all."""
+    """Return the values of a query that says which letters are meant: ids, or filters, or all."""
     values = asked(query, ("id", *FILTERS, "all"))
     if values.get("all", "1") != "1":
         raise BadQuery(f"'all' can be 1 only, not {shown(values['all'])}.")

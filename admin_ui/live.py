@@ -32,7 +32,7 @@ from bus.safety.unreadable import visible
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class PageLink:
     """A link of the breadcrumbs or of a row of tabs; None: the page itself."""
 
     text: str
@@ -48,8 +48,8 @@ class Frame:
     fragment: str
     """Template of the live region."""
     subtitle: str = ""
-    crumbs: Sequence[Link] = ()
-    tabs: Sequence[Link] = ()
+    crumbs: Sequence[PageLink] = ()
+    tabs: Sequence[PageLink] = ()
     tools: str = ""
     """Template between the tabs and the region, for forms."""
 
@@ -71,7 +71,7 @@ def respond(
     read: Callable[[Bus], object],
     **context: Any,
 ) -> HttpResponse:
-    """The page, or its region alone. `read` asks Redis; a BusError becomes a clear page.
+    """Return the page, or its region alone. `read` asks Redis; a BusError becomes a clear page.
 
     Templates see each field of the dataclass that `read` returns under its own name.
     """
@@ -96,7 +96,7 @@ def _fields_of(rows: Any) -> dict[str, Any]:
 
 
 def trouble_of(error: BusError) -> Trouble:
-    """An error of the bus in words for a page."""
+    """Return what a page says of an error of the bus."""
     if isinstance(error, BadQuery):
         return Trouble(
             status=400,
@@ -168,7 +168,7 @@ def _answer(body: str, status: int) -> HttpResponse:
 
 
 def _live_url(request: HttpRequest) -> str:
-    """The address of the region: this one, with what is chosen in it, and `live`."""
+    """Return the address of the region: this one, with what is chosen in it, and `live`."""
     query = request.GET.copy()
     query["live"] = "1"
     return f"?{query.urlencode()}"

@@ -19,9 +19,9 @@ AUDIT = (f"{APP}.view_auditrecord",)
 
 
 def may(request: HttpRequest, any_of: tuple[str, ...]) -> bool:
-    """True if the user is active staff and has one of the permissions."""
+    """Return whether the user is active staff and has one of the permissions."""
     user = request.user
-    return bool(user.is_active and user.is_staff and any(user.has_perm(one) for one in any_of))
+    return bool(user.is_active and user.is_staff and any(user.has_perm(permission) for permission in any_of))
 
 
 def require(request: HttpRequest, any_of: tuple[str, ...]) -> None:

@@ -10,13 +10,13 @@ from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 
 from admin_ui.asked import BadQuery
-from admin_ui.live import Link, trouble_of
+from admin_ui.live import PageLink, trouble_of
 
 
 def refuse(
-    request: HttpRequest, site: AdminSite, error: BadQuery, *, crumbs: Sequence[Link], back: Link
+    request: HttpRequest, site: AdminSite, error: BadQuery, *, crumbs: Sequence[PageLink], back: PageLink
 ) -> HttpResponse:
-    """Status 400; `back` leads to where the right request can be made."""
+    """Return the page, with status 400; `back` leads to where the right request can be made."""
     request.current_app = site.name
     trouble = trouble_of(error)
     context = {

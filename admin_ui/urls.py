@@ -25,7 +25,7 @@ def worker_urls(site: AdminSite) -> list[URLPattern]:
 
 
 def topic_urls(site: AdminSite) -> list[URLPattern]:
-    """Pages of one topic. `named/` keeps names apart from the numbers and verbs of stock addresses."""
+    """Return the pages of topics. `named/` keeps names apart from numbers and verbs of stock addresses."""
     group = "named/<str:name>/groups/<str:group_name>"
     return [
         path("named/<str:name>/", _on(site, views.topic), name=f"{APP}_topic_page"),
@@ -40,7 +40,7 @@ def topic_urls(site: AdminSite) -> list[URLPattern]:
 
 
 def _on(site: AdminSite, view: View) -> View:
-    """The view for this admin site: signed-in staff only, CSRF checked."""
+    """Return the view for this admin site: signed-in staff only, CSRF checked."""
 
     def bound(request: HttpRequest, **kwargs: Any) -> HttpResponse:
         return view(request, site, **kwargs)

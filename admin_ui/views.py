@@ -12,7 +12,7 @@ from admin_ui import letters, permissions
 from admin_ui.data import queries
 from admin_ui.data.rows import GroupRows, OutboxRow, TopicRows, TopicsRows
 from admin_ui.letters import LetterRows
-from admin_ui.live import Frame, Link, respond
+from admin_ui.live import Frame, PageLink, respond
 from bus import default
 from bus.client import Bus
 from bus.errors import ConfigurationError
@@ -26,7 +26,7 @@ def overview(request: HttpRequest, site: AdminSite) -> HttpResponse:
     frame = Frame(
         title=_("Overview"),
         fragment="admin_ui/_overview.html",
-        crumbs=[Link(_("Overview"))],
+        crumbs=[PageLink(_("Overview"))],
         tabs=sections(request, site, "overview"),
     )
 
@@ -41,7 +41,7 @@ def topics(request: HttpRequest, site: AdminSite) -> HttpResponse:
     frame = Frame(
         title=_("Topics"),
         fragment="admin_ui/_topics.html",
-        crumbs=[Link(_("Topics"))],
+        crumbs=[PageLink(_("Topics"))],
         tabs=sections(request, site, "topics"),
         tools="admin_ui/_search.html",
     )
@@ -62,7 +62,7 @@ def topic(request: HttpRequest, site: AdminSite, name: str) -> HttpResponse:
     frame = Frame(
         title=name,
         fragment="admin_ui/_topic.html",
-        crumbs=[topics_link(site), Link(name)],
+        crumbs=[topics_link(site), PageLink(name)],
         tabs=topic_tabs(request, site, name, "topic"),
     )
     chosen = request.GET
@@ -81,7 +81,7 @@ def messages(request: HttpRequest, site: AdminSite, name: str) -> HttpResponse:
     frame = Frame(
         title=name,
         fragment="admin_ui/_messages.html",
-        crumbs=[topics_link(site), topic_link(site, name), Link(_("Messages"))],
+        crumbs=[topics_link(site), topic_link(site, name), PageLink(_("Messages"))],
         tabs=topic_tabs(request, site, name, "messages"),
     )
     return respond(request, site, frame, lambda bus: queries.messages(bus, name))
@@ -95,7 +95,7 @@ def group(request: HttpRequest, site: AdminSite, name: str, group_name: str) -> 
         title=group_name,
         subtitle=_("Group of the topic"),
         fragment="admin_ui/_group.html",
-        crumbs=[topics_link(site), topic_link(site, name), Link(group_name)],
+        crumbs=[topics_link(site), topic_link(site, name), PageLink(group_name)],
         tabs=topic_tabs(request, site, name, ""),
         tools="admin_ui/_verbs.html",
     )
@@ -127,7 +127,7 @@ def dead_letters(request: HttpRequest, site: AdminSite, name: str, group_name: s
         title=_("Dead letters of %(group)s") % {"group": group_name},
         subtitle=_("Group of the topic"),
         fragment="admin_ui/_letters.html",
-        crumbs=[*group_crumbs(site, name, group_name), Link(_("Dead letters"))],
+        crumbs=[*group_crumbs(site, name, group_name), PageLink(_("Dead letters"))],
         tabs=topic_tabs(request, site, name, ""),
         tools="admin_ui/_letter_search.html",
     )
@@ -158,49 +158,49 @@ def workers(request: HttpRequest, site: AdminSite) -> HttpResponse:
     frame = Frame(
         title=_("Workers"),
         fragment="admin_ui/_workers.html",
-        crumbs=[Link(_("Workers"))],
+        crumbs=[PageLink(_("Workers"))],
         tabs=sections(request, site, "workers"),
     )
     return respond(request, site, frame, lambda bus: queries.workers(bus, page=request.GET.get("p")))
 
 
-def sections(request: HttpRequest, site: AdminSite, current: str) -> list[Link]:
-    """The tabs of the pages that belong to no topic."""
+def sections(request: HttpRequest, site: AdminSite, current: str) -> list[PageLink]:
+    """Return the tabs of the pages that belong to no topic."""
     tabs = [
-        Link(_("Overview"), _url(site, "overview_changelist"), current == "overview"),
-        Link(_("Topics"), _url(site, "topic_changelist"), current == "topics"),
-        Link(_("Workers"), _url(site, "worker_changelist"), current == "workers"),
+        PageLink(_("Overview"), _url(site, "overview_changelist"), current == "overview"),
+        PageLink(_("Topics"), _url(site, "topic_changelist"), current == "topics"),
+        PageLink(_("Workers"), _url(site, "worker_changelist"), current == "workers"),
     ]
     if permissions.may(request, permissions.AUDIT):
-        tabs.append(Link(_("Audit"), _url(site, "auditrecord_changelist")))
+        tabs.append(PageLink(_("Audit"), _url(site, "auditrecord_changelist")))
     return tabs
 
 
-def topic_tabs(request: HttpRequest, site: AdminSite, name: str, current: str) -> list[Link]:
-    """The tabs of one topic; those that the user may not open, or that do not exist, are left out."""
-    tabs = [Link(_("Groups and partitions"), _url(site, "topic_page", name), current == "topic")]
+def topic_tabs(request: HttpRequest, site: AdminSite, name: str, current: str) -> list[PageLink]:
+    """Return the tabs of one topic; those that the user may not open, or that do not exist, are left out."""
+    tabs = [PageLink(_("Groups and partitions"), _url(site, "topic_page", name), current == "topic")]
     if permissions.may(request, permissions.PEEK):
-        tabs.append(Link(_("Messages"), _url(site, "topic_messages", name), current == "messages"))
+        tabs.append(PageLink(_("Messages"), _url(site, "topic_messages", name), current == "messages"))
     row = Topic.objects.filter(name=name).only("pk").first()
     if row is not None:
-        tabs.append(Link(_("Settings"), _url(site, "topic_change", str(row.pk)), current == "settings"))
+        tabs.append(PageLink(_("Settings"), _url(site, "topic_change", str(row.pk)), current == "settings"))
     return tabs
 
 
-def topics_link(site: AdminSite) -> Link:
-    return Link(_("Topics"), _url(site, "topic_changelist"))
+def topics_link(site: AdminSite) -> PageLink:
+    return PageLink(_("Topics"), _url(site, "topic_changelist"))
 
 
-def topic_link(site: AdminSite, name: str) -> Link:
-    return Link(name, _url(site, "topic_page", name))
+def topic_link(site: AdminSite, name: str) -> PageLink:
+    return PageLink(name, _url(site, "topic_page", name))
 
 
-def group_crumbs(site: AdminSite, name: str, group_name: str) -> list[Link]:
-    """The way to a page below the page of a group."""
+def group_crumbs(site: AdminSite, name: str, group_name: str) -> list[PageLink]:
+    """Return the breadcrumbs to a page below the page of a group."""
     return [
         topics_link(site),
         topic_link(site, name),
-        Link(group_name, _url(site, "group_page", name, group_name)),
+        PageLink(group_name, _url(site, "group_page", name, group_name)),
     ]
 
 

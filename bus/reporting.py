@@ -1,4 +1,4 @@
-"""Django's reports of errors without the passwords in URLs: for DEFAULT_EXCEPTION_REPORTER_FILTER."""
+"""Masks passwords of URLs in Django's reports of errors: for DEFAULT_EXCEPTION_REPORTER_FILTER."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OPTION = re.compile(r"(?<=[?&])(\w*password)=[^&\s'\"]*", re.IGNORECASE)
 
 
 def without_passwords(text: str) -> str:
-    """The text, with the passwords of all URLs in it masked."""
+    """Return the text, with the passwords of all URLs in it masked."""
     return _OPTION.sub(r"\1=***", _LOGIN.sub("***:***", text[:_LONGEST]))
 
 
@@ -27,16 +27,16 @@ class ReporterFilter(SafeExceptionReporterFilter):
     """Masks passwords in values as well, where Django goes by names alone: `BUS_URL`, `CELERY_BROKER_URL`."""
 
     def cleanse_setting(self, key: Any, value: Any) -> Any:
-        """A setting, or something of a request, which `runserver` adds the environment to."""
+        """Mask a setting, or something of a request, which `runserver` adds the environment to."""
         cleansed = super().cleanse_setting(key, value)
         return without_passwords(cleansed) if isinstance(cleansed, str) else cleansed
 
     def get_traceback_frame_variables(
         self, request: HttpRequest | None, tb_frame: Any
     ) -> ItemsView[str, Any]:
-        """The variables of a frame that a report shows."""
-        found = dict(super().get_traceback_frame_variables(request, tb_frame))
+        """Mask the variables of a frame that a report shows."""
+        variables = dict(super().get_traceback_frame_variables(request, tb_frame))
         return {
             name: without_passwords(value) if isinstance(value, str) else value
-            for name, value in found.items()
+            for name, value in variables.items()
         }.items()

@@ -14,6 +14,16 @@ class Lag:
     exact: bool = True
     """False: counting was cut short, or a part is unknown, so it is at least `count`."""
 
+    @property
+    def short(self) -> str:
+        """The count for a table: `1,204`, or `≥ 1,204`."""
+        return f"{self.count:,}" if self.exact else f"≥ {self.count:,}"
+
+    @property
+    def words(self) -> str:
+        """The count in a sentence: `1,204`, or `at least 1,204`."""
+        return f"{self.count:,}" if self.exact else f"at least {self.count:,}"
+
 
 def total(numbers: Iterable[int | Lag | None]) -> Lag | None:
     """Return the sum: exact if all are, "at least" if some are unknown, None if all are. Of no numbers: 0."""

@@ -1,4 +1,4 @@
-"""For `uvicorn config.asgi:application`."""
+"""The ASGI application, for `uvicorn config.asgi:application`."""
 
 import os
 import warnings

@@ -12,7 +12,7 @@ from bus.safety import private
 
 
 def database(url: str, data: Path) -> dict[str, Any]:
-    """`postgresql://user:password@host:port/name`, `mariadb://…`, or "" for SQLite in the directory `data`.
+    """Return the entry for `postgresql://user:password@host:port/name`, `mariadb://…`, or "" (SQLite).
 
     The host may be the directory of a unix socket (of MariaDB: the socket), with %2F for its slashes.
     Raises ValueError.

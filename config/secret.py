@@ -10,5 +10,5 @@ from bus.safety import private
 
 
 def secret_key(file: Path) -> str:
-    """The key in `file`, which is made if it is missing. Raises ConfigurationError if it is not ours."""
+    """Return the key in `file`; make it if it is missing. Raises ConfigurationError if it is not ours."""
     return private.text(file, get_random_secret_key)

@@ -34,7 +34,7 @@ from config.tls import behind_tls
 
 
 def _flag(name: str, default: str) -> bool:
-    """Raises ValueError for another word: who wrote BUS_READ_ONLY=ja did not mean "no"."""
+    """Read a yes or no. Raises ValueError for another word: who wrote BUS_READ_ONLY=ja did not mean "no"."""
     word = os.environ.get(name) or default
     if word.strip().lower() not in WORDS:
         raise ValueError(f"{name} must be 1 or 0 (or true, yes, on; false, no, off), not {word!r}.")

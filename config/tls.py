@@ -13,7 +13,7 @@ HSTS_SECONDS = 24 * 60 * 60
 def behind_tls(
     hosts: Sequence[str], *, wanted: bool, origins: Sequence[str], proxy_header: str, hsts_seconds: str
 ) -> dict[str, Any]:
-    """Django's settings. `hosts`: ALLOWED_HOSTS. Raises ValueError for what cannot be meant.
+    """Return Django's settings. `hosts`: ALLOWED_HOSTS. Raises ValueError for what cannot be meant.
 
     `proxy_header`: the header by which a proxy says "https", "" for none. It must be one that the proxy
     sets itself: a browser that could send it would be believed.
@@ -45,5 +45,5 @@ def behind_tls(
 
 
 def _origin(host: str) -> str:
-    """`.example.com` means all names below it, which an origin writes with a star."""
+    """Return the origin of a host. `.example.com` means all names below it, which is written with a star."""
     return f"https://*{host}" if host.startswith(".") else f"https://{host}"

@@ -1,4 +1,4 @@
-"""The admin is all there is to see."""
+"""The addresses of the project: the admin is all there is to see."""
 
 from django.contrib import admin
 from django.urls import path

@@ -1,4 +1,4 @@
-"""For any WSGI server, and for `manage.py runserver`."""
+"""The WSGI application, for any WSGI server and for `manage.py runserver`."""
 
 import os
 

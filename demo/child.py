@@ -74,7 +74,7 @@ class Child:
         return self._process.pid if self._process else None
 
     def ended(self) -> int | None:
-        """Its exit code (-9: killed by signal 9) once it has ended; None while it runs.
+        """Return its exit code (-9: killed by signal 9) once it has ended; None while it runs.
 
         What is left of its process group is killed then: pool processes whose parent is gone, for example.
         """
@@ -101,7 +101,7 @@ class Child:
             self._dismiss_guard()
 
     def tail(self, lines: int = 15) -> str:
-        """The last lines of its log."""
+        """Return the last lines of its log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (the log is empty)"
 

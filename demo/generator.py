@@ -1,4 +1,4 @@
-"""Plausible orders and page views without a file: the same for the same seed, without end.
+"""Makes plausible orders and page views without a file: the same for the same seed, without end.
 
 Each producer sells products of its own. So the order in which a product's lines are published is the
 order in one producer's ledger, and what must come of them can be computed from the ledgers alone.
@@ -41,7 +41,7 @@ class _Product:
 
 
 def generated_records(seed: int, number: int, producers: int) -> Iterator[Record]:
-    """The records of producer `number` (from 1) of so many."""
+    """Yield the records of producer `number` (from 1) of so many."""
     random = Random(f"{seed}/{number}")
     products = [_product(random, 20000 + index * producers + number) for index in range(60)]
     clock = datetime(2010, 12, 1, 8)

@@ -52,12 +52,12 @@ class Effect(models.Model):
 
     @classmethod
     def has(cls, origin: str | None) -> bool:
-        """True if a record of this origin has caused something already. Unknown origins are never equal."""
+        """Return whether a record of this origin has caused something. Unknown origins are never equal."""
         return origin is not None and cls._default_manager.filter(origin=origin).exists()
 
     @classmethod
     def unseen(cls, messages: Iterable[bus.Message]) -> Iterator[bus.Message]:
-        """The messages that have caused nothing yet, each record once. Call it inside the transaction."""
+        """Return the messages that have caused nothing yet, each record once. Call it in the transaction."""
         messages = list(messages)
         rows = cls._default_manager
         known: set[Any] = set(
@@ -140,10 +140,10 @@ class PageView(Effect):
 
 
 def position_of(message: bus.Message) -> dict[str, Any]:
-    """Where a message is, as fields of an Effect."""
+    """Return where a message is, as fields of an Effect."""
     return {"topic": message.topic, "partition": message.partition, "message_id": message.id}
 
 
 def origin_of(message: bus.Message) -> str | None:
-    """The producer's own name for the record, or None."""
+    """Return the producer's own name for the record, or None."""
     return message.headers.get("origin") or None

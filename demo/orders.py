@@ -72,7 +72,7 @@ class OrderLine:
 
 
 def parse(record: Any) -> OrderLine:
-    """The order line in a message's value. Raises MalformedLine."""
+    """Return the order line in a message's value. Raises MalformedLine."""
     texts = _texts(record)
     invoice, product, country = (_filled(texts, name) for name in ("InvoiceNo", "StockCode", "Country"))
     quantity = int(_matching(texts, "Quantity", _QUANTITY, "a whole number of at most 7 digits"))
@@ -89,7 +89,7 @@ def parse(record: Any) -> OrderLine:
 
 
 def key_of(record: Mapping[str, str]) -> str | None:
-    """The key of an order line: its product, so that the lines of a product keep their order."""
+    """Return the key of an order line: its product, so that the lines of a product keep their order."""
     return record.get("StockCode", "").strip() or None
 
 

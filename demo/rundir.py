@@ -39,7 +39,7 @@ class RunDirectory:
 
 @contextmanager
 def new_run(data: Path) -> Iterator[RunDirectory]:
-    """A fresh directory under `data`, locked for as long as the run lasts."""
+    """Make a fresh directory under `data`, locked for as long as the run lasts."""
     base = data / "demo"
     private.directory(base)
     run = RunDirectory(base / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}")
@@ -64,7 +64,7 @@ def remove_old(data: Path) -> list[Path]:
 
 
 def password(data: Path) -> str:
-    """The admin's password of this checkout; however many runs start at once, all get the same."""
+    """Return the admin's password of this checkout; however many runs start at once, all get the same."""
     return private.text(data / "demo-password", lambda: secrets.token_urlsafe(9))
 
 

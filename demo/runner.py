@@ -223,7 +223,7 @@ class _Demo:
                 raise CannotRun(self._why_not_settled(status))
 
     def _outbox(self) -> int:
-        """Messages that wait in the database."""
+        """Return how many messages wait in the database."""
         with closing(Database.open(self._files.database)) as database:
             return database.waiting()
 
@@ -244,7 +244,7 @@ class _Demo:
     # ------------------------------------------------------------------ waiting
 
     def _tick(self, may_finish: frozenset[str]) -> Status | None:
-        """A moment of the run: sleep, mend what has died, look, now and then say how it goes."""
+        """Sleep for a moment, start again what has died, look, now and then say how it goes."""
         self._signals.wait(0.5)
         if self._signals.stopping:
             raise _Interrupted
@@ -300,7 +300,7 @@ class _Demo:
 
 
 def _environment(run: Path, url: str, prefix: str) -> dict[str, str]:
-    """What children get: the caller's environment, but the run's own data and server."""
+    """Return the environment of children: the caller's, but with the run's own data and server."""
     unwanted = ("BUS_GROUPS", "BUS_READ_ONLY", "JITNEY_DATABASE")
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     return environment | {
@@ -313,7 +313,7 @@ def _environment(run: Path, url: str, prefix: str) -> dict[str, str]:
 
 
 def _listen(port: int) -> socket.socket:
-    """A socket that listens on 127.0.0.1, on this port or, if it is taken, on a free one."""
+    """Return a socket that listens on 127.0.0.1, on this port or, if it is taken, on a free one."""
     for candidate in (port, 0):
         listening = socket.socket()
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -40,7 +40,7 @@ def check_file(path: Path) -> None:
 
 
 def file_records(path: Path) -> Iterator[Record]:
-    """The records of a CSV file, in order, malformed ones included: they are for consumers to judge.
+    """Yield the records of a CSV file, in order, malformed ones included: they are for consumers to judge.
 
     A record that is too short lacks its last columns; one that is longer than the header has the rest in
     `more`. Columns that order lines do not have are left out.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from bus.observe import BusSnapshot, GroupSnapshot
+from bus.observe import BusSnapshot, GroupSnapshot, Lag
 
 #: Every group that must exist before it can be said that all is settled.
 GROUPS = ("orders/inventory", "orders/revenue", "page-views/popularity", "stock-alerts/purchasing")
@@ -52,7 +52,7 @@ class Status:
         return self.exact and not self.missing and self.lag == 0 and self.pending == 0
 
     def line(self, before: Status | None) -> str:
-        """For the terminal; rates are those since the look `before`."""
+        """Return a line for the terminal; rates are those since the look `before`."""
         seconds = (self.taken - before.taken).total_seconds() if before else 0
         rates = [
             f"{max(0, now - then) / seconds:7,.0f}/s" if seconds else "      -/s"
@@ -61,7 +61,7 @@ class Status:
                 (self.handled, before.handled if before else 0),
             )
         ]
-        lag = f"{self.lag:,}" if self.exact else f"≥ {self.lag:,}"
+        lag = Lag(self.lag, exact=self.exact).short
         return (
             f"published {rates[0]}   handled {rates[1]}   lag {lag:>6}   "
             f"pending {self.pending:>5,}   dead {sum(self.dead.values()):>4,}"

@@ -23,7 +23,7 @@ class Page(Generic[T]):
 
     @classmethod
     def of(cls, everything: Sequence[T], number: str | int | None, size: int) -> Page[T]:
-        """The wanted page; one that does not exist becomes the nearest that does."""
+        """Return the page of this number; for one that does not exist the nearest that does."""
         pages = max(1, -(-len(everything) // size))
         number = min(max(_whole(number), 1), pages)
         start = (number - 1) * size
@@ -31,7 +31,7 @@ class Page(Generic[T]):
         return cls(rows, number, pages, len(everything), start + 1 if rows else 0)
 
     def map(self, change: Callable[[T], Other]) -> Page[Other]:
-        """The same page, with other rows made of these."""
+        """Return the same page, with other rows made of these."""
         return Page([change(row) for row in self.rows], self.number, self.pages, self.total, self.first)
 
     @property
@@ -49,7 +49,7 @@ class Page(Generic[T]):
 
 
 def _whole(text: str | int | None) -> int:
-    """A number from a query string; anything else is 1."""
+    """Read a number from a query string; anything else is 1."""
     try:
         return int(text or 1)
     except ValueError:

@@ -1,5 +1,6 @@
-"""Which workers are silent. A worker raises its beat counter every few seconds; one look cannot tell life
-from death, so the looks of this web process are compared, by its own clock.
+"""Finds out which workers are silent, by comparing the looks of this web process, by its own clock.
+
+A worker raises its beat counter every few seconds; one look cannot tell life from death.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ class Pulse:
             for worker in workers:
                 beat, since = before.get(worker.incarnation, (worker.beat, now))
                 self._seen[worker.incarnation] = (worker.beat, since if beat == worker.beat else now)
-            quiet = {one: now - since for one, (_, since) in self._seen.items()}
-        return {one: seconds for one, seconds in quiet.items() if seconds >= SILENCE}
+            quiet = {name: now - since for name, (_, since) in self._seen.items()}
+        return {name: seconds for name, seconds in quiet.items() if seconds >= SILENCE}
 
     def forget(self) -> None:
-        """Redis did not answer: nobody could beat, so nothing follows from silence."""
+        """Forget all beats: Redis did not answer, nobody could beat, so nothing follows from silence."""
         with self._lock:
             self._seen.clear()
 

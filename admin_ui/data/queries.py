@@ -1,4 +1,4 @@
-"""Rows for pages: bounded, sorted and paged. Knows no request and no HTML.
+"""Makes the rows of pages: bounded, sorted and paged. Knows no request and no HTML.
 
 Each function looks once: all that it returns is of one moment.
 """
@@ -61,7 +61,7 @@ GROUPS_IN_ROW = 3
 
 
 def overview(bus: Bus) -> OverviewRows:
-    """Counters, the server, the groups that need attention first, and how declarations differ."""
+    """Return counters, the server, the groups that need attention first, and how declarations differ."""
     survey = observe.take_survey(bus)
     workers = worker_rows(survey.workers)
     rows = group_rows(survey.groups, workers)
@@ -83,7 +83,7 @@ def overview(bus: Bus) -> OverviewRows:
 
 
 def outbox(bus: Bus) -> OutboxRow | None:
-    """What waits in the outboxes; None if nothing does. Three bounded queries for each database."""
+    """Return what waits in the outboxes; None if nothing does. Three bounded queries for each database."""
     backlogs = [backlog(bus, alias) for alias in _outboxes.aliases()]
     moments = [waiting.oldest for waiting in backlogs if waiting.oldest is not None]
     if not moments:
@@ -94,7 +94,7 @@ def outbox(bus: Bus) -> OutboxRow | None:
 
 
 def topics(bus: Bus, *, search: str = "", order: str = "name", page: str | int | None = 1) -> TopicsRows:
-    """Topics whose name contains `search`, sorted by `order` (one of ORDERS, "-" before it reverses)."""
+    """Return topics whose name contains `search`, sorted by `order`, one of ORDERS ("-": reversed)."""
     survey = observe.take_survey(bus)
     workers = worker_rows(survey.workers)
     part = search.strip().casefold()
@@ -107,7 +107,7 @@ def topics(bus: Bus, *, search: str = "", order: str = "name", page: str | int |
 
 
 def topic(bus: Bus, name: str, *, page: str | int | None = 1, groups: str | int | None = 1) -> TopicRows:
-    """One topic with its groups and partitions. Raises UnknownTopic."""
+    """Return one topic with its groups and partitions. Raises UnknownTopic."""
     survey = observe.take_survey(bus, name)
     (snapshot,) = survey.topics
     rows = group_rows(snapshot.groups, worker_rows(survey.workers))
@@ -120,12 +120,12 @@ def topic(bus: Bus, name: str, *, page: str | int | None = 1, groups: str | int 
 
 
 def messages(bus: Bus, name: str, *, count: int = MESSAGES) -> MessageRows:
-    """The latest messages of a topic, newest first. Raises UnknownTopic."""
+    """Return the latest messages of a topic, newest first. Raises UnknownTopic."""
     return MessageRows([message_row(message) for message in observe.latest(bus, name, count)])
 
 
 def group(bus: Bus, name: str, group_name: str, *, page: str | int | None = 1) -> GroupRows:
-    """One group with its partitions and workers. Raises UnknownTopic or UnknownGroup."""
+    """Return one group with its partitions and workers. Raises UnknownTopic or UnknownGroup."""
     survey = observe.take_survey(bus, name, group_name)
     snapshot, shares = survey.group(name, group_name)
     workers = [row for row in worker_rows(survey.workers) if serves(row, name, group_name)]
@@ -150,14 +150,14 @@ def group(bus: Bus, name: str, group_name: str, *, page: str | int | None = 1) -
 
 
 def workers(bus: Bus, *, page: str | int | None = 1) -> WorkerRows:
-    """The workers, those that started last first."""
+    """Return the workers, those that started last first."""
     rows = worker_rows(observe.workers(bus))
     newest_first = sorted(rows, key=lambda row: row.worker.started, reverse=True)
     return WorkerRows(Page.of(newest_first, page, WORKERS))
 
 
 def worker_rows(workers: Iterable[WorkerSnapshot]) -> list[WorkerRow]:
-    """Workers with how long they have been silent, as far as this process has watched them."""
+    """Return workers with how long they have been silent, as far as this process has watched them."""
     snapshots = list(workers)
     silent = pulse.look(snapshots)
     return [
@@ -167,14 +167,14 @@ def worker_rows(workers: Iterable[WorkerSnapshot]) -> list[WorkerRow]:
 
 
 def serves(row: WorkerRow, topic: str, group: str) -> bool:
-    """True if the worker serves this group."""
+    """Return whether the worker serves this group."""
     if row.worker.serves is not None:
         return f"{topic}/{group}" in row.worker.serves
     return row.worker.groups is None or group in row.worker.groups
 
 
 def group_rows(groups: Iterable[GroupSnapshot], workers: Sequence[WorkerRow]) -> list[GroupRow]:
-    """Groups with their verdicts, the most urgent first."""
+    """Return groups with their verdicts, the most urgent first."""
     rows = []
     for snapshot in groups:
         topic, name = snapshot.topic, snapshot.name
@@ -185,7 +185,7 @@ def group_rows(groups: Iterable[GroupSnapshot], workers: Sequence[WorkerRow]) ->
 
 
 def percent_given(partition: GroupPartitionSnapshot) -> int | None:
-    """How much of the messages that lie between the start and the end the group has been given, in %."""
+    """Return how many of the messages of a partition the group has been given, in %."""
     if partition.offset is None or partition.end is None:
         return None
     if partition.end <= 0:

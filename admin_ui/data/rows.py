@@ -66,7 +66,7 @@ class OutboxRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverviewRows:
-    """The first page."""
+    """What the first page shows."""
 
     server: ServerSnapshot
     drift: Sequence[Drift]
@@ -101,7 +101,7 @@ class TopicRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicsRows:
-    """The list of topics."""
+    """What the list of topics shows."""
 
     topics: Page[TopicRow]
     known: int
@@ -110,7 +110,7 @@ class TopicsRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicRows:
-    """One topic."""
+    """What the page of a topic shows."""
 
     topic: TopicSnapshot
     totals: Totals
@@ -130,7 +130,7 @@ class GroupPartitionRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRows:
-    """One group of one topic."""
+    """What the page of a group shows."""
 
     group: GroupSnapshot
     living: int
@@ -158,6 +158,6 @@ class MessageRows:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRows:
-    """The list of workers."""
+    """What the list of workers shows."""
 
     workers: Page[WorkerRow]

@@ -1,4 +1,4 @@
-"""What to say about a group in one word, from one snapshot."""
+"""Judges a group in one word, from one snapshot."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NO_WORKERS = Verdict(
     "bad",
     _("Messages wait, and no running worker serves this group. If its handler is gone, delete the group."),
 )
-MISSING = Verdict(_("missing"), "bad", _("Redis has lost this group in some partitions."))
+MISSING = Verdict(_("missing"), "bad", _("Redis does not have this group in some partitions."))
 LOST = Verdict(
     _("lost messages"), "bad", _("Messages were removed from Redis before this group was given them.")
 )
@@ -57,7 +57,7 @@ _URGENCY: dict[str, int] = {"bad": 0, "warn": 1, "quiet": 2, "busy": 3, "ok": 4}
 
 
 def verdict(group: GroupSnapshot, workers: int) -> Verdict:
-    """The most urgent thing that is true of a group, which so many living workers serve."""
+    """Return the most urgent thing that is true of a group, which so many living workers serve."""
     waiting = bool((group.lag and group.lag.count) or group.pending)
     if group.missing_partitions:
         return MISSING
@@ -83,6 +83,6 @@ def verdict(group: GroupSnapshot, workers: int) -> Verdict:
 
 
 def urgency(group: GroupSnapshot, verdict: Verdict) -> tuple[int, int, str, str]:
-    """A sort key: problems first, then the greatest lag, then by name."""
+    """Return a sort key: problems first, then the greatest lag, then by name."""
     lag = group.lag.count if group.lag else 0
     return _URGENCY[verdict.tone], -lag, group.topic, group.group

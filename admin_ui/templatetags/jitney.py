@@ -1,4 +1,4 @@
-"""How numbers, durations and times are written. Unknown (None) is always a dash, never 0."""
+"""Writes numbers, durations and times. Unknown (None) is always a dash, never 0."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 
 from bus import durations
+from bus.format.display import size_of
 from bus.moments import BEYOND
 from bus.observe import GroupSnapshot, Lag
 from bus.observe.loss import LastLoss
@@ -22,11 +23,9 @@ register = template.Library()
 #: Nothing is worth less ink than something.
 ZERO = mark_safe('<span class="jt-zero">0</span>')
 
-_SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
-
 
 def unknown() -> SafeString:
-    """A dash that says what it means to pointers and to screen readers."""
+    """Return a dash that says what it means to pointers and to screen readers."""
     return format_html(
         '<span class="jt-unknown" title="{0}"><span aria-hidden="true">—</span>'
         '<span class="jt-hidden">{0}</span></span>',
@@ -36,7 +35,7 @@ def unknown() -> SafeString:
 
 @register.filter
 def amount(value: int | Lag | None) -> str:
-    """1,204 · ≥ 1,204 where counting was cut short · — where it is unknown."""
+    """Write a count: 1,204 · ≥ 1,204 where counting was cut short · — where it is unknown."""
     if value is None:
         return unknown()
     lag = value if isinstance(value, Lag) else Lag(value)
@@ -48,13 +47,13 @@ def amount(value: int | Lag | None) -> str:
 
 @register.filter
 def lost(group: GroupSnapshot) -> str:
-    """Messages that were removed before they were given; "up to 5", "2 to 5" where only a limit is known."""
+    """Write how many messages a group has lost; "up to 5", "2 to 5" where only a limit is known."""
     return _loss_words(group.lost or 0, group.lost_maybe or 0)
 
 
 @register.filter
 def last_lost(last: LastLoss) -> str:
-    """The same, of those that were found last."""
+    """Write the same of the losses that were found last."""
     return _loss_words(last.count - last.maybe, last.maybe)
 
 
@@ -67,13 +66,13 @@ def _loss_words(surely: int, maybe: int) -> str:
 
 @register.filter
 def some(value: int | Lag | None) -> bool:
-    """True if there is at least one, or if it is unknown: then it is worth a look."""
+    """Return whether there is at least one, or it is unknown: then it is worth a look."""
     return value is None or bool(value.count if isinstance(value, Lag) else value)
 
 
 @register.filter
 def duration(value: timedelta | None) -> str:
-    """3m 12s, with the seconds as its title."""
+    """Write a duration as 3m 12s, with the seconds as its title."""
     if value is None:
         return unknown()
     exact = f"{value.total_seconds():.3f} s"
@@ -82,21 +81,16 @@ def duration(value: timedelta | None) -> str:
 
 @register.filter
 def size(value: int | None) -> str:
-    """Bytes in binary units, with the exact number as the title."""
+    """Write bytes in binary units, with the exact number as the title."""
     if value is None:
         return unknown()
-    number, unit = float(value), 0
-    while number >= 1024 and unit < len(_SIZES) - 1:
-        number, unit = number / 1024, unit + 1
-    text = f"{number:.1f}" if unit and number < 100 else f"{number:.0f}"
-    return format_html(
-        '<span title="{} {}">{}&nbsp;{}</span>', _grouped(value), _("bytes"), text, _SIZES[unit]
-    )
+    number, unit = size_of(value)
+    return format_html('<span title="{} {}">{}&nbsp;{}</span>', _grouped(value), _("bytes"), number, unit)
 
 
 @register.filter
 def when(value: datetime | None) -> str:
-    """A point in time in the zone of the request, to the second; milliseconds and zone in the title."""
+    """Write a time in the zone of the request, to the second; milliseconds and zone in the title."""
     if value is None:
         return unknown()
     if value >= BEYOND:
@@ -110,13 +104,13 @@ def when(value: datetime | None) -> str:
 
 @register.filter
 def visible(value: object) -> str:
-    """Foreign text with bidirectional, invisible and control characters as escapes."""
+    """Write foreign text with bidirectional, invisible and control characters as escapes."""
     return unreadable.visible(str(value))
 
 
 @register.inclusion_tag("admin_ui/_sort.html", takes_context=True)
 def sort_header(context: dict[str, Any], key: str, text: str, kind: str = "") -> dict[str, Any]:
-    """A column head that sorts by `key`; a second click turns the order."""
+    """Write a column head that sorts by `key`; a second click turns the order."""
     order = context["order"]
     direction = "descending" if order == f"-{key}" else "ascending" if order == key else ""
     first = key if key == "name" else f"-{key}"

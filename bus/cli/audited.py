@@ -94,7 +94,7 @@ class Audited:
 
 
 def _look(question: Callable[[], _Answer], otherwise: _Answer) -> _Answer:
-    """Ask the database; where it cannot answer, say so: what Redis knows is shown all the same."""
+    """Ask the database; where it cannot answer, say so: what Redis has is shown all the same."""
     try:
         return question()
     except DatabaseError as error:

@@ -9,20 +9,21 @@ from typing import Any
 
 import click
 
-from bus.cli.kinds import GROUP, LETTER, PARTITION, REASON, SINCE, TOPIC, Branch
+from bus.cli.kinds import LETTER, PARTITION, REASON, SINCE, Branch, of_group
 from bus.cli.session import Session, pass_session
+from bus.format.display import cut
 from bus.operating import deadletters, filters
 from bus.operating.deadletters import DeadLetter, Origin, Selection, Tally
-from bus.safety.unreadable import escaped
-from bus.terminal.output import Table, answer, bar, count, many, remark, time_words
-from bus.terminal.values import key_words, message_record, value_words
+from bus.terminal.output import NOT_APPLIED, Table, answer, bar, count, many, remark, time_words
+from bus.terminal.values import headers_words, key_words, message_record, value_words
 
 #: Characters of a reason in a table; `show` has all of it.
 _SHORT = 80
 
 dead = Branch("dead", help="Look at dead letters, and retry or discard them.")
 
-Verb = Callable[[str, str, Selection, Callable[[int], None]], Tally]
+#: Retries or discards dead letters of a group (topic, group, which, what is told how many are dealt with).
+DealWithLetters = Callable[[str, str, Selection, Callable[[int], None]], Tally]
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,9 +37,21 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _which(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command what says which letters are meant, and --apply."""
+    for option in (
+        click.option("--apply", is_flag=True, help="Do it; without this they are counted."),
+        click.option("--all", "everything", is_flag=True, help="All dead letters of the group."),
+        _filters,
+        click.argument("letters", type=LETTER, nargs=-1, metavar="[ID]..."),
+        of_group,
+    ):
+        command = option(command)
+    return command
+
+
 @dead.command("list")
-@click.argument("topic", type=TOPIC)
-@click.argument("group", type=GROUP)
+@of_group
 @_filters
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @pass_session
@@ -60,25 +73,19 @@ def list_letters(
 
 
 @dead.command("show")
-@click.argument("topic", type=TOPIC)
-@click.argument("group", type=GROUP)
+@of_group
 @click.argument("letter", type=LETTER, metavar="ID")
 @pass_session
 def show_letter(session: Session, topic: str, group: str, letter: Origin) -> None:
     """One dead letter: its message, the error, and when. Its ID is as `dead list` writes it: 3/1700-0."""
-    found = deadletters.get(session.bus, topic, group, letter)
-    if found is None:
+    dead_letter = deadletters.get(session.bus, topic, group, letter)
+    if dead_letter is None:
         raise click.ClickException(f"Group {group} of topic {topic} has no dead letter {letter} (any more).")
-    answer(session.json, _record(found), _facts(found), *_texts(found))
+    answer(session.json, _record(dead_letter), _facts(dead_letter), *_texts(dead_letter))
 
 
 @dead.command("retry")
-@click.argument("topic", type=TOPIC)
-@click.argument("group", type=GROUP)
-@click.argument("letters", type=LETTER, nargs=-1, metavar="[ID]...")
-@_filters
-@click.option("--all", "everything", is_flag=True, help="All dead letters of the group.")
-@click.option("--apply", is_flag=True, help="Do it; without this they are counted.")
+@_which
 @pass_session
 def retry_letters(session: Session, /, topic: str, group: str, apply: bool, **which: Any) -> int:
     """Give dead letters back to their group, and to no other; their attempts begin anew."""
@@ -86,12 +93,7 @@ def retry_letters(session: Session, /, topic: str, group: str, apply: bool, **wh
 
 
 @dead.command("discard")
-@click.argument("topic", type=TOPIC)
-@click.argument("group", type=GROUP)
-@click.argument("letters", type=LETTER, nargs=-1, metavar="[ID]...")
-@_filters
-@click.option("--all", "everything", is_flag=True, help="All dead letters of the group.")
-@click.option("--apply", is_flag=True, help="Do it; without this they are counted.")
+@_which
 @pass_session
 def discard_letters(session: Session, /, topic: str, group: str, apply: bool, **which: Any) -> int:
     """Remove dead letters for good. The audit keeps their ids and reasons, not their values."""
@@ -99,7 +101,7 @@ def discard_letters(session: Session, /, topic: str, group: str, apply: bool, **
 
 
 def _selection(letters: tuple[Origin, ...], everything: bool, **chosen: Any) -> Selection:
-    """What is meant. Nothing said means nothing, never all."""
+    """Return which letters are meant. Raises UsageError if nothing is said: that never means all."""
     filtered = any(value is not None for value in chosen.values())
     if not filters.is_said(letters, filtered, everything):
         raise click.UsageError("Say which: IDs, or --partition, --key, --reason or --since, or --all.")
@@ -107,18 +109,18 @@ def _selection(letters: tuple[Origin, ...], everything: bool, **chosen: Any) -> 
 
 
 def _deal(session: Session, topic: str, group: str, selection: Selection, apply: bool, name: str) -> int:
-    """Count, and with --apply do it; the exit code."""
+    """Count the letters, and with `apply` retry or discard them; return the exit code."""
     selection = deadletters.bounded(session.bus, selection)
     planned = deadletters.count_matching(session.bus, topic, group, selection)
     plan = f"{name} {many(planned, 'dead letter')} of group {group} of topic {topic}."
     if not apply:
         session.check_writable(f"{name.lower()} dead letters")
-        words = "Nothing is done yet: add --apply to do it."
-        answer(session.json, {"planned": planned, "applied": False}, plan, words)
+        answer(session.json, {"planned": planned, "applied": False}, plan, NOT_APPLIED)
         return 0
-    verb: Verb = session.operator.retry_dead if name == "Retry" else session.operator.discard_dead
+    operator = session.operator
+    deal_with: DealWithLetters = operator.retry_dead if name == "Retry" else operator.discard_dead
     with bar(planned, name.lower()) as tell:
-        tally = verb(topic, group, selection, tell)
+        tally = deal_with(topic, group, selection, tell)
     data = {
         "planned": planned, "applied": True, "retried": tally.retried, "copied": tally.copied,
         "discarded": tally.discarded, "gone": tally.gone, "kept": tally.kept,
@@ -146,56 +148,56 @@ def _outcome(tally: Tally, name: str) -> Iterator[str]:
 # ---------------------------------------------------------------------- words
 
 
-def _table(found: list[DeadLetter]) -> Table:
+def _table(letters: list[DeadLetter]) -> Table:
     rows = [
         [
-            str(one.place),
-            one.message.id,
-            key_words(one.message),
-            count(one.attempts),
-            time_words(one.last),
-            one.reason if len(one.reason) <= _SHORT else one.reason[: _SHORT - 1] + "…",
+            str(letter.place),
+            letter.message.id,
+            key_words(letter.message),
+            count(letter.attempts),
+            time_words(letter.last),
+            cut(letter.reason, _SHORT),
         ]
-        for one in found
+        for letter in letters
     ]
     return Table(["id", "message", "key", "attempts", "died (UTC)", "reason"], rows, frozenset({"attempts"}))
 
 
-def _facts(found: DeadLetter) -> Table:
-    message = found.message
+def _facts(letter: DeadLetter) -> Table:
+    message = letter.message
     rows = [
-        ["id", str(found.place)],
+        ["id", str(letter.place)],
         ["message", f"{message.topic}/{message.partition}/{message.id}"],
         ["published (UTC)", time_words(message.timestamp)],
-        ["failed first (UTC)", time_words(found.first)],
-        ["died (UTC)", time_words(found.last)],
-        ["attempts", count(found.attempts)],
-        ["reason", found.reason],
+        ["failed first (UTC)", time_words(letter.first)],
+        ["died (UTC)", time_words(letter.last)],
+        ["attempts", count(letter.attempts)],
+        ["reason", letter.reason],
         ["key", key_words(message)],
-        ["headers", escaped(message.raw.get(b"h", b"-"))],
+        ["headers", headers_words(message)],
         ["value", value_words(message)],
     ]
     return Table(["", ""], rows)
 
 
-def _texts(found: DeadLetter) -> list[str]:
-    """The error, a line each: a control character in it is escaped, its line ends are not."""
-    return ["", *found.error.splitlines()]
+def _texts(letter: DeadLetter) -> list[str]:
+    """Return the lines of the error. A control character in one is escaped, the line ends are not."""
+    return ["", *letter.error.splitlines()]
 
 
-def _record(found: DeadLetter) -> dict[str, Any]:
-    message = found.message
+def _record(letter: DeadLetter) -> dict[str, Any]:
+    message = letter.message
     return {
-        "id": str(found.place),
+        "id": str(letter.place),
         "topic": message.topic,
         "partition": message.partition,
         "message_id": message.id,
         "published": message.timestamp,
-        "first": found.first,
-        "last": found.last,
-        "attempts": found.attempts,
-        "reason": found.reason,
-        "error": found.error,
+        "first": letter.first,
+        "last": letter.last,
+        "attempts": letter.attempts,
+        "reason": letter.reason,
+        "error": letter.error,
         **message_record(message),
     }
 

@@ -10,9 +10,10 @@ import click
 
 from bus.cli.kinds import DELAYED, PARTITION, TOPIC, Branch
 from bus.cli.session import Session, pass_session
+from bus.format.display import cut
 from bus.operating import delayed as delays
 from bus.operating.delayed import DelayedMessage, DelayedRef
-from bus.terminal.output import Table, answer, bar, count, many, remark, time_words
+from bus.terminal.output import NOT_APPLIED, Table, answer, bar, count, many, remark, time_words
 from bus.terminal.values import key_words, message_record, value_words
 
 #: Characters of a value in a table.
@@ -62,7 +63,7 @@ def cancel_delayed(
     if not apply:
         session.check_writable("cancel delayed")
         data = {"planned": planned, "applied": False}
-        answer(session.json, data, plan, "Nothing is done yet: add --apply to do it.")
+        answer(session.json, data, plan, NOT_APPLIED)
         return
     with bar(planned, "cancel") as tell:
         tally = session.operator.cancel_delayed(topic, which, tell)
@@ -73,29 +74,25 @@ def cancel_delayed(
     answer(session.json, data, plan, *words)
 
 
-def _table(found: list[DelayedMessage]) -> Table:
+def _table(messages: list[DelayedMessage]) -> Table:
     rows = [
         [
-            str(one.ref),
-            time_words(one.due),
-            key_words(one.message),
-            one.message_id or "-",
-            _shortened(value_words(one.message)),
+            str(delayed.ref),
+            time_words(delayed.due),
+            key_words(delayed.message),
+            delayed.message_id or "-",
+            cut(value_words(delayed.message), _SHORT),
         ]
-        for one in found
+        for delayed in messages
     ]
     return Table(["id", "due (UTC)", "key", "message_id", "value"], rows)
 
 
-def _shortened(value: str) -> str:
-    return value if len(value) <= _SHORT else value[: _SHORT - 1] + "…"
-
-
-def _record(one: DelayedMessage) -> dict[str, Any]:
+def _record(delayed: DelayedMessage) -> dict[str, Any]:
     return {
-        "id": str(one.ref),
-        "partition": one.ref.partition,
-        "due": one.due,
-        "message_id": one.message_id,
-        **message_record(one.message),
+        "id": str(delayed.ref),
+        "partition": delayed.ref.partition,
+        "due": delayed.due,
+        "message_id": delayed.message_id,
+        **message_record(delayed.message),
     }

@@ -1,4 +1,4 @@
-"""Kinds of commands and of arguments."""
+"""The kinds of commands, and the types of arguments that they share."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _use_json(context: click.Context, _option: click.Parameter, wanted: bool) ->
 
 
 def _checked(name: str, check: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A type of argument that one of the bus's own functions checks; what it refuses is wrong usage."""
+    """Make a type of argument of one of the bus's own checks; what it refuses is wrong usage."""
 
     def convert(text: str) -> Any:
         try:
@@ -72,7 +72,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def _at(text: str) -> datetime:
-    """An ISO time with its zone: it is a moment to act, so none is guessed."""
+    """Parse an ISO time. It must have a zone: it is a moment to act, so none is guessed."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -80,6 +80,11 @@ def _at(text: str) -> datetime:
     if moment.tzinfo is None:
         raise ConfigurationError(f"{text!r} has no time zone: write it, such as {moment.isoformat()}+00:00.")
     return moment
+
+
+def of_group(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the arguments TOPIC and GROUP."""
+    return click.argument("topic", type=TOPIC)(click.argument("group", type=GROUP)(command))
 
 
 TOPIC = _checked("topic", lambda text: check_name("Topic", text))

@@ -80,10 +80,10 @@ def publish(
 def _receipt_words(receipt: Receipt) -> str:
     where = f"partition {receipt.partition} of {receipt.topic}"
     if receipt.id.startswith("d"):
-        known = "was published before, and " if receipt.duplicate else ""
-        return f"Message {receipt.id} {known}waits in {where} until it is due."
-    known = "was published before" if receipt.duplicate else "is published"
-    return f"Message {receipt.id} {known} to {where}."
+        before = "was published before, and " if receipt.duplicate else ""
+        return f"Message {receipt.id} {before}waits in {where} until it is due."
+    verb = "was published before" if receipt.duplicate else "is published"
+    return f"Message {receipt.id} {verb} to {where}."
 
 
 @click.command("tail", cls=Leaf)
@@ -109,7 +109,7 @@ def tail(session: Session, topic: str, number: int, follow: bool, partition: int
 
 
 def _following(session: Session, topic: str, number: int, partition: int | None) -> Iterator[Message]:
-    """The newest messages, then all that come; none is left out and none comes twice."""
+    """Yield the newest messages, then all that come; none is left out and none comes twice."""
     shown: list[Message] = []
 
     def look_back() -> bool:
@@ -142,7 +142,7 @@ def _record(message: Message) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """JSON where it is JSON; plain text, unless it looks like JSON gone wrong."""
+    """Parse JSON; what is none is plain text, unless it begins like JSON."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:

@@ -30,12 +30,10 @@ def status(session: Session, database: str | None) -> None:
     """How many rows wait, and since when, in each partition."""
     from bus.transactions.outbox import backlogs
 
-    found = [each for alias in _aliases(session, database) for each in backlogs(session.bus, alias)]
-    total, oldest = (
-        sum(each.rows for each in found),
-        min((each.oldest for each in found if each.oldest), default=None),
-    )
-    answer(session.json, {"rows": total, "oldest": oldest, "partitions": found}, _table(found))
+    shards = [shard for alias in _aliases(session, database) for shard in backlogs(session.bus, alias)]
+    total = sum(shard.rows for shard in shards)
+    oldest = min((shard.oldest for shard in shards if shard.oldest), default=None)
+    answer(session.json, {"rows": total, "oldest": oldest, "partitions": shards}, _table(shards))
     if not session.json:
         remark(
             f"{many(total, 'message')} in the outbox"
@@ -57,8 +55,8 @@ def relay(session: Session, database: str | None, follow: bool) -> int:
     if follow:
         _follow(relays)
         return 0
-    sent = sum(_send_all(each) for each in relays)
-    failed = any(each.failed for each in relays)
+    sent = sum(_send_all(relay) for relay in relays)
+    failed = any(relay.failed for relay in relays)
     answer(session.json, {"sent": sent, "failed": failed}, f"{many(sent, 'message')} published.")
     return 1 if failed else 0
 
@@ -76,7 +74,7 @@ def _follow(relays: list[Relay]) -> None:
         while True:
             sent = 0
             try:
-                sent = sum(each.run() for each in relays)
+                sent = sum(relay.run() for relay in relays)
             except BusError as error:
                 complaints.say(type(error).__name__, "Not published yet: %s", error)
             if not sent:
@@ -86,20 +84,20 @@ def _follow(relays: list[Relay]) -> None:
 
 
 def _aliases(session: Session, database: str | None) -> list[str]:
-    known = session.operator.outboxes()
+    aliases = session.operator.outboxes()
     if database is None:
-        return known
-    if database not in known:
+        return aliases
+    if database not in aliases:
         raise click.UsageError(
-            f"Database {database!r} has no outbox. Those that have: {', '.join(known) or 'none'}."
+            f"Database {database!r} has no outbox. Those that have: {', '.join(aliases) or 'none'}."
         )
     return [database]
 
 
-def _table(found: list[ShardBacklog]) -> Table:
+def _table(shards: list[ShardBacklog]) -> Table:
     rows = [
-        [each.database, each.topic, count(each.partition), count(each.rows), ago_words(each.oldest)]
-        for each in found
+        [shard.database, shard.topic, count(shard.partition), count(shard.rows), ago_words(shard.oldest)]
+        for shard in shards
     ]
     return Table(["database", "topic", "partition", "rows", "oldest"], rows, frozenset({"partition", "rows"}))
 

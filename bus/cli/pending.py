@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from bus.cli.kinds import GROUP, PARTITION, TOPIC, Branch
+from bus.cli.kinds import PARTITION, Branch, of_group
 from bus.cli.session import Session, pass_session
+from bus.format.display import cut
 from bus.operating import pending as pendings
 from bus.operating.pending import PendingMessage
 from bus.terminal.output import Table, answer, count, duration_words, remark, time_words
@@ -21,33 +22,32 @@ pending = Branch("pending", help="Look at messages that were given and are not s
 
 
 @pending.command("list")
-@click.argument("topic", type=TOPIC)
-@click.argument("group", type=GROUP)
+@of_group
 @click.option("--partition", type=PARTITION)
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @pass_session
 def list_pending(session: Session, topic: str, group: str, partition: int | None, limit: int) -> None:
     """The pending messages of a group: in hand, retrying, or held back behind one that fails."""
     walk = pendings.find(session.bus, topic, group, partition=partition)
-    found = list(islice(walk, limit))
-    answer(session.json, [_record(one) for one in found], _table(found))
+    messages = list(islice(walk, limit))
+    answer(session.json, [_record(pending) for pending in messages], _table(messages))
     if not session.json and next(walk, None) is not None:
         remark(f"There are more than {count(limit)}: see --limit.")
 
 
-def _table(found: list[PendingMessage]) -> Table:
+def _table(messages: list[PendingMessage]) -> Table:
     rows = [
         [
-            f"{one.message.partition}/{one.message.id}",
-            key_words(one.message),
-            one.state,
-            count(one.attempts),
-            time_words(one.due, "-"),
-            duration_words(one.age),
-            one.lane,
-            _last_line(one.error),
+            f"{pending.message.partition}/{pending.message.id}",
+            key_words(pending.message),
+            pending.state,
+            count(pending.attempts),
+            time_words(pending.due, "-"),
+            duration_words(pending.age),
+            pending.lane,
+            _last_line(pending.error),
         ]
-        for one in found
+        for pending in messages
     ]
     columns = ["message", "key", "state", "attempts", "due (UTC)", "age", "lane", "error"]
     return Table(columns, rows, frozenset({"attempts", "age"}))
@@ -55,20 +55,19 @@ def _table(found: list[PendingMessage]) -> Table:
 
 def _last_line(error: str) -> str:
     lines = error.strip().splitlines()
-    line = lines[-1] if lines else "-"
-    return line if len(line) <= _SHORT else line[: _SHORT - 1] + "…"
+    return cut(lines[-1], _SHORT) if lines else "-"
 
 
-def _record(one: PendingMessage) -> dict[str, Any]:
+def _record(pending: PendingMessage) -> dict[str, Any]:
     return {
-        "partition": one.message.partition,
-        "message_id": one.message.id,
-        "state": one.state,
-        "lane": one.lane,
-        "attempts": one.attempts,
-        "error": one.error,
-        "first": one.first,
-        "due": one.due,
-        "age": one.age,
-        **message_record(one.message),
+        "partition": pending.message.partition,
+        "message_id": pending.message.id,
+        "state": pending.state,
+        "lane": pending.lane,
+        "attempts": pending.attempts,
+        "error": pending.error,
+        "first": pending.first,
+        "due": pending.due,
+        "age": pending.age,
+        **message_record(pending.message),
     }

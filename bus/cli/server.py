@@ -9,6 +9,7 @@ import click
 
 from bus.cli.kinds import Branch
 from bus.cli.session import Session, pass_session
+from bus.format.display import size_of
 from bus.streams import embedded
 from bus.terminal.output import answer, duration_words, remark
 
@@ -40,21 +41,21 @@ def stop(session: Session) -> None:
 def status(session: Session) -> int:
     """What runs; exit code 1 if nothing does."""
     directory = _directory(session)
-    found = embedded.status(directory)
-    if found is None:
+    state = embedded.status(directory)
+    if state is None:
         answer(session.json, {"running": False}, f"No server runs on {directory}.")
         return 1
     data = {
         "running": True,
-        "pid": found.pid,
-        "socket": found.socket,
-        "version": found.version,
-        "uptime": found.uptime,
-        "used_memory": found.used_memory,
+        "pid": state.pid,
+        "socket": state.socket,
+        "version": state.version,
+        "uptime": state.uptime,
+        "used_memory": state.used_memory,
     }
     words = (
-        f"{found.version}, process {found.pid}, up for {duration_words(timedelta(seconds=found.uptime))}, "
-        f"{found.used_memory / 2**20:.1f} MiB, on {found.socket}"
+        f"{state.version}, process {state.pid}, up for {duration_words(timedelta(seconds=state.uptime))}, "
+        f"{' '.join(size_of(state.used_memory))}, on {state.socket}"
     )
     answer(session.json, data, words)
     return 0

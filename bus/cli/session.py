@@ -1,4 +1,4 @@
-"""What all commands of one run share: the bus, the hands that change it, and how to answer."""
+"""One run of the command line: the bus, the verbs that change it, and the form of the answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Operator(Protocol):
 
     def create_topic(self, name: str, partitions: int, retention: timedelta | None, notes: str) -> None: ...
     def change_topic(self, name: str, changes: dict[str, Any]) -> None:
-        """`changes`: some of partitions, retention (None: for ever) and notes."""
+        """Change a topic. `changes`: some of partitions, retention (None: for ever) and notes."""
 
     def check_change(self, name: str, changes: dict[str, Any]) -> None:
         """Raise what change_topic would raise now."""
@@ -38,7 +38,7 @@ class Operator(Protocol):
         """Raise ConfigurationError if this topic cannot be deleted, or is not confirmed."""
 
     def facts(self, name: str, /) -> dict[str, str]:
-        """What is known of a topic beside Redis: where it comes from, its notes."""
+        """Return what is known of a topic beside Redis: where it comes from, its notes."""
 
     def sync(self) -> SyncReport: ...
     def drift(self, look: Look, /) -> list[Drift]:
@@ -52,7 +52,7 @@ class Operator(Protocol):
         """Give dead letters back; `tell` is called with how many are dealt with so far."""
 
     def outboxes(self) -> list[str]:
-        """Aliases of the databases that have an outbox."""
+        """Return the aliases of the databases that have an outbox."""
 
     def discard_dead(
         self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]

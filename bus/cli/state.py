@@ -15,8 +15,8 @@ from bus.terminal.output import Table, answer, count, remark, time_words
 @pass_session
 def workers(session: Session) -> None:
     """The workers that serve groups."""
-    found = observe.workers(session.bus)
-    answer(session.json, found, worker_table(found))
+    snapshots = observe.workers(session.bus)
+    answer(session.json, snapshots, worker_table(snapshots))
 
 
 @click.command("doctor", cls=Leaf)
@@ -34,19 +34,19 @@ def doctor(session: Session) -> int:
     return 1 if any(finding.level == "error" for finding in findings) else 0
 
 
-def worker_table(found: list[WorkerSnapshot]) -> Table:
+def worker_table(workers: list[WorkerSnapshot]) -> Table:
     rows = [
         [
-            one.incarnation,
-            one.host,
-            str(one.pid),
-            time_words(one.started),
-            count(one.processes),
-            count(one.lanes),
-            count(one.beat),
-            "all" if one.groups is None else ", ".join(one.groups),
+            worker.incarnation,
+            worker.host,
+            str(worker.pid),
+            time_words(worker.started),
+            count(worker.processes),
+            count(worker.lanes),
+            count(worker.beat),
+            "all" if worker.groups is None else ", ".join(worker.groups),
         ]
-        for one in found
+        for worker in workers
     ]
     columns = ["worker", "host", "pid", "started (UTC)", "processes", "lanes", "beats", "groups"]
     return Table(columns, rows, frozenset({"pid", "processes", "lanes", "beats"}))

@@ -15,6 +15,8 @@ from bus.cli.kinds import PARTITIONS, RETENTION, TOPIC, Branch
 from bus.cli.session import Session, pass_session
 from bus.observe import GroupSnapshot, Lag, PartitionSnapshot, Survey, TopicSnapshot
 from bus.terminal.output import (
+    NOT_APPLIED,
+    UNKNOWN,
     Table,
     ago_words,
     answer,
@@ -132,17 +134,18 @@ def sync_topics(session: Session) -> int:
 @pass_session
 def delete_topic(session: Session, name: str, apply: bool, confirm: str | None) -> None:
     """Delete a topic with all its messages and groups."""
-    found = observe.topic(session.bus, name)
+    before = observe.topic(session.bus, name)
     session.check_writable("delete topic")
     session.operator.check_deletable(name, name)
     plan = (
-        f"Delete topic {name}: {many(found.partitions, 'partition')}, {count(found.messages)} messages, "
-        f"{count(found.delayed)} delayed messages, groups: {_names([group.group for group in found.groups])}."
+        f"Delete topic {name}: {many(before.partitions, 'partition')}, {count(before.messages)} messages, "
+        f"{count(before.delayed)} delayed messages, "
+        f"groups: {_names([group.name for group in before.groups])}."
     )
     if apply:
         session.operator.delete_topic(name, confirm if confirm is not None else _ask(plan))
     answer(
-        session.json, {"topic": found, "applied": apply}, plan, _outcome(apply, f"Topic {name} is deleted.")
+        session.json, {"topic": before, "applied": apply}, plan, _outcome(apply, f"Topic {name} is deleted.")
     )
 
 
@@ -153,7 +156,7 @@ def topic_table(topics: Sequence[TopicSnapshot]) -> Table:
             count(snapshot.partitions),
             count(snapshot.messages),
             duration_words(snapshot.retention, FOR_EVER),
-            ago_words(snapshot.last_published, "never" if snapshot.published == 0 else "unknown"),
+            ago_words(snapshot.last_published, "never" if snapshot.published == 0 else UNKNOWN),
             count(len(snapshot.groups)),
             lag_words(worst_lag(snapshot.groups)) if snapshot.groups else "-",
         ]
@@ -172,29 +175,28 @@ def topic_table(topics: Sequence[TopicSnapshot]) -> Table:
     return Table(columns, rows, frozenset(numbers))
 
 
-def partition_table(found: list[PartitionSnapshot]) -> Table:
+def partition_table(partitions: list[PartitionSnapshot]) -> Table:
     rows = [
         [
-            count(one.partition),
-            "missing in Redis" if one.missing else count(one.length),
-            one.first_id or "-",
-            one.last_id or "-",
-            count(one.first_offset),
-            count(one.next_offset),
+            count(partition.partition),
+            "missing in Redis" if partition.missing else count(partition.length),
+            partition.first_id or "-",
+            partition.last_id or "-",
+            count(partition.first_offset),
+            count(partition.next_offset),
         ]
-        for one in found
+        for partition in partitions
     ]
     columns = ["partition", "messages", "first id", "last id", "first offset", "next offset"]
     return Table(columns, rows, frozenset(columns) - {"first id", "last id"})
 
 
 def worst_lag(groups: tuple[GroupSnapshot, ...]) -> Lag | None:
-    """The greatest lag; None as soon as one of them is unknown."""
-    lags = [group.lag for group in groups]
-    known = [lag for lag in lags if lag is not None]
-    if len(known) < len(lags) or not known:
+    """Return the greatest lag; None if one of them is unknown."""
+    lags = [group.lag for group in groups if group.lag is not None]
+    if len(lags) < len(groups) or not lags:
         return None
-    return max(known, key=lambda lag: (lag.count, not lag.exact))
+    return max(lags, key=lambda lag: (lag.count, not lag.exact))
 
 
 def _change_plan(before: TopicSnapshot, changes: dict[str, Any]) -> list[str]:
@@ -221,7 +223,7 @@ def _ask(plan: str) -> str:
 
 
 def _outcome(applied: bool, done: str) -> str:
-    return done if applied else "Nothing is done yet: add --apply to do it."
+    return done if applied else NOT_APPLIED
 
 
 def _tell_drift(session: Session, survey: Survey, name: str | None = None) -> None:

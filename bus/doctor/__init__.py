@@ -1,4 +1,4 @@
-"""Is this server safe to keep messages on, and is everything there that should be? Reads only."""
+"""Checks whether the server is safe to keep messages on, and whether everything is there. Reads only."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Finding", "Level", "examine"]
 
 
 def examine(bus: Bus) -> list[Finding]:
-    """All findings, good ones too, in a fixed order. Raises nothing: an unreachable server is a finding."""
+    """Return all findings, good ones too, in a fixed order. An unreachable server is a finding, no error."""
     findings: list[Finding] = []
     try:
-        known = server.ask(bus)
+        answers = server.ask(bus)
         findings.append(Finding("ok", "reachable", f"{bus.endpoint.safe_url} answers."))
-        findings += server.findings(known)
+        findings += server.findings(answers)
         findings += rights.examine(bus)
-        if known.readable:
+        if answers.readable:
             survey = take_survey(bus)
             findings += partitions.examine(bus, survey)
             findings += delayed.examine(bus, survey)

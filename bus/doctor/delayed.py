@@ -1,4 +1,4 @@
-"""Checks of what waits until it is due: is there anything that will never be moved?"""
+"""Checks whether anything that waits until it is due will never be moved."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bus.doctor.finding import Finding, some
 from bus.observe import Survey
-from bus.observe.facts import ask, is_absent
+from bus.observe.facts import ask, is_missing
 from bus.operating import delayed
 from bus.operating.delayed import DelayedRef
 from bus.safety.unreadable import shown
@@ -27,7 +27,7 @@ _BODIES_A_REPLY = 50
 
 @dataclass(slots=True)
 class _Trouble:
-    """What will never be moved, over all partitions."""
+    """Collects what will never be moved, over all partitions, by what is wrong with it."""
 
     gone: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class _Trouble:
 
 
 def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
-    """One finding for each kind of trouble, or one that says that all is well."""
+    """Yield one finding for each kind of trouble, or one that says that all is well."""
     partitions = [(spec.name, n) for spec in survey.topic_specs for n in range(spec.partitions)]
     commands: list[Command] = []
     for topic, number in partitions:
@@ -63,9 +63,9 @@ def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
 def _note(bus: Bus, trouble: _Trouble, topic: str, number: int, replies: Sequence[Any]) -> None:
     keys = bus.keys.partition(topic, number)
     members, aside, bodies, last = replies
-    if any(map(is_absent, replies)):
+    if any(map(is_missing, replies)):
         trouble.keys += [
-            key for key, reply in ((keys.delayed, members), (keys.delayed_body, bodies)) if is_absent(reply)
+            key for key, reply in ((keys.delayed, members), (keys.delayed_body, bodies)) if is_missing(reply)
         ]
         return
     raw = check(last)
@@ -78,7 +78,7 @@ def _note(bus: Bus, trouble: _Trouble, topic: str, number: int, replies: Sequenc
 
 
 def _read_aside(bus: Bus, trouble: _Trouble, topic: str, number: int, keys: PartitionKeys) -> int:
-    """Sort what was set aside in one partition by what is wrong with it; how many have no body."""
+    """Sort what was set aside in one partition by what is wrong; return how many have no body."""
     members = bus.client.call(
         "ZRANGEBYSCORE", keys.delayed, repr(delayed.NEVER), "+inf", "LIMIT", 0, _READ + 1
     )
@@ -110,7 +110,7 @@ def _findings(trouble: _Trouble) -> Iterator[Finding]:
         ),
         (
             trouble.gone,
-            "Delayed messages that are lost: something removed their bodies from Redis",
+            "Delayed messages whose bodies are gone: something removed them from Redis",
             "Publish them again if you can, then remove what is left with `bus delayed cancel TOPIC 3/d17`.",
         ),
         (

@@ -27,6 +27,6 @@ _NAMED = 5
 
 
 def some(names: Sequence[str], separator: str = ", ") -> str:
-    """The first names of a list, and how many more there are."""
+    """Return the first names of a list as text, and how many more there are."""
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return separator.join(names[:_NAMED]) + more

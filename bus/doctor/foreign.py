@@ -1,4 +1,4 @@
-"""Checks of what stands in Redis and is not what Jitney writes there.
+"""Finds what stands under the keys of the bus and is not what Jitney writes there.
 
 Of long sets and hashes only a part is read: what is found is there, what is not found may be.
 """
@@ -69,7 +69,7 @@ _KINDS: dict[str, tuple[Level, str, str]] = {
 
 
 def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
-    """One finding for each kind of trouble, or one that says that there is none."""
+    """Yield one finding for each kind of trouble, or one that says that there is none."""
     search = _Search(bus, survey)
     search.run()
     yield from search.findings()
@@ -185,7 +185,7 @@ class _Search:
             self._troubles["ahead"].append(f"{shown(key)} by {ahead_words(ahead)}")
 
     def _type(self, key: str, wanted: str, reply: Any) -> bool:
-        """True, and noted, if the reply says that the key is of another type."""
+        """Return whether the reply says that the key is of another type; if so, note it."""
         if not is_wrongtype(reply):
             return False
         self._note("type", Unreadable(key, "", "something else", f"stands where a {wanted} should be"))

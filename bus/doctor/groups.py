@@ -1,4 +1,4 @@
-"""Checks of the groups: what they lost, and who serves them."""
+"""Finds groups that lost messages, that nobody serves, or that were not made."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ _LEAVE = "Leave removing to retention: no XTRIM, XDEL, or MAXLEN by other progra
 
 
 def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
-    """One finding for each kind of trouble; nothing if there is none."""
+    """Yield one finding for each kind of trouble; nothing if there is none."""
     yield from _lost(survey.groups)
     yield from _unserved(survey.groups)
     yield from _refused(bus, survey)
 
 
 def _lost(groups: Sequence[GroupSnapshot]) -> Iterator[Finding]:
-    told = [_losses(one) for one in groups if one.lost or one.lost_maybe]
+    told = [_losses(group) for group in groups if group.lost or group.lost_maybe]
     if told:
         text = f"Messages were removed from Redis before they were given: {some(told)}."
-        lately = any(one.lost_lately for one in groups)
+        lately = any(group.lost_lately for group in groups)
         hint = f"`bus group describe` says where and when. {_LEAVE}"
         yield Finding("error" if lately else "warning", "lost", text, hint)
-    gone = [f"{one.group} of {one.topic}: {one.trimmed:,}" for one in groups if one.trimmed]
+    gone = [f"{group.name} of {group.topic}: {group.trimmed:,}" for group in groups if group.trimmed]
     if gone:
         text = f"Messages were removed from Redis when they were given and not settled: {some(gone)}."
         yield Finding("warning", "lost", text, _LEAVE)
 
 
 def _unserved(groups: Sequence[GroupSnapshot]) -> Iterator[Finding]:
-    waiting = [one for one in groups if not one.workers and ((one.lag and one.lag.count) or one.pending)]
+    unserved = [group for group in groups if not group.workers]
+    waiting = [group for group in unserved if (group.lag and group.lag.count) or group.pending]
     if waiting:
-        told = [f"{one.group} of {one.topic} ({_waiting(one)})" for one in waiting]
+        told = [f"{group.name} of {group.topic} ({_waiting(group)})" for group in waiting]
         hint = (
             "Start a worker that serves them. Where the handler is gone or has another group now, "
             "`bus group delete TOPIC GROUP`: until then their messages are kept for them."
@@ -46,12 +47,12 @@ def _unserved(groups: Sequence[GroupSnapshot]) -> Iterator[Finding]:
         )
 
 
-def _waiting(one: GroupSnapshot) -> str:
+def _waiting(group: GroupSnapshot) -> str:
     parts = []
-    if one.lag and one.lag.count:
-        parts.append(f"lag {one.lag.count:,}" if one.lag.exact else f"lag at least {one.lag.count:,}")
-    if one.pending:
-        parts.append(f"{one.pending:,} pending")
+    if group.lag and group.lag.count:
+        parts.append(f"lag {group.lag.words}")
+    if group.pending:
+        parts.append(f"{group.pending:,} pending")
     return ", ".join(parts)
 
 
@@ -62,7 +63,7 @@ def _refused(bus: Bus, survey: Survey) -> Iterator[Finding]:
             topic, _, group = record.field.partition("/")
             made.add((topic, group))
     refusals = newcomers.refusals(bus, made)
-    told = [f"{one.group} on {one.topic} ({one.messages:,} messages)" for one in refusals]
+    told = [f"{refusal.group} on {refusal.topic} ({refusal.messages:,} messages)" for refusal in refusals]
     if told:
         text = f"New groups that were not made, because of BUS['NEW_GROUP_LIMIT']: {some(told)}."
         hint = (
@@ -71,6 +72,6 @@ def _refused(bus: Bus, survey: Survey) -> Iterator[Finding]:
         yield Finding("warning", "refused", text, hint)
 
 
-def _losses(one: GroupSnapshot) -> str:
-    lost, maybe = one.lost or 0, one.lost_maybe or 0
-    return f"{one.group} of {one.topic}: {loss_words(lost, maybe)}"
+def _losses(group: GroupSnapshot) -> str:
+    lost, maybe = group.lost or 0, group.lost_maybe or 0
+    return f"{group.name} of {group.topic}: {loss_words(lost, maybe)}"

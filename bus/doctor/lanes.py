@@ -1,4 +1,4 @@
-"""Checks of workers and leases: can all records be read, and has every lane an owner?"""
+"""Checks whether the records of workers and leases can be read, and every lane has an owner."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bus.format import lease as leases
 from bus.format.lane_id import LaneId
 from bus.format.worker_record import where
 from bus.observe import Survey
-from bus.observe.facts import is_absent
+from bus.observe.facts import is_missing
 from bus.safety.unreadable import Unreadable, shown
 from bus.streams.connect import check
 
 
 def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
-    """One finding for each kind of trouble, or one that says that there is none."""
+    """Yield one finding for each kind of trouble, or one that says that there is none."""
     key, table = bus.keys.workers, survey.table
     if table is None:
         text = f"The key {key}, where workers sign in, holds something else: no worker can consume."
@@ -30,7 +30,7 @@ def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
         where(LaneId(share.topic, share.partition, share.group))
         for shares in survey.shares.values()
         for share in shares
-        if share.unheld and not is_absent(survey.leases[LaneId(share.topic, share.partition, share.group)])
+        if share.unheld and not is_missing(survey.leases[LaneId(share.topic, share.partition, share.group)])
     ]
     yield from _records(key, table.unreadable)
     yield from _leases(strange)
@@ -47,7 +47,7 @@ def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
 
 def _unreadable(key: str, reply: object) -> Unreadable | None:
     if isinstance(reply, ServerError):
-        return Unreadable(key, "", "something", "is of another type") if is_absent(reply) else None
+        return Unreadable(key, "", "something", "is of another type") if is_missing(reply) else None
     if reply is None or leases.is_readable(leases.read(check(reply))):
         return None
     return Unreadable(key, "", shown(check(reply)), "is no lease")

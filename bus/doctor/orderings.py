@@ -1,4 +1,4 @@
-"""Check of orderings: is what is declared in effect?"""
+"""Checks whether the declared ordering of each group is in effect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HINT = (
 
 
 def examine(survey: Survey) -> Iterator[Finding]:
-    """One finding for each group that waits until its declared ordering can take effect."""
+    """Yield one finding for each group that waits until its declared ordering can take effect."""
     waiting: defaultdict[tuple[GroupSnapshot, Ordering], list[GroupPartitionSnapshot]] = defaultdict(list)
     for group in survey.groups:
         for share in survey.shares[group.topic, group.group]:

@@ -1,4 +1,4 @@
-"""Checks of the partitions: is everything there that is declared?"""
+"""Checks whether every partition and group that is declared is there."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _KINDS: dict[str, tuple[Level, str, str]] = {
 
 
 def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
-    """One finding for each kind of trouble, or one that says that all is there."""
+    """Yield one finding for each kind of trouble, or one that says that all is there."""
     declared: defaultdict[str, set[str]] = defaultdict(set)
     for group in survey.group_specs:
         declared[group.topic].add(group.name)
@@ -51,7 +51,7 @@ def examine(bus: Bus, survey: Survey) -> Iterator[Finding]:
 
 
 class _Trouble:
-    """Partitions by what is wrong with them."""
+    """Collects partitions by what is wrong with them."""
 
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = {kind: [] for kind in _KINDS}
@@ -74,7 +74,7 @@ class _Trouble:
 
 
 def _has_gap(facts: StreamFacts) -> bool:
-    """True if a message was removed between the first and the last that are left or were stored."""
+    """Return whether a message was removed between the first that is left and the last that was stored."""
     if facts.deleted_id is None or facts.first_id is None:
         return False
     return id_pair(facts.deleted_id) > id_pair(facts.first_id)

@@ -1,4 +1,4 @@
-"""What the Redis user of this bus may not do, and what is missing for that. No question changes anything."""
+"""Finds out what the Redis user of this bus may not do. No question changes anything."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HINT = "The rules that each role needs are in docs/security.md."
 
 
 def examine(bus: Bus) -> Iterator[Finding]:
-    """Raises BusUnavailable if Redis cannot be reached."""
+    """Yield one finding for each forbidden command, or one that says that none is. Raises BusUnavailable."""
     stream = bus.keys.partition("doctor", 0).stream
     asked = _LOOKING if bus.settings.read_only else (*_LOOKING, *_WORKING)
     commands = [[stream if word == "{stream}" else word for word in command] for command, _ in asked]

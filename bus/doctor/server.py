@@ -1,4 +1,4 @@
-"""Checks of the server: would messages be safe on it?"""
+"""Checks whether messages are safe on the server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bus.client import Bus
 from bus.doctor.finding import Finding
 from bus.errors import ServerError
+from bus.format.display import size_of
 from bus.format.records import layout_of
 from bus.observe.info import Info
 from bus.safety.unreadable import Unreadable
@@ -33,7 +34,7 @@ class Server:
 
     @property
     def readable(self) -> bool:
-        """True if the keys can be read and understood."""
+        """Return whether the keys can be read and understood."""
         newer = isinstance(self.layout, int) and self.layout > LAYOUT
         return self.field("cluster_enabled") != "1" and not newer
 
@@ -53,17 +54,17 @@ def ask(bus: Bus) -> Server:
         ("HGET", bus.keys.meta, "layout"),
     ]
     info, *configs, layout = bus.client.pipe(commands)
-    known: dict[str, str] | None = {}
+    config: dict[str, str] | None = {}
     for reply in configs:
         if isinstance(reply, ServerError):
-            known = None
-        elif known is not None:
-            known |= {name: text(value) for name, value in fields_of(reply).items()}
+            config = None
+        elif config is not None:
+            config |= {name: text(value) for name, value in fields_of(reply).items()}
     facts = Info.of(info)
     # A cluster answers MOVED; it is refused by a check of its own.
     if facts.fields.get("cluster_enabled") == "1":
-        return Server(facts, known, None)
-    return Server(facts, known, layout_of(bus.keys.meta, layout))
+        return Server(facts, config, None)
+    return Server(facts, config, layout_of(bus.keys.meta, layout))
 
 
 def _version(server: Server) -> Iterator[Finding]:
@@ -94,10 +95,10 @@ def _eviction(server: Server) -> Iterator[Finding]:
     elif policy == "noeviction":
         yield Finding("ok", "eviction", "maxmemory-policy is noeviction.")
     elif policy.startswith("allkeys"):
-        told = "when memory is full, whole partitions vanish with their groups and messages."
+        told = "when memory is full, whole partitions go, with their groups and messages."
         yield Finding("error", "eviction", f"maxmemory-policy is {policy}: {told}", hint)
     else:
-        told = "when memory is full, what keeps publishes from being stored twice can vanish."
+        told = "when memory is full, what keeps publishes from being stored twice can go."
         yield Finding("warning", "eviction", f"maxmemory-policy is {policy}: {told}", hint)
 
 
@@ -195,16 +196,12 @@ def _layout(server: Server) -> Iterator[Finding]:
         yield Finding("ok", "layout", f"The keys have layout {server.layout}.")
 
 
-def _bytes(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.1f} {unit}" if unit != "B" else f"{number:.0f} B"
-        number /= 1024
-    return f"{number:.1f} TiB"
+def _bytes(count: float) -> str:
+    return " ".join(size_of(count))
 
 
 def findings(server: Server) -> Iterator[Finding]:
-    """What all checks find."""
+    """Yield what all checks find."""
     if server.info.refusal:
         hint = "Allow this user INFO, or look with another one."
         told = f"Unknown, since this user may not INFO ({server.info.refusal})."

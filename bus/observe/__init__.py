@@ -55,38 +55,38 @@ __all__ = [
 
 
 def overview(bus: Bus) -> BusSnapshot:
-    """The server, all topics with their groups, and all workers."""
+    """Return the server, all topics with their groups, and all workers."""
     return take_survey(bus).snapshot()
 
 
 def topics(bus: Bus) -> list[TopicSnapshot]:
-    """All topics, by name."""
+    """Return all topics, by name."""
     return list(take_survey(bus).topics)
 
 
 def topic(bus: Bus, name: str) -> TopicSnapshot:
-    """One topic. Raises UnknownTopic."""
+    """Return one topic. Raises UnknownTopic."""
     return take_survey(bus, name).topics[0]
 
 
 def partitions(bus: Bus, name: str) -> list[PartitionSnapshot]:
-    """The partitions of a topic, in order. Raises UnknownTopic."""
+    """Return the partitions of a topic, in order. Raises UnknownTopic."""
     return take_survey(bus, name).partitions(name)
 
 
 def groups(bus: Bus, topic: str | None = None) -> list[GroupSnapshot]:
-    """The groups of one topic or of all. Raises UnknownTopic."""
+    """Return the groups of one topic or of all. Raises UnknownTopic."""
     return list(take_survey(bus, topic).groups)
 
 
 def group(bus: Bus, topic: str, group: str) -> tuple[GroupSnapshot, list[GroupPartitionSnapshot]]:
-    """One group, and its partitions in order. Raises UnknownTopic or UnknownGroup."""
+    """Return one group, and its partitions in order. Raises UnknownTopic or UnknownGroup."""
     snapshot, shares = take_survey(bus, topic, group).group(topic, group)
     return snapshot, list(shares)
 
 
 def workers(bus: Bus, topic: str | None = None, group: str | None = None) -> list[WorkerSnapshot]:
-    """The table of workers, with the leases that each holds: in all, or of one topic or group.
+    """Return the workers, with the leases that each holds: in all, or of one topic or group.
 
     Raises UnknownTopic.
     """
@@ -94,6 +94,6 @@ def workers(bus: Bus, topic: str | None = None, group: str | None = None) -> lis
 
 
 def server(bus: Bus) -> ServerSnapshot:
-    """The server behind the bus."""
+    """Return the server behind the bus."""
     (reply,) = bus.client.pipe([("INFO",)])
     return Info.of(reply).snapshot(bus.endpoint.safe_url)

@@ -49,56 +49,56 @@ class StreamFacts:
 
 
 def stream_command(stream: str) -> Command:
-    """The command whose reply `stream_facts` reads. COUNT 1: of lists only their first entry."""
+    """Return the command whose reply `stream_facts` reads. COUNT 1: of lists only their first entry."""
     return ("XINFO", "STREAM", stream, "FULL", "COUNT", 1)
 
 
 def stream_facts(reply: Any) -> StreamFacts | None:
-    """The facts; None if there is no stream under the key."""
-    if is_absent(reply):
+    """Read the facts from a reply; None if there is no stream under the key."""
+    if is_missing(reply):
         return None
-    known = fields_of(check(reply))
-    entries = known["entries"]
+    stream = fields_of(check(reply))
+    entries = stream["entries"]
     return StreamFacts(
-        length=known["length"],
-        added=known["entries-added"],
+        length=stream["length"],
+        added=stream["entries-added"],
         first_id=text(entries[0][0]) if entries else None,
-        last_id=_id(known["last-generated-id"]),
-        deleted_id=_id(known["max-deleted-entry-id"]),
-        groups=dict(_group_facts(fields_of(group)) for group in known["groups"]),
+        last_id=_id(stream["last-generated-id"]),
+        deleted_id=_id(stream["max-deleted-entry-id"]),
+        groups=dict(_group_facts(fields_of(group)) for group in stream["groups"]),
     )
 
 
-def _group_facts(known: dict[str, Any]) -> tuple[str, GroupFacts]:
-    lanes = tuple(text(fields_of(consumer)["name"]) for consumer in known["consumers"])
-    facts = GroupFacts(text(known["last-delivered-id"]), known["lag"], known["pel-count"], lanes)
-    return text(known["name"]), facts
+def _group_facts(group: dict[str, Any]) -> tuple[str, GroupFacts]:
+    lanes = tuple(text(fields_of(consumer)["name"]) for consumer in group["consumers"])
+    facts = GroupFacts(text(group["last-delivered-id"]), group["lag"], group["pel-count"], lanes)
+    return text(group["name"]), facts
 
 
 def _id(raw: bytes) -> str | None:
     return None if text(raw) == _NO_ID else text(raw)
 
 
-def is_absent(reply: Any) -> bool:
-    """True if what was asked for is not there, or a foreign hand put something else in its place."""
+def is_missing(reply: Any) -> bool:
+    """Return whether what was asked for is missing, or something foreign stands in its place."""
     return isinstance(reply, ServerError) and (reply.code == "WRONGTYPE" or is_nogroup(reply))
 
 
 def number(reply: Any) -> int | None:
-    """A count; 0 for a hash field that is not there; None if the key or the field holds something foreign."""
+    """Read a count; 0 for a missing field of a hash; None if the key or the field holds something foreign."""
     if reply.__class__ is int:  # nearly all: a look at a large bus reads hundreds of thousands
         count: int = reply
         return count
-    if is_absent(reply):
+    if is_missing(reply):
         return None
-    known = check(reply) or 0
-    if isinstance(known, bytes):
-        return int(known) if known.isdigit() and len(known) < 20 else None
-    return int(known)
+    value = check(reply) or 0
+    if isinstance(value, bytes):
+        return int(value) if value.isdigit() and len(value) < 20 else None
+    return int(value)
 
 
 def ask(client: Client, commands: Sequence[Command]) -> Iterator[Any]:
-    """The replies in order, in as few round trips as PIPELINE allows; errors are values among them."""
+    """Yield the replies in order, in as few round trips as PIPELINE allows; errors are values among them."""
     for start in range(0, len(commands), PIPELINE):
         yield from client.pipe(commands[start : start + PIPELINE])
 

@@ -23,12 +23,12 @@ class Info:
 
     @classmethod
     def of(cls, reply: Any) -> Info:
-        """What there is to know from a reply. Raises what the server answered, but for a refusal by ACL."""
+        """Read a reply to INFO. A refusal by ACL is kept; any other error is raised."""
         return cls({}, refusal=str(reply)) if is_forbidden(reply) else cls.parse(check(reply))
 
     @classmethod
     def parse(cls, reply: bytes) -> Info:
-        """`name:value` lines; the `# Section` lines are dropped."""
+        """Read the `name:value` lines; the `# Section` lines are dropped."""
         pairs = (line.partition(":") for line in reply.decode("utf-8", "replace").splitlines())
         return cls({name: value for name, colon, value in pairs if colon})
 
@@ -51,11 +51,11 @@ class Info:
 
     @property
     def keeps_lag(self) -> bool:
-        """True if the server's own lag outlives a restart and a failover."""
+        """Return whether the server's own lag outlives a restart and a failover."""
         return self.release >= _LAG_IS_KEPT[self.kind]
 
     def number(self, name: str) -> int:
-        """A field that is a whole number; 0 if it is absent (managed servers leave some out)."""
+        """Return a field that is a whole number; 0 if it is missing: managed servers leave some out."""
         return int(self.fields.get(name) or 0)
 
     def snapshot(self, url: str) -> ServerSnapshot:

@@ -1,4 +1,4 @@
-"""Lag, exact: proven where that needs no counting, counted elsewhere, "at least" where that was cut short.
+"""Finds the exact lag: proven if that needs no counting, else counted; "at least" where that was cut short.
 
 The server's own figure is NULL or wrong in many cases (a group that was created or moved without
 ENTRIESREAD, a stream trimmed past the group, Redis before 7.4 after a restart). So it is believed only
@@ -29,7 +29,7 @@ _ROUND_BYTES = 8 << 20
 
 
 def proven(stream: StreamFacts, group: GroupFacts, *, keeps_lag: bool) -> int | None:
-    """The lag if it can be known without counting, else None.
+    """Return the lag if it can be known without counting, else None.
 
     `keeps_lag`: the server's own figure outlives restarts (see Info). The others hold on any server.
     """
@@ -59,7 +59,7 @@ class LagCount:
     complete: bool = False
 
     def page(self, share: int, bytes_share: int) -> int:
-        """How many entries to ask for next."""
+        """Return how many entries to ask for next."""
         mean = self.size // self.counted if self.counted else 0
         most = bytes_share // mean if mean else ENTRIES_A_REPLY
         return max(1, min(ENTRIES_A_REPLY, share, most, PARTITION_BUDGET - self.counted))
@@ -79,17 +79,17 @@ class LagCount:
         return Lag(self.counted, exact=self.complete)
 
 
-def count(client: Client, lag_counts: Sequence[LagCount]) -> None:
-    """Count all at once, in pages, until they are complete or the budgets are spent."""
+def count(client: Client, counts: Sequence[LagCount]) -> None:
+    """Go on with all counts at once, in pages, until they are complete or the budgets are spent."""
     left = CALL_BUDGET
     for _ in range(ROUNDS):
-        unfinished = [one for one in lag_counts if not one.complete and one.counted < PARTITION_BUDGET]
+        unfinished = [count for count in counts if not count.complete and count.counted < PARTITION_BUDGET]
         if not unfinished or left < len(unfinished):
             return
         share, bytes_share = left // len(unfinished), _ROUND_BYTES // len(unfinished)
-        pages = [one.page(share, bytes_share) for one in unfinished]
-        replies = ask(client, [one.command(page) for one, page in zip(unfinished, pages, strict=True)])
-        for lag_count, page, reply in zip(unfinished, pages, replies, strict=True):
-            before = lag_count.counted
-            lag_count.take(page, check(reply))
-            left -= lag_count.counted - before
+        pages = [count.page(share, bytes_share) for count in unfinished]
+        replies = ask(client, [count.command(page) for count, page in zip(unfinished, pages, strict=True)])
+        for count, page, reply in zip(unfinished, pages, replies, strict=True):
+            before = count.counted
+            count.take(page, check(reply))
+            left -= count.counted - before

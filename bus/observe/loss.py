@@ -1,4 +1,4 @@
-"""What is kept of the messages that a group has lost, see bus.upkeep.losses."""
+"""The record of the messages that a group has lost, as bus.upkeep.losses keeps it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import orjson
 
 
 def loss_words(surely: int, maybe: int) -> str:
-    """How many messages were lost: "5"; "2 to 5" or "up to 5" where only a limit is known."""
+    """Return in words how many messages were lost: "5"; "2 to 5" or "up to 5" where only a limit is known."""
     most = f"{surely + maybe:,}"
     if not maybe:
         return most
@@ -33,13 +33,13 @@ class LastLoss:
 
     @classmethod
     def load(cls, raw: bytes | None) -> LastLoss | None:
-        """From field `lost_last` of the state; None if there is none, or what is there is not ours."""
+        """Read field `lost_last` of the state; None if there is none, or what is there is not ours."""
         try:
-            known = orjson.loads(raw or b"null")
-            found = datetime.fromtimestamp(known["at"] / 1000, UTC)
-            count = int(known["n"])
-            maybe = min(count, max(0, int(known.get("maybe", count))))
-            return cls(count, maybe, str(known["after"]), str(known["before"]), found)
+            record = orjson.loads(raw or b"null")
+            found = datetime.fromtimestamp(record["at"] / 1000, UTC)
+            count = int(record["n"])
+            maybe = min(count, max(0, int(record.get("maybe", count))))
+            return cls(count, maybe, str(record["after"]), str(record["before"]), found)
         except (ValueError, TypeError, KeyError, OverflowError, OSError):
             return None
 

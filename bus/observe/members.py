@@ -1,4 +1,4 @@
-"""The table of workers, and who holds a lease."""
+"""Reads who is in the table of workers, and who holds a lease."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from bus.observe.snapshots import WorkerSnapshot
 
 
 def holder(lease: Any) -> str | None:
-    """The incarnation in the value of a lease, as it was read; None if it is free or not there."""
+    """Return the incarnation in the value of a lease, as it was read; None if it is free or missing."""
     return leases.owner_of(leases.read(lease)) or None
 
 
 def workers(records: Mapping[str, WorkerRecord], lanes: Mapping[str, int]) -> tuple[WorkerSnapshot, ...]:
-    """Snapshots of the workers in the table; `lanes`: incarnation → leases held."""
+    """Return snapshots of the workers in the table; `lanes`: incarnation → leases held."""
     return tuple(_worker(record, lanes.get(name, 0)) for name, record in sorted(records.items()))
 
 
 def serving(records: Iterable[WorkerRecord], topic: str, group: str) -> int:
-    """How many of the workers serve a group."""
+    """Return how many of the workers serve a group."""
     return sum(1 for record in records if record.serves_group(topic, group))
 
 

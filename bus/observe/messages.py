@@ -1,4 +1,4 @@
-"""Messages themselves: the newest, one by its id, and new ones as they come. Nothing is marked as read."""
+"""Reads messages: the newest, one by its id, and new ones as they come. Marks nothing as read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from bus.topics.registry import SPEC_SECONDS
 from bus.values import Message, TopicSpec, id_pair
 
 #: About how many messages one read of a tail brings, over all partitions.
-_TAIL_PAGE = 1_000
+_MESSAGES_A_READ = 1_000
 
-#: Seconds after which a tail looks whether it should stop, at the latest.
+#: How long a tail waits for messages before it asks again whether it should stop. Seconds.
 _TAIL_PAUSE = 1.0
 
 _MAX_ID_PART = 2**64 - 1
@@ -29,7 +29,7 @@ _MAX_ID_PART = 2**64 - 1
 def latest(
     bus: Bus, topic: str, count: int = 50, partition: int | None = None, spec: TopicSpec | None = None
 ) -> list[Message]:
-    """The newest messages of a topic, or of one partition, newest first. Raises UnknownTopic.
+    """Return the newest messages of a topic, or of one partition, newest first. Raises UnknownTopic.
 
     `spec`: that of the topic, where the caller has asked already.
 
@@ -40,11 +40,11 @@ def latest(
     pages = [_Newest(bus, topic, number) for number in partitions]
     size = -(-count // max(1, len(pages)))
     while True:
-        found = sorted((message for page in pages for message in page.messages), key=_order, reverse=True)
-        found = found[:count]
-        open_pages = [page for page in pages if page.may_add_to(found, count)]
+        messages = sorted((message for page in pages for message in page.messages), key=_order, reverse=True)
+        newest = messages[:count]
+        open_pages = [page for page in pages if page.may_add_to(newest, count)]
         if not open_pages:
-            return found
+            return newest
         replies = ask(bus.client, [page.command(size) for page in open_pages])
         for page, reply in zip(open_pages, replies, strict=True):
             page.take(size, reply)
@@ -60,11 +60,11 @@ class _Newest:
         self._complete = False
         self.messages: list[Message] = []
 
-    def may_add_to(self, found: list[Message], count: int) -> bool:
-        """True if an older message from here could be among the `count` newest."""
+    def may_add_to(self, newest: list[Message], count: int) -> bool:
+        """Return whether an older message from here could be among the `count` newest."""
         if self._complete or count <= 0:
             return False
-        return len(found) < count or not self.messages or _order(self.messages[-1]) > _order(found[-1])
+        return len(newest) < count or not self.messages or _order(self.messages[-1]) > _order(newest[-1])
 
     def command(self, size: int) -> tuple[str | int, ...]:
         end = f"({self.messages[-1].id}" if self.messages else "+"
@@ -78,7 +78,7 @@ class _Newest:
 
 
 def message(bus: Bus, topic: str, partition: int, id: str) -> Message | None:
-    """One message; None if it was trimmed, never was, or `id` is not an id. Raises UnknownTopic."""
+    """Return one message; None if it was trimmed, never was, or `id` is not an id. Raises UnknownTopic."""
     spec = spec_of(bus, topic)
     if not 0 <= partition < spec.partitions or not _is_id(id):
         return None
@@ -89,7 +89,7 @@ def message(bus: Bus, topic: str, partition: int, id: str) -> Message | None:
 
 
 def tail(bus: Bus, topic: str, *, stop: Callable[[], bool], from_now: bool = True) -> Iterator[Message]:
-    """Messages of all partitions as they are stored, until `stop()` is true (asked about each second).
+    """Yield messages of all partitions as they are stored, until `stop()` is true (asked about each second).
 
     `from_now`: begin with what comes next; else with the oldest message that is kept. New partitions are
     followed too. In the order of each partition; across partitions as they arrive. Raises UnknownTopic
@@ -104,9 +104,9 @@ def tail(bus: Bus, topic: str, *, stop: Callable[[], bool], from_now: bool = Tru
             if time.monotonic() > fresh_until:
                 after += ["0-0"] * (spec_of(bus, topic).partitions - len(after))
                 fresh_until = time.monotonic() + SPEC_SECONDS
-            for found in _read(bus, link, topic, after):
-                after[found.partition] = found.id
-                yield found
+            for message in _read(bus, link, topic, after):
+                after[message.partition] = message.id
+                yield message
     finally:
         link.close()
 
@@ -115,33 +115,33 @@ def _positions(bus: Bus, topic: str, partitions: int, *, from_now: bool) -> list
     if not from_now:
         return ["0-0"] * partitions
     streams = [bus.keys.partition(topic, number).stream for number in range(partitions)]
-    facts = map(stream_facts, ask(bus.client, [stream_command(stream) for stream in streams]))
-    return [known.last_id if known and known.last_id else "0-0" for known in facts]
+    replies = ask(bus.client, [stream_command(stream) for stream in streams])
+    return [facts.last_id if facts and facts.last_id else "0-0" for facts in map(stream_facts, replies)]
 
 
 def _read(bus: Bus, link: Link, topic: str, after: list[str]) -> list[Message]:
-    """What comes within _TAIL_PAUSE."""
+    """Return what comes within _TAIL_PAUSE."""
     block = int(_TAIL_PAUSE * 1000)
     streams = [bus.keys.partition(topic, number).stream for number in range(len(after))]
-    page = max(1, _TAIL_PAGE // len(streams))
+    page = max(1, _MESSAGES_A_READ // len(streams))
     reply = link.call("XREAD", "COUNT", page, "BLOCK", block, "STREAMS", *streams, *after)
     if is_nogroup(reply):  # UNBLOCKED: the server became a replica while it waited, where reading goes on
         return []
     numbers = {stream: number for number, stream in enumerate(streams)}
-    found = [
+    messages = [
         _message(topic, numbers[text(stream)], entry)
         for stream, entries in check(reply) or ()
         for entry in entries
     ]
-    return sorted(found, key=_order)
+    return sorted(messages, key=_order)
 
 
 def _message(topic: str, partition: int, entry: Any) -> Message:
     return Message(topic, partition, text(entry[0]), entry[1], codec.decode)
 
 
-def _order(found: Message) -> tuple[tuple[int, int], int]:
-    return id_pair(found.id), found.partition
+def _order(message: Message) -> tuple[tuple[int, int], int]:
+    return id_pair(message.id), message.partition
 
 
 def _is_id(candidate: str) -> bool:

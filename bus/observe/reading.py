@@ -1,4 +1,4 @@
-"""How a survey is taken: in round trips that do not grow with the number of topics, groups and workers.
+"""Takes a survey, in round trips that do not grow with the number of topics, groups and workers.
 
     1  the topics and the groups
     2  server, clock, workers, and all partitions with what each group keeps beside them
@@ -21,7 +21,7 @@ from bus.format.records import Look
 from bus.format.worker_record import WorkerTable, read_table
 from bus.observe import lag as lags
 from bus.observe import members, unheld
-from bus.observe.facts import StreamFacts, ask, is_absent, number, stream_command, stream_facts
+from bus.observe.facts import StreamFacts, ask, is_missing, number, stream_command, stream_facts
 from bus.observe.info import Info
 from bus.observe.loss import LastLoss
 from bus.observe.share import Share
@@ -40,12 +40,12 @@ _STATE = (*_COUNTS, "lost_last", reordering.FIELD)
 
 
 def spec_of(bus: Bus, name: str) -> TopicSpec:
-    """The spec as Redis has it; unlike registry.spec this restores nothing. Raises as registry.stored."""
+    """Return the spec as Redis has it; unlike registry.spec, restore nothing. Raises as `stored`."""
     return bus.registry.stored(name)
 
 
 def take_survey(bus: Bus, topic: str | None = None, group: str | None = None) -> Survey:
-    """Look at one topic (and only one group of it) or at all.
+    """Look at one topic (and only one group of it) or at all, and return what was seen.
 
     Raises UnknownTopic or UnknownGroup; ForeignData where the record of that topic or group is unreadable.
     """
@@ -65,7 +65,7 @@ def take_survey(bus: Bus, topic: str | None = None, group: str | None = None) ->
 
 
 class _Reading:
-    """The steps from 2 on."""
+    """A survey while it is taken: the steps from 2 on."""
 
     def __init__(
         self, bus: Bus, look: Look, topic_specs: list[TopicSpec], group_specs: list[GroupSpec]
@@ -124,7 +124,7 @@ class _Reading:
             self._waiting.setdefault(spec.name, []).append(_waiting(next(replies), next(replies)))
             for group in groups:
                 self._shares.append(self._share(group, partition, stream, replies))
-        table = None if is_absent(workers) else read_table(key, check(workers))
+        table = None if is_missing(workers) else read_table(key, check(workers))
         return Info.of(info), datetime.fromtimestamp(seconds_of(clock), UTC), table
 
     def _stream_commands(self) -> Iterator[Command]:
@@ -153,7 +153,7 @@ class _Reading:
     ) -> Share:
         retrying, held, dead = (number(next(replies)) for _ in range(3))
         state, lease = next(replies), next(replies)
-        fields = [state] * len(_STATE) if is_absent(state) else check(state)
+        fields = [state] * len(_STATE) if is_missing(state) else check(state)
         *counts, lost_last, effect = fields
         trimmed, lost, lost_maybe, dead_dropped = map(number, counts)
         ordering = reordering.answer(effect, group.ordering)
@@ -171,7 +171,7 @@ class _Reading:
             trimmed=trimmed,
             lost=lost,
             lost_maybe=lost_maybe,
-            lost_last=None if is_absent(lost_last) else LastLoss.load(lost_last),
+            lost_last=None if is_missing(lost_last) else LastLoss.load(lost_last),
             dead_dropped=dead_dropped,
             owners=[holder] if holder and ordering != "none" else [],
             lease=lease,
@@ -210,11 +210,11 @@ class _Reading:
 
 
 def _owner(lease: Any) -> str | None:
-    return None if is_absent(lease) else members.holder(check(lease))
+    return None if is_missing(lease) else members.holder(check(lease))
 
 
 def _waiting(count: Any, first: Any) -> Waiting:
-    """From the replies to ZCARD and to ZRANGE of the first with its score."""
-    entry = [] if is_absent(first) else check(first)
+    """Read the replies to ZCARD and to ZRANGE of the first with its score."""
+    entry = [] if is_missing(first) else check(first)
     due = float(entry[1]) if entry else delayed.NEVER
     return Waiting(number(count), delayed.moment(due) if due < delayed.NEVER else None)

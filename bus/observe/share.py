@@ -54,7 +54,7 @@ class Share:
         return LaneId(self.group.topic, self.partition, self.group.name)
 
     def prove(self, *, keeps_lag: bool) -> bool:
-        """Set the lag if it needs no counting; True if the oldest message must still be asked for."""
+        """Set the lag if it needs no counting; return whether the oldest message must still be asked for."""
         stream, facts = self.stream, self.facts
         if stream is None or facts is None:
             return False

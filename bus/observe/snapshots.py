@@ -1,4 +1,4 @@
-"""The snapshots: frozen values that the admin and the CLI show.
+"""The snapshots: frozen values that pages and command line show.
 
 None always means "unknown" and is shown as unknown; it is never 0. A sum over partitions covers those
 that exist (their absence is shown beside it) and is None if none does.

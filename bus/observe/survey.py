@@ -1,4 +1,4 @@
-"""One look at topics, groups and workers: what was seen, all of one moment, and its sums.
+"""What one look at topics, groups and workers saw, all of one moment, and its sums.
 
 A page or a command takes one survey (see reading), and makes from it whatever it shows.
 """
@@ -47,7 +47,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was seen of one topic or group, or of all."""
+    """What one look saw of one topic or group, or of all."""
 
     url: str
     """Of the server, without a password."""
@@ -170,7 +170,7 @@ class Survey:
 
 
 def _time_lag(shares: Iterable[GroupPartitionSnapshot]) -> timedelta | None:
-    """The greatest; unknown if that of any partition is, since that one may be further behind."""
+    """Return the greatest; unknown if that of any partition is, since that one may be further behind."""
     ages = [share.time_lag for share in shares]
     known_ages = [age for age in ages if age is not None]
     return max(known_ages) if known_ages and len(known_ages) == len(ages) else None

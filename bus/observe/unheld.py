@@ -1,4 +1,4 @@
-"""Lanes that nobody holds though somebody serves them.
+"""Finds lanes that nobody holds though somebody serves them.
 
 One look cannot tell: a lane is free for a moment whenever it changes hands. So workers watch (see
 workers.unheld), and each says in its record which lanes nobody has held for long; that is gone with it.
@@ -14,10 +14,10 @@ from bus.format.worker_record import WorkerRecord
 
 
 def suspected(records: Iterable[WorkerRecord]) -> set[LaneId]:
-    """The lanes that were so at the last beat of any worker."""
+    """Return the lanes that any worker named so at its last beat."""
     return {lane for record in records for lane in record.unheld}
 
 
 def is_held(holder: str | None, workers: Collection[str]) -> bool:
-    """Whether a lease that names `holder` is held by one of the workers in the table."""
+    """Return whether a lease that names `holder` is held by one of the workers in the table."""
     return holder is not None and holder in workers

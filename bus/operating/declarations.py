@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import DEFAULT_DB_ALIAS, connections, router, transaction
 
 from bus import default, testrun
+from bus.durations import words
 from bus.errors import BusError, ConfigurationError, ForeignData, ReadOnly
 from bus.safety.unreadable import SHOWN, visible
 from bus.safety.verbs import check_writable
@@ -213,4 +214,4 @@ def _differences(name: str, first: str, a: TopicSpec, second: str, b: TopicSpec)
 
 
 def _words(retention: timedelta | None) -> str:
-    return str(retention) if retention is not None else "for ever"
+    return words(retention) if retention is not None else "for ever"

@@ -1,1 +1,1 @@
-"""How the command line reads files and shows answers: tables, JSON, words, progress bars."""
+"""Reads the files of the command line, and shows its answers: tables, JSON, words, progress bars."""

@@ -1,4 +1,4 @@
-"""Publishing a file, line by line, with a progress bar on a terminal."""
+"""Publishes a file, line by line, with a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Feed:
         self.error: SourceError | None = None
 
     def burst(self) -> Iterator[Any]:
-        """Values until the end, or until the next line would have to be waited for."""
+        """Yield values until the end, or until the next line would have to be waited for."""
         try:
             for line, value in self._rows:
                 self._check(line, value)
@@ -58,19 +58,19 @@ class Feed:
         self.ended = True
 
     def key_of(self, value: Any) -> str | None:
-        """The key of a value that has been checked."""
+        """Return the key of a value that has been checked."""
         if self._key_field is None:
             return self._key
-        found = value[self._key_field]
-        return found if isinstance(found, str) else orjson.dumps(found).decode()
+        key = value[self._key_field]
+        return key if isinstance(key, str) else orjson.dumps(key).decode()
 
     def headers_of(self, _value: Any) -> Mapping[str, str]:
         return self._headers
 
     def _check(self, line: int, value: Any) -> None:
         if self._key_field is not None:
-            found = value.get(self._key_field) if isinstance(value, dict) else None
-            if found is None or isinstance(found, dict | list):
+            key = value.get(self._key_field) if isinstance(value, dict) else None
+            if key is None or isinstance(key, dict | list):
                 raise SourceError(line, f"it has no field {self._key_field!r} that could be a key.")
         try:
             limit = self._bus.settings.max_message_bytes
@@ -80,7 +80,7 @@ class Feed:
 
 
 def publish_file(bus: Bus, topic: str, lines: Lines, feed: Feed, name: str) -> int:
-    """Publish what a feed gives; return how many.
+    """Publish what a feed gives; return how many messages.
 
     Raises ClickException with the number of a bad line, or with what Redis refused, and in each case
     says how many messages were published before it.
@@ -112,7 +112,7 @@ def publish_file(bus: Bus, topic: str, lines: Lines, feed: Feed, name: str) -> i
 
 @contextmanager
 def _progress(lines: Lines) -> Iterator[Any]:
-    """A function that is told how many messages are published; it draws only on a terminal."""
+    """Yield a function that is told how many messages are published; it draws only on a terminal."""
     if not sys.stderr.isatty():
         yield lambda _published: None
         return

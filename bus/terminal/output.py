@@ -1,4 +1,4 @@
-"""Answers: a table for people, JSON for programs. Errors and remarks go to stderr."""
+"""Writes answers: a table for people, JSON for programs. Errors and remarks go to stderr."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from bus.observe import Lag
 
 UNKNOWN = "unknown"
+
+#: After a plan that was only shown.
+NOT_APPLIED = "Nothing is done yet: add --apply to do it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ def answer(as_json: bool, data: Any, *tables: Table | str) -> None:
 
 
 def dump(data: Any, *, indent: bool = False) -> str:
-    """JSON of dataclasses, times (ISO) and durations (seconds); what would not be seen is escaped in it."""
+    """Return JSON of dataclasses, times (ISO) and durations (seconds); what would not be seen is escaped."""
     option = orjson.OPT_INDENT_2 if indent else 0
     return visible_json(orjson.dumps(data, default=_default, option=option).decode())
 
@@ -57,7 +60,7 @@ def remark(text: str) -> None:
 
 @contextmanager
 def bar(total: int, verb: str) -> Iterator[Callable[[int], None]]:
-    """A function that is told how many are dealt with; it draws a progress bar, on a terminal only."""
+    """Yield a function that is told how many are dealt with; it draws a progress bar, on a terminal only."""
     if not sys.stderr.isatty():
         yield lambda _done: None
         return
@@ -71,7 +74,7 @@ def bar(total: int, verb: str) -> Iterator[Callable[[int], None]]:
 
 
 def printable(text: str) -> str:
-    """The text with what could steer or mislead who looks at it written as escapes."""
+    """Return the text; what could steer a terminal or mislead its reader is written as escapes."""
     return visible(text)
 
 
@@ -83,14 +86,12 @@ def count(number: int | None) -> str:
 
 
 def many(number: int, noun: str) -> str:
-    """`1 message`, `2,000 messages`."""
+    """Return a number with its noun: `1 message`, `2,000 messages`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def lag_words(lag: Lag | None) -> str:
-    if lag is None:
-        return UNKNOWN
-    return f"{lag.count:,}" if lag.exact else f"≥ {lag.count:,}"
+    return UNKNOWN if lag is None else lag.short
 
 
 def duration_words(duration: timedelta | None, none: str = UNKNOWN) -> str:
@@ -98,7 +99,7 @@ def duration_words(duration: timedelta | None, none: str = UNKNOWN) -> str:
 
 
 def ago_words(moment: datetime | None, none: str = UNKNOWN) -> str:
-    """`12m 5s ago`, by the clock of this machine."""
+    """Return how long ago it was, `12m 5s ago`, by the clock of this machine."""
     if moment is None:
         return none
     if moment >= BEYOND:
@@ -141,7 +142,7 @@ def _write_rich(table: Table, rows: Sequence[Sequence[str]]) -> None:
 
 
 def _write_plain(table: Table, rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns of full width, for files and pipes."""
+    """Write aligned columns of full width, for files and pipes."""
     widths = _widths(table, rows)
     for row in [table.columns, *rows]:
         cells = (

@@ -1,4 +1,4 @@
-"""Values to publish, read from JSON lines or CSV as they come: bounded memory, numbered lines."""
+"""Reads values to publish from JSON lines or CSV as they come: in bounded memory, with numbered lines."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ class Lines:
 
     @property
     def size(self) -> int | None:
-        """Bytes of a plain file; None for a pipe."""
+        """Return the bytes of a plain file; None for a pipe."""
         try:
-            found = os.fstat(self._file.fileno())
+            status = os.fstat(self._file.fileno())
         except io.UnsupportedOperation:
             return None
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     @property
     def ready(self) -> bool:
-        """False if the next line would have to be waited for."""
+        """Return False if the next line would have to be waited for."""
         if self._waiting or self._ended:
             return True
         try:
@@ -96,14 +96,14 @@ class Lines:
 
 
 def _without_mark(line: bytes) -> bytes:
-    """The first line. A spreadsheet or an editor may begin its file with a byte order mark."""
+    """Return the first line without the byte order mark that a spreadsheet or an editor may begin with."""
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise SourceError(1, "this is UTF-16: save the file as UTF-8.")
     return line.removeprefix(codecs.BOM_UTF8)
 
 
 def rows(lines: Lines, form: Format) -> Iterator[Row]:
-    """The values of a file. Raises SourceError at the first line that is wrong."""
+    """Yield the values of a file. Raises SourceError at the first line that is wrong."""
     return _csv(lines) if form == "csv" else _jsonl(lines)
 
 

@@ -97,7 +97,7 @@ class Newcomers:
             (topic, group),
             "Group %s on %s is new and is not made: it would begin with %s messages, more than "
             "BUS['NEW_GROUP_LIMIT'] (%s). `bus group create %s %s --start earliest` (or latest) makes it.",
-            group, topic, _words(lag), f"{self._bus.settings.new_group_limit:,}", topic, group,
+            group, topic, lag.words, f"{self._bus.settings.new_group_limit:,}", topic, group,
             level=logging.ERROR,
         )  # fmt: skip
         key = self._bus.keys.refused
@@ -157,9 +157,5 @@ def _announce(spec: GroupSpec, lag: Lag | None) -> None:
     logger.warning(
         "Group %s on %s is new: it begins %s, %s messages. `start=` of its handler, or `bus group create "
         "%s %s --start latest` before its first worker, changes that.",
-        spec.name, spec.topic, begins, _words(lag), spec.topic, spec.name,
+        spec.name, spec.topic, begins, lag.words, spec.topic, spec.name,
     )  # fmt: skip
-
-
-def _words(lag: Lag) -> str:
-    return f"{lag.count:,}" if lag.exact else f"at least {lag.count:,}"

@@ -6,6 +6,7 @@ import logging
 from datetime import timedelta
 
 from bus.client import Bus
+from bus.durations import words
 from bus.errors import BusError, ForeignData
 from bus.safety.complaints import Complaints
 from bus.streams import commands
@@ -98,6 +99,6 @@ def trim_all(bus: Bus) -> int:
 def ahead_words(milliseconds: int) -> str:
     """Return in words how far ids are ahead."""
     try:
-        return str(timedelta(seconds=milliseconds // 1000))
+        return words(timedelta(seconds=milliseconds // 1000))
     except OverflowError:
         return "more time than there is"

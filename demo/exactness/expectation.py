@@ -1,4 +1,4 @@
-"""What must come of records, computed from the records alone.
+"""Computes from the records alone what must come of them.
 
 Written without any code of the handlers or of the bus: it reads the same rules (see demo.orders) a second
 time, so that a mistake in one of the two shows as a difference. Standard library only.
@@ -71,7 +71,7 @@ class Expectation:
 
 
 def read_line(value: Any) -> tuple[str, int, Decimal, str, datetime] | None:
-    """(product, pieces that come back, price, country, time) of an order line, or None if malformed."""
+    """Return (product, pieces that come back, price, country, time) of an order line; None if malformed."""
     if not isinstance(value, dict) or sorted(value) != sorted(_NAMES):
         return None
     if any(len(value[name]) > 10_000 for name in _NAMES):
@@ -85,7 +85,7 @@ def read_line(value: Any) -> tuple[str, int, Decimal, str, datetime] | None:
 
 
 def csv_records(path: Path, source: str) -> Iterator[Published]:
-    """What a CSV file holds, as a producer called `source` must have published it."""
+    """Yield the records of a CSV file, as a producer called `source` must have published them."""
     csv.field_size_limit(sys.maxsize)
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         header: list[str] = []
@@ -102,7 +102,7 @@ def csv_records(path: Path, source: str) -> Iterator[Published]:
 
 
 def ledger_records(directory: Path, stored: Callable[[str], bool]) -> Iterator[Published]:
-    """What the producers with ledgers in this directory have published.
+    """Yield what the producers with ledgers in this directory have published.
 
     `stored` decides about the one record, the last of its producer, that was under way when the producer was
     stopped: without a receipt and without a proof that nothing was written, either is right.
@@ -114,7 +114,7 @@ def ledger_records(directory: Path, stored: Callable[[str], bool]) -> Iterator[P
 
 
 def possible_copies(directory: Path) -> Counter[str]:
-    """topic → malformed records that may be stored more often than the expectation counts them.
+    """Return topic → malformed records that may be stored more often than the expectation counts them.
 
     A record that had to be published again, because a reply was lost or the producer was killed, has no
     second effect; but if it is malformed, each of its copies is a dead letter.
@@ -129,7 +129,7 @@ def possible_copies(directory: Path) -> Counter[str]:
 
 
 def _ledger_entries(directory: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The entries of each record, by its origin, in the order of each producer."""
+    """Return the entries of each record, by its origin, in the order of each producer."""
     for path in sorted(directory.glob("*.jsonl")):
         records: dict[int, list[dict[str, Any]]] = {}
         for text in path.read_bytes().split(b"\n")[:-1]:

@@ -36,15 +36,15 @@ class Database:
 
     def by_origin(self, table: str, columns: str) -> dict[str, tuple[Any, ...]]:
         """Rows by origin; those of messages that no producer of the demo published by their position."""
-        found = {}
+        rows = {}
         for origin, topic, partition, message_id, *rest in self.rows(
             table, f"origin, topic, partition, message_id, {columns}"
         ):
-            found[origin or f"{topic}/{partition}/{message_id}"] = tuple(rest)
-        return found
+            rows[origin or f"{topic}/{partition}/{message_id}"] = tuple(rest)
+        return rows
 
     def waiting(self) -> int:
-        """Messages in the outbox that are not published yet."""
+        """Return how many messages in the outbox are not published yet."""
         ((count,),) = self._connection.execute("SELECT COUNT(*) FROM jitney_outboxrow")
         return int(count)
 
@@ -52,7 +52,7 @@ class Database:
         self._connection.close()
 
     def stored(self, origin: str) -> bool:
-        """True if any group has written down the effect of this record."""
+        """Return whether any group has written down the effect of this record."""
         return any(
             self._connection.execute(f"SELECT 1 FROM demo_{table} WHERE origin = ?", [origin]).fetchone()  # noqa: S608 - own names
             for table in ("movement", "booking", "pageview")
@@ -60,7 +60,7 @@ class Database:
 
 
 def differences(expected: Expectation, database: Database) -> Iterator[str]:
-    """Every way in which the database is not as expected, in words."""
+    """Yield every way in which the database is not as expected, in words."""
     movements = database.by_origin("movement", "product, change, stock")
     yield from _compare("movement", expected.movements, movements)
     yield from _compare("stock of", expected.stock, _stock(database))
@@ -82,7 +82,7 @@ def differences(expected: Expectation, database: Database) -> Iterator[str]:
 def wrong_dead_letters(
     expected: Mapping[str, int], copies: Mapping[str, int], dead: Mapping[str, int]
 ) -> Iterator[str]:
-    """Groups (topic/group) whose dead letters are not the malformed records of their topic."""
+    """Yield in words the groups whose dead letters are not the malformed records of their topic."""
     for group, found in dead.items():
         topic = group.partition("/")[0]
         least = expected.get(topic, 0)
@@ -99,9 +99,9 @@ def _stock(database: Database) -> dict[str, int]:
 
 def _compare(what: str, expected: Mapping[Any, Any], found: Mapping[Any, Any]) -> Iterator[str]:
     for name in expected.keys() | found.keys():
-        wanted, there = expected.get(name), found.get(name)
-        if wanted != there:
-            yield f"{what} {_text(name)}: expected {_text(wanted)}, found {_text(there)}"
+        right, there = expected.get(name), found.get(name)
+        if right != there:
+            yield f"{what} {_text(name)}: expected {_text(right)}, found {_text(there)}"
 
 
 def _text(value: Any) -> str:
@@ -119,7 +119,7 @@ def _summary(expected: Expectation) -> str:
 
 
 def report(expected: Expectation, found: Sequence[str], say: Callable[[str], object]) -> bool:
-    """Say how the comparison went; True if there is no difference."""
+    """Say how the comparison went; return whether there is no difference."""
     for text in found[:_SHOWN]:
         say(f"  {text}")
     if len(found) > _SHOWN:
@@ -145,8 +145,8 @@ def main() -> int:
     expected = Expectation.of(records)
     dead = {group: int(count) for group, _, count in (text.partition("=") for text in options.dead)}
     copies = possible_copies(options.ledgers)
-    found = [*differences(expected, database), *wrong_dead_letters(expected.malformed, copies, dead)]
-    return 0 if report(expected, sorted(found), print) else 1
+    wrong = [*differences(expected, database), *wrong_dead_letters(expected.malformed, copies, dead)]
+    return 0 if report(expected, sorted(wrong), print) else 1
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def test_every_kind_of_drift_is_told_in_words(bus: Bus) -> None:
         ("grown", "code says 4 partitions, the database 2", True),
         ("grown", "the database has it, Redis does not", True),
         ("left", "code declared it once and does so no longer; it can be deleted", False),
-        ("left", "the database says retention for ever, Redis 1:00:00", True),
+        ("left", "the database says retention for ever, Redis 1h", True),
         ("new", "code declares it, the database does not have it", True),
         ("stray", "Redis has it, neither code nor the database does", False),
     ]

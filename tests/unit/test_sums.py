@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus.sums import Lag, exact_total, known_total, total
@@ -31,6 +31,7 @@ def test_a_sum_is_exact_only_if_all_of_it_is_known(parts: list[int | Lag | None]
     assert total(parts) == lag
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), counts), min_size=1))
 def test_a_sum_is_unknown_only_if_all_of_it_is_and_else_at_least_what_is_known(
     parts: list[int | None],
@@ -41,12 +42,14 @@ def test_a_sum_is_unknown_only_if_all_of_it_is_and_else_at_least_what_is_known(
     assert exact_total(parts) == (sum(known) if len(known) == len(parts) else None)
 
 
+@settings(deadline=None)
 @given(st.lists(counts))
 def test_a_sum_of_what_is_known_is_their_sum(parts: list[int]) -> None:
     assert total(parts) == Lag(sum(parts))
     assert known_total(parts) == exact_total(parts) == sum(parts)
 
 
+@settings(deadline=None)
 @given(st.lists(numbers), st.randoms())
 def test_the_order_does_not_matter(parts: list[int | Lag | None], random: st.DrawFn) -> None:
     shuffled = list(parts)
@@ -54,6 +57,7 @@ def test_the_order_does_not_matter(parts: list[int | Lag | None], random: st.Dra
     assert total(shuffled) == total(parts)
 
 
+@settings(deadline=None)
 @given(st.lists(numbers, min_size=1), st.lists(numbers, min_size=1))
 def test_a_sum_of_sums_is_the_sum_of_all(
     first: list[int | Lag | None], second: list[int | Lag | None]
@@ -61,6 +65,7 @@ def test_a_sum_of_sums_is_the_sum_of_all(
     assert total([total(first), total(second)]) == total([*first, *second])
 
 
+@settings(deadline=None)
 @given(st.lists(counts), st.lists(numbers))
 def test_one_more_number_makes_no_sum_smaller(parts: list[int], more: list[int | Lag | None]) -> None:
     summed = total([*parts, *more])
