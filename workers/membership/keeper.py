@@ -244,7 +244,7 @@ class Membership(threading.Thread):
         known = self._known(tables)
         # Not there: FLUSHALL, or somebody deleted a group that is still subscribed.
         places = [(each.topic, each.group) for each in known]
-        missing = not self._declared or self._newcomers.must_declare(places, tables.places)
+        missing = not self._declared or self._newcomers.must_declare(places, tables.group_names)
         if missing and self._clock() >= self._declare_at:
             if not self._declare(known):  # what is in the way is told of, and the others can do without it
                 self._declare_at = self._clock() + DECLARE_SECONDS
