@@ -22,7 +22,7 @@ class Tables:
 
     topics: dict[str, TopicSpec]
     groups: list[GroupSpec]
-    places: frozenset[tuple[str, str]] = frozenset()
+    group_names: frozenset[tuple[str, str]] = frozenset()
     """(topic, group) of all declared groups, also by a newer version, whose records are left alone."""
 
     def homes(self) -> Iterator[LaneId]:
@@ -60,8 +60,8 @@ class Catalog:
         """Return all topics and groups, in one round trip; the same object as before if nothing changed.
 
         A record that could be read before, and now cannot, counts as it was read last: what a stranger writes
-        takes nobody's lanes away. Such a group is not among `places`, so that whoever declares it writes its
-        record anew, unless a newer version has written it.
+        takes nobody's lanes away. Such a group is not among `group_names`, so that whoever declares it writes
+        its record anew, unless a newer version has written it.
         """
         replies = self._client.pipe([("HGETALL", self._keys.topics), ("HGETALL", self._keys.groups)])
         if replies != self._tables_read:
@@ -86,11 +86,11 @@ class Catalog:
             record.field for record in look.unreadable if record.newer and record.key == self._keys.groups
         }
         pairs = (name.partition("/") for name in newer if "/" in name)
-        places = {(group.topic, group.name) for group in look.groups}
-        places |= {(topic, group) for topic, _, group in pairs}
+        group_names = {(group.topic, group.name) for group in look.groups}
+        group_names |= {(topic, group) for topic, _, group in pairs}
         if self._keys.groups in whole:
-            places |= before.places  # it says nothing
-        return Tables({**kept, **look.specs}, [*groups, *look.groups], frozenset(places))
+            group_names |= before.group_names  # it says nothing
+        return Tables({**kept, **look.specs}, [*groups, *look.groups], frozenset(group_names))
 
     # ------------------------------------------------------------------ topics
 

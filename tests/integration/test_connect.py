@@ -126,7 +126,7 @@ def test_user_password_and_database_are_those_of_the_url(make: Make) -> None:
     answer(server.url, None, "ACL", "SETUSER", "shop", "on", ">p@ss/w:rd%?", "~*", "+@all")
     address = server.url.removeprefix("redis://").removesuffix("/0")
     word = "p%40ss%2Fw%3Ard%25%3F"
-    path = server._place.socket
+    path = server._site.socket
     for url in (
         f"redis://shop:{word}@{address}/3",
         f"redis://shop:{word}@{address}?db=3",
@@ -162,7 +162,7 @@ def broker_client_info(url: str) -> str:
 def test_what_the_server_refuses_is_told_without_what_it_was_given(
     own_server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    path = own_server._place.socket
+    path = own_server._site.socket
     assert "without any password configured" in refusal(f"unix://:Sesame@{path}")
     assert "WRONGPASS" in refusal(f"unix://shop:Sesame@{path}")
     assert "DB index" in refusal(f"unix://{path}?db=99")

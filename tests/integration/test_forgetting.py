@@ -79,7 +79,7 @@ def test_pages_of_rows_pending_messages_and_dead_letters_are_read_to_their_end(
 def test_a_look_at_letters_ends_when_enough_of_them_was_read(
     place: Place, box: Inbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forgetting, "LETTER_BYTES", 1)
+    monkeypatch.setattr(forgetting, "LETTER_BYTES_A_SCRIPT", 1)
     dead = place.deliver(5)
     for message in dead:
         place.bury(message)

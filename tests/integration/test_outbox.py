@@ -249,7 +249,7 @@ def test_each_partition_gets_its_turn(bus: Bus, monkeypatch: pytest.MonkeyPatch)
     for _ in range(4):
         relay.run(seconds=0)  # one partition, then the time is over
         touched.append(relay._last)
-    assert len(set(touched)) == len(relay._places())
+    assert len(set(touched)) == len(relay._refs())
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
@@ -356,9 +356,9 @@ def test_order_and_exactness_do_not_rest_on_the_lock(bus: Bus, monkeypatch: pyte
         return send(topic, partition, some, **how)
 
     monkeypatch.setattr(bus.publisher, "send_deduped", overtaken)
-    place = one._places()[0]
-    one._send_page(place)
-    while one._send_page(place):
+    ref = one._refs()[0]
+    one._send_page(ref)
+    while one._send_page(ref):
         pass
     assert nested == [1, 3, 3]
     assert values(bus) == list(range(9))

@@ -129,7 +129,7 @@ def test_a_server_with_a_password_shows_it_nowhere(
 ) -> None:  # fmt: skip
     # given a server that wants it, or another one
     settings.DEFAULT_EXCEPTION_REPORTER_FILTER = "django.views.debug.SafeExceptionReporterFilter"
-    path = own_server._place.socket
+    path = own_server._site.socket
     with_server = Bus(own_server.url)
     with_server.client.call("CONFIG", "SET", "requirepass", WORD if right else "another")
     settings.BUS = (
@@ -147,7 +147,7 @@ def test_an_error_of_any_kind_while_it_is_sent_shows_it_in_no_frame(
     settings: Any, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, step: str, mailoutbox: Any
 ) -> None:
     # given a failure that nobody expects, in the midst of logging in
-    settings.BUS = {"URL": f"unix://shop:{WORD}@{own_server._place.socket}?db=1"}
+    settings.BUS = {"URL": f"unix://shop:{WORD}@{own_server._site.socket}?db=1"}
     settings.ADMINS = [("Ada", "ada@example.com")]
     settings.DEFAULT_EXCEPTION_REPORTER_FILTER = "django.views.debug.SafeExceptionReporterFilter"
 

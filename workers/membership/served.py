@@ -63,7 +63,7 @@ class ServedGroups:
         subscriptions = self._of_known_topics(tables)
         # Missing after FLUSHALL, or because somebody deleted a group that is still subscribed.
         names = [(served.topic, served.group) for served in subscriptions]
-        missing = not self._declared or self._newcomers.must_declare(names, tables.places)
+        missing = not self._declared or self._newcomers.must_declare(names, tables.group_names)
         if missing and self._clock() >= self._declare_at:
             if not self._declare(subscriptions):  # what is in the way is told of, and the others are declared
                 self._declare_at = self._clock() + DECLARE_SECONDS

@@ -23,10 +23,6 @@ if current ~= ARGV[1] then return {0, current} end
 -- @include key_hash
 -- @include held_member
 
-local function is_held(id, fields)
-  return redis.call('ZSCORE', held, held_member(key_hash(ordering, fields), pad(id)))
-end
-
 redis.call('HLEN', state) -- a key of another type is found before anything is written
 local rows
 if ordering == 'none' then
@@ -47,7 +43,7 @@ for _, row in ipairs(rows) do
       redis.call('XACK', stream, group, id)
       redis.call('HDEL', state, id)
       redis.pcall('HINCRBY', state, 'trimmed', 1) -- unless somebody has overwritten it
-    elseif ordering == 'none' or not is_held(id, entry[2]) then
+    elseif ordering == 'none' or not redis.call('ZSCORE', held, held_member(key_hash(ordering, entry[2]), pad(id))) then
       entries[#entries + 1] = entry
     end
   end

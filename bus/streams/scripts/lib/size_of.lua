@@ -1,6 +1,6 @@
 -- The bytes of a message: of the names and values of its fields.
 local function size_of(fields)
   local bytes = 0
-  for _, text in ipairs(fields) do bytes = bytes + #text end
+  for i = 1, #fields do bytes = bytes + #fields[i] end
   return bytes
 end
