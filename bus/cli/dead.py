@@ -12,7 +12,8 @@ import click
 from bus.cli.kinds import GROUP, LETTER, PARTITION, REASON, SINCE, TOPIC, Branch
 from bus.cli.session import Session, pass_session
 from bus.operating import deadletters, filters
-from bus.operating.deadletters import DeadLetter, Origin, Selection, Tally
+from bus.operating.deadletters import DeadLetter, Origin, Selection
+from bus.operating.fates import Tally
 from bus.safety.unreadable import escaped
 from bus.terminal.output import Table, answer, bar, count, many, remark, time_words
 from bus.terminal.values import key_words, message_record, value_words

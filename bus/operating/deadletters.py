@@ -8,28 +8,21 @@ that the letter (not its message) has. `bus.operating.operate` adds the audit to
 from __future__ import annotations
 
 import heapq
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import orjson
 
 from bus.errors import ConfigurationError, UnknownGroup
 from bus.format import strangers
-from bus.format.lane_id import ORDERED_LANE
 from bus.format.letter import DeadLetter, Origin, read
 from bus.format.state import read_counter
 from bus.moments import moment
 from bus.operating import filters
 from bus.safety.unreadable import Unreadable
-from bus.safety.verbs import verb
-from bus.streams.commands import fields_of, is_nogroup, run, text
+from bus.streams.commands import text
 from bus.streams.connect import check, seconds_of
 from bus.sums import exact_total
-from bus.topics.reordering import GroupPartition, in_effect
 
 if TYPE_CHECKING:
     from bus.client import Bus
@@ -38,22 +31,12 @@ if TYPE_CHECKING:
     from bus.values import Ordering
 
 __all__ = [
-    "BATCH", "Count", "DeadLetter", "Fate", "LetterRef", "Origin", "Selection", "Tally",
-    "batches", "bounded", "count", "count_matching", "discard", "find", "get", "partitions", "retry",
+    "Count", "DeadLetter", "Origin", "Selection", "bounded", "count", "count_matching", "find", "get",
+    "ordering_of", "partitions",
 ]  # fmt: skip
 
 #: Letters in one read: each may be as large as MAX_MESSAGE_BYTES.
 PAGE = 50
-#: Letters that one script gives back: a few milliseconds of the server's time.
-CHUNK = 100
-#: Letters of one partition that are sent to be retried or discarded in one write.
-BATCH = 1000
-
-#: The code of redrive.lua for a letter that it did not come to: large ones are dealt with a few at a time.
-_LATER = -2
-#: Slots of one worker at most that are believed.
-_MAX_SLOTS = 1000
-
 _T = TypeVar("_T")
 
 
@@ -82,59 +65,6 @@ class Selection:
         if self.key is not None and letter.message.raw.get(b"k") != self.key.encode("utf-8", "replace"):
             return False
         return self.reason is None or self.reason.casefold() in letter.reason.casefold()
-
-
-@dataclass(frozen=True, slots=True)
-class LetterRef:
-    """What is kept of a letter that is dealt with: never its value."""
-
-    place: Origin
-    message_id: str
-    reason: str
-
-
-class Fate(Enum):
-    """The fate of a dead letter that was to be retried or discarded."""
-
-    WAITING = 1
-    """Its message waits for the group again."""
-    COPIED = 2
-    """The original was trimmed, so the kept copy was added to the topic, for this group alone."""
-    DISCARDED = 3
-    GONE = 0
-    """It was not there any more: somebody else was faster, or DEAD_LIMIT was."""
-    KEPT = -1
-    """It is still a dead letter: Redis does not have the stream or the group, or no copy of the message."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts of letters, by what became of them."""
-
-    waiting: int = 0
-    copied: int = 0
-    discarded: int = 0
-    gone: int = 0
-    kept: int = 0
-
-    def add_all(self, fates: Iterable[Fate]) -> None:
-        for fate in fates:
-            name = fate.name.lower()
-            setattr(self, name, getattr(self, name) + 1)
-
-    def with_missing(self, selection: Selection) -> Tally:
-        """Return the tally at the end: letters that were named and not found count as gone."""
-        if selection.places is not None:
-            self.gone += len(set(selection.places)) - self.total
-        return self
-
-    @property
-    def retried(self) -> int:
-        return self.waiting + self.copied
-
-    @property
-    def total(self) -> int:
-        return self.waiting + self.copied + self.discarded + self.gone + self.kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +181,11 @@ def _milliseconds(moment: datetime) -> int:
     return max(0, int(moment.timestamp() * 1000))
 
 
-# ---------------------------------------------------------------------- verbs
+def ordering_of(bus: Bus, topic: str, group: str) -> Ordering | None:
+    try:
+        return bus.registry.group(topic, group).ordering
+    except UnknownGroup:
+        return None
 
 
 def bounded(bus: Bus, selection: Selection) -> Selection:
@@ -264,100 +198,11 @@ def bounded(bus: Bus, selection: Selection) -> Selection:
     return replace(selection, until=moment(seconds_of(clock) * 1000))
 
 
-def batches(letters: Iterable[DeadLetter]) -> Iterator[list[LetterRef]]:
-    """Yield letters as they are to be retried or discarded: at most BATCH at a time, of one partition."""
-    batch: list[LetterRef] = []
-    for letter in letters:
-        if batch and (len(batch) == BATCH or batch[0].place.partition != letter.place.partition):
-            yield batch
-            batch = []
-        batch.append(LetterRef(letter.place, letter.message.id, letter.reason))
-    if batch:
-        yield batch
-
-
-@verb("retry dead letters")
-def retry(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> list[Fate]:
-    """Give letters of one partition back to their group alone; what became of each.
-
-    Each is removed only after its message waits again, in one script: a crash leaves it in exactly one
-    of both places, and of several who retry it one does. Raises BusUnavailable or ReplyLost; then some
-    may have been retried, and the same call again counts them as gone.
-    """
-    if not letters:
-        return []
-    keys = bus.keys.partition(topic, letters[0].place.partition)
-    ordering = _ordering(bus, topic, group)
-    if ordering is None:
-        return [Fate.KEPT] * len(letters)  # nobody would ever be given them
-    ordering = in_effect(bus, GroupPartition(topic, group, letters[0].place.partition), ordering)
-    lanes = _lanes(bus, keys.stream, group) if ordering == "none" else [ORDERED_LANE]
-    names = [keys.stream, keys.retry(group), keys.held(group), keys.state(group), keys.dead(group),
-             *(keys.lease(group, lane) for lane in lanes)]  # fmt: skip
-    fates: dict[str, Fate] = {}
-    left = [one.place.id for one in letters]
-    while left:  # one script in a write: between two of them the server has time for others
-        about = [group, ordering, f"free:operator-{uuid.uuid4().hex}", str(len(lanes)), *lanes]
-        some, left = left[:CHUNK], left[CHUNK:]
-        codes = run(bus.client, "redrive", names, [*about, *some])
-        fates |= {id: Fate(code) for id, code in zip(some, codes, strict=True) if code != _LATER}
-        left[:0] = [id for id, code in zip(some, codes, strict=True) if code == _LATER]
-    bus.registry.hint("release")  # workers take freed lanes again at once, and see what waits there
-    return [fates[one.place.id] for one in letters]
-
-
-@verb("discard dead letters")
-def discard(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> list[Fate]:
-    """Remove letters of one partition for good; what became of each. Works while memory is full.
-
-    Raises BusUnavailable or ReplyLost, as `retry`.
-    """
-    commands = [
-        ("XDEL", bus.keys.partition(topic, one.place.partition).dead(group), one.place.id) for one in letters
-    ]
-    return [Fate.DISCARDED if check(reply) else Fate.GONE for reply in bus.client.pipe(commands)]
-
-
-def _lanes(bus: Bus, stream: str, group: str) -> list[str]:
-    """The lanes that an unordered group may have here: one for each pool slot of a worker, idle or not.
-
-    Redis 7.0 knows a lane only when it was given something, and a pool may have grown since it started.
-    """
-    table, consumers = bus.client.pipe([("HGETALL", bus.keys.workers), ("XINFO", "CONSUMERS", stream, group)])
-    lanes = {
-        f"{incarnation}.{slot}"
-        for incarnation, raw in fields_of(
-            [] if strangers.stands_at(bus.keys.workers, table) else check(table)
-        ).items()
-        for slot in range(_processes(raw))
-    }
-    if not is_nogroup(consumers):
-        lanes.update(text(fields_of(raw)["name"]) for raw in check(consumers))
-    return sorted(lanes)
-
-
-def _processes(raw: bytes) -> int:
-    """Return how many slots a worker says that it has; 0 if its record cannot be read."""
-    try:
-        known = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return 0
-    found = known.get("processes") if isinstance(known, dict) else None
-    return max(0, min(found, _MAX_SLOTS)) if type(found) is int else 0
-
-
-def _ordering(bus: Bus, topic: str, group: str) -> Ordering | None:
-    try:
-        return bus.registry.group(topic, group).ordering
-    except UnknownGroup:
-        return None
-
-
 def partitions(bus: Bus, topic: str, group: str) -> list[PartitionKeys]:
     """Return the keys of all partitions. Raises UnknownTopic, ForeignData, UnknownGroup (and no letters)."""
     spec = bus.registry.stored(topic)
     every = [bus.keys.partition(topic, number) for number in range(spec.partitions)]
-    if _ordering(bus, topic, group) is None and not any(
+    if ordering_of(bus, topic, group) is None and not any(
         map(check, bus.client.pipe([("EXISTS", keys.dead(group)) for keys in every]))
     ):
         raise UnknownGroup(topic, group)
