@@ -50,7 +50,7 @@ def list_letters(
     """The dead letters of a group, newest first."""
     selection = Selection(partition=partition, key=key, reason=reason, since=since)
     every = deadletters.partitions(session.bus, topic, group)
-    newest = deadletters.find(session.bus, topic, group, selection, newest_first=True, every=every)
+    newest = deadletters.find(session.bus, topic, group, selection, newest_first=True, all_keys=every)
     letters = list(islice(newest, limit))
     total = deadletters.count(session.bus, topic, group, every)
     data = {"letters": [_record(letter) for letter in letters], "kept": total.kept, "dropped": total.dropped}

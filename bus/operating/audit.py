@@ -18,7 +18,7 @@ from bus.safety.verbs import check_writable
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who does it, and from where."""
+    """The person who does a verb, and from where."""
 
     source: Literal["admin", "cli"]
     who: str | None = None
@@ -28,7 +28,10 @@ class Actor:
 def audited(
     bus: Bus, actor: Actor, verb: str, topic: str = "", group: str = "", detail: dict[str, Any] | None = None
 ) -> Iterator[AuditRecord]:
-    """Do a verb inside, and leave its record."""
+    """Leave the record of the verb that is done inside.
+
+    Raises ReadOnly first, where BUS["READ_ONLY"] is set.
+    """
     record = AuditRecord(
         who=actor.who,
         source=actor.source,
@@ -48,7 +51,10 @@ def audited(
 
 
 def after_commit(record: AuditRecord, work: Callable[[], object]) -> None:
-    """Do what Redis needs once the database has committed; a failure turns the record and is raised."""
+    """Do what Redis needs once the database has committed.
+
+    A failure is written into the record, and raised.
+    """
 
     def run() -> None:
         try:

@@ -1,8 +1,8 @@
-"""Dead letters: what a group gave up on, kept until an operator retries or discards it.
+"""Finds dead letters: the messages that a group gave up on, kept until an operator retries or discards them.
 
 Each partition keeps those of a group in a stream of its own, at most DEAD_LIMIT of them; older ones are
 dropped and counted. A letter is addressed by its `Origin`, written `3/1700-0`: the partition, and the id
-that the letter (not its message) has. `bus.operating.operate` adds the audit to the verbs here.
+that the letter (not its message) has. `bus.operating.fates` retries and discards them.
 """
 
 from __future__ import annotations
@@ -36,32 +36,33 @@ __all__ = [
 ]  # fmt: skip
 
 #: Letters in one read: each may be as large as MAX_MESSAGE_BYTES.
-PAGE = 50
+LETTERS_A_READ = 50
+
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which dead letters of a group; all of them by default. What is given must all be true."""
+    """Says which dead letters of a group are meant: all, or those that match all that is given."""
 
     places: tuple[Origin, ...] | None = None
     partition: int | None = None
     key: str | None = None
     reason: str | None = None
-    """Text that stands in the reason, in upper or lower case."""
+    """A text that stands in the reason, in upper or lower case."""
     since: datetime | None = None
-    """Died then or later."""
+    """The message died then or later."""
     until: datetime | None = None
-    """Died then or earlier, to the millisecond."""
+    """The message died then or earlier, to the millisecond."""
     before: Origin | None = None
-    """Comes after this one when the newest are listed first."""
+    """The letter comes after this one when the newest are listed first."""
 
     def __post_init__(self) -> None:
         if self.reason is not None:
             filters.reason(self.reason)
 
     def matches(self, letter: DeadLetter) -> bool:
-        """Return whether a letter matches what only the letter itself can show."""
+        """Return whether a letter has the key and the reason that are asked for."""
         if self.key is not None and letter.message.raw.get(b"k") != self.key.encode("utf-8", "replace"):
             return False
         return self.reason is None or self.reason.casefold() in letter.reason.casefold()
@@ -69,85 +70,88 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """The number of dead letters that a group has here."""
+    """How many dead letters a group has in a topic."""
 
     kept: int
     dropped: int | None
-    """Older ones that DEAD_LIMIT has pushed out, ever; None if that cannot be read."""
+    """Older letters that DEAD_LIMIT has ever pushed out; None if that cannot be read."""
 
 
 # ---------------------------------------------------------------------- looking
 
 
-def count(bus: Bus, topic: str, group: str, every: list[PartitionKeys] | None = None) -> Count:
+def count(bus: Bus, topic: str, group: str, all_keys: list[PartitionKeys] | None = None) -> Count:
     """Return how many there are, from one round trip. Raises what `find` raises.
 
-    `every`: as of `partitions`, where the caller has asked already.
+    `all_keys`: what `partitions` returns, if the caller has asked already.
     """
-    every = partitions(bus, topic, group) if every is None else every
-    asked: list[Command] = [("XLEN", keys.dead(group)) for keys in every]
-    asked += [("HGET", keys.state(group), "dead_dropped") for keys in every]
+    all_keys = partitions(bus, topic, group) if all_keys is None else all_keys
+    asked: list[Command] = [("XLEN", keys.dead(group)) for keys in all_keys]
+    asked += [("HGET", keys.state(group), "dead_dropped") for keys in all_keys]
     replies = bus.client.pipe(asked)
     sizes = [0 if strangers.stands_at(keys.dead(group), reply) else check(reply)
-             for keys, reply in zip(every, replies[: len(every)], strict=True)]  # fmt: skip
+             for keys, reply in zip(all_keys, replies[: len(all_keys)], strict=True)]  # fmt: skip
     dropped = [_counter(keys.state(group), reply)
-               for keys, reply in zip(every, replies[len(every) :], strict=True)]  # fmt: skip
+               for keys, reply in zip(all_keys, replies[len(all_keys) :], strict=True)]  # fmt: skip
     return Count(sum(sizes), exact_total(dropped))
 
 
 def _counter(key: str, reply: Any) -> int | None:
     if strangers.stands_at(key, reply):
         return None
-    found = read_counter(key, "dead_dropped", check(reply))
-    return None if isinstance(found, Unreadable) else found
+    counter = read_counter(key, "dead_dropped", check(reply))
+    return None if isinstance(counter, Unreadable) else counter
 
 
 def count_matching(
-    bus: Bus, topic: str, group: str, selection: Selection, every: list[PartitionKeys] | None = None
+    bus: Bus, topic: str, group: str, selection: Selection, all_keys: list[PartitionKeys] | None = None
 ) -> int:
-    """Return how many a selection means. Reads them; raises what `find` raises."""
-    return sum(1 for _ in find(bus, topic, group, selection, every=every))
+    """Return how many letters a selection means. Reads them all; raises what `find` raises."""
+    return sum(1 for _ in find(bus, topic, group, selection, all_keys=all_keys))
 
 
 def get(bus: Bus, topic: str, group: str, place: Origin) -> DeadLetter | None:
-    """Return one letter; None if it is not there (any more). Raises what `find` raises."""
+    """Return one letter; None if it is not there. Raises what `find` raises."""
     return next(find(bus, topic, group, Selection(places=(place,))), None)
 
 
 def find(
     bus: Bus, topic: str, group: str, selection: Selection | None = None, *, newest_first: bool = False,
-    every: list[PartitionKeys] | None = None,
+    all_keys: list[PartitionKeys] | None = None,
 ) -> Iterator[DeadLetter]:  # fmt: skip
-    """The letters that are meant, partition by partition and oldest first, or the newest of all first.
+    """Yield the letters that are meant, partition by partition and oldest first, or the newest of all first.
 
-    Read in pages as they are asked for. Raises UnknownTopic, UnknownGroup, ConfigurationError (no such
-    partition) and BusUnavailable, the first three at once. `every`: as of `partitions`, where the caller has
+    They are read in pages as they are asked for. Raises UnknownTopic, UnknownGroup and ConfigurationError (no
+    such partition) at once, and BusUnavailable. `all_keys`: what `partitions` returns, if the caller has
     asked already.
     """
     chosen = selection or Selection()
-    every = partitions(bus, topic, group) if every is None else every
-    if chosen.partition is not None and not 0 <= chosen.partition < len(every):
-        raise ConfigurationError(f"Topic {topic!r} has the partitions 0 to {len(every) - 1}.")
+    all_keys = partitions(bus, topic, group) if all_keys is None else all_keys
+    if chosen.partition is not None and not 0 <= chosen.partition < len(all_keys):
+        raise ConfigurationError(f"Topic {topic!r} has the partitions 0 to {len(all_keys) - 1}.")
     if chosen.places is not None:
-        return _at(bus, topic, group, every, chosen)
-    numbers = range(len(every)) if chosen.partition is None else [chosen.partition]
-    walks = [_walk(bus, topic, number, every[number].dead(group), chosen, newest_first) for number in numbers]
+        return _at(bus, topic, group, all_keys, chosen)
+    numbers = range(len(all_keys)) if chosen.partition is None else [chosen.partition]
+    walks = [
+        _walk(bus, topic, number, all_keys[number].dead(group), chosen, newest_first) for number in numbers
+    ]
     if newest_first:
         return heapq.merge(*walks, key=lambda letter: letter.place.order, reverse=True)
     return (letter for walk in walks for letter in walk)
 
 
 def _at(
-    bus: Bus, topic: str, group: str, every: list[PartitionKeys], chosen: Selection
+    bus: Bus, topic: str, group: str, all_keys: list[PartitionKeys], chosen: Selection
 ) -> Iterator[DeadLetter]:
-    places = [place for place in dict.fromkeys(chosen.places or ()) if place.partition < len(every)]
-    for some in _chunks(places, PAGE):
-        asked = [("XRANGE", every[place.partition].dead(group), place.id, place.id) for place in some]
-        for place, reply in zip(some, bus.client.pipe(asked), strict=True):
-            if strangers.stands_at(every[place.partition].dead(group), reply):
+    """Yield the letters at the places that are chosen."""
+    places = [place for place in dict.fromkeys(chosen.places or ()) if place.partition < len(all_keys)]
+    for page in _pages(places, LETTERS_A_READ):
+        asked = [("XRANGE", all_keys[place.partition].dead(group), place.id, place.id) for place in page]
+        for place, reply in zip(page, bus.client.pipe(asked), strict=True):
+            if strangers.stands_at(all_keys[place.partition].dead(group), reply):
                 continue
-            found = [read(topic, place.partition, entry) for entry in check(reply)]
-            yield from filter(chosen.matches, found)
+            letters = [read(topic, place.partition, entry) for entry in check(reply)]
+            yield from filter(chosen.matches, letters)
 
 
 def _walk(
@@ -157,12 +161,12 @@ def _walk(
     low, high = _bounds(partition, chosen)
     while True:
         ends = ("XREVRANGE", key, high, low) if newest_first else ("XRANGE", key, low, high)
-        reply = bus.client.pipe([(*ends, "COUNT", PAGE)])[0]
+        reply = bus.client.pipe([(*ends, "COUNT", LETTERS_A_READ)])[0]
         if strangers.stands_at(key, reply):
             return
         entries = check(reply)
         yield from filter(chosen.matches, (read(topic, partition, entry) for entry in entries))
-        if len(entries) < PAGE:
+        if len(entries) < LETTERS_A_READ:
             return
         last = f"({text(entries[-1][0])}"
         low, high = (low, last) if newest_first else (last, high)
@@ -182,6 +186,7 @@ def _milliseconds(moment: datetime) -> int:
 
 
 def ordering_of(bus: Bus, topic: str, group: str) -> Ordering | None:
+    """Return the declared ordering of a group; None if there is no such group."""
     try:
         return bus.registry.group(topic, group).ordering
     except UnknownGroup:
@@ -189,8 +194,9 @@ def ordering_of(bus: Bus, topic: str, group: str) -> Ordering | None:
 
 
 def bounded(bus: Bus, selection: Selection) -> Selection:
-    """Return the same selection without what dies from now on, so that a message that fails again is not met
-    again.
+    """Return the same selection without what dies from now on.
+
+    So a message that fails again is not met again.
     """
     if selection.until is not None:
         return selection
@@ -199,15 +205,18 @@ def bounded(bus: Bus, selection: Selection) -> Selection:
 
 
 def partitions(bus: Bus, topic: str, group: str) -> list[PartitionKeys]:
-    """Return the keys of all partitions. Raises UnknownTopic, ForeignData, UnknownGroup (and no letters)."""
+    """Return the keys of all all_keys.
+
+    Raises UnknownTopic, ForeignData, and UnknownGroup if there is neither the group nor a letter of it.
+    """
     spec = bus.registry.stored(topic)
-    every = [bus.keys.partition(topic, number) for number in range(spec.partitions)]
+    all_keys = [bus.keys.partition(topic, number) for number in range(spec.partitions)]
     if ordering_of(bus, topic, group) is None and not any(
-        map(check, bus.client.pipe([("EXISTS", keys.dead(group)) for keys in every]))
+        map(check, bus.client.pipe([("EXISTS", keys.dead(group)) for keys in all_keys]))
     ):
         raise UnknownGroup(topic, group)
-    return every
+    return all_keys
 
 
-def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+def _pages(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
     return (items[at : at + size] for at in range(0, len(items), size))

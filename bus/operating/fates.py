@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from bus.client import Bus
 
 #: Letters that one script gives back: a few milliseconds of the server's time.
-CHUNK = 100
-#: Letters of one partition that are sent to be retried or discarded in one write.
-BATCH = 1000
+LETTERS_A_SCRIPT = 100
+#: Letters of one partition that are retried or discarded at a time, and that share an audit record.
+LETTERS_A_RECORD = 1000
 
-#: The code of redrive.lua for a letter that it did not come to: large ones are dealt with a few at a time.
+#: The code of redrive.lua for a letter that it has not reached: it takes only a few large ones at a time.
 _LATER = -2
-#: Slots of one worker at most that are believed.
+#: More slots than this are not believed of one worker.
 _MAX_SLOTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class LetterRef:
-    """What is kept of a letter that is dealt with: never its value."""
+    """What is known of a letter while it is retried or discarded: never its value."""
 
     place: Origin
     message_id: str
@@ -51,17 +51,17 @@ class Fate(Enum):
     WAITING = 1
     """Its message waits for the group again."""
     COPIED = 2
-    """The original was trimmed, so the kept copy was added to the topic, for this group alone."""
+    """Its message was trimmed, so the letter's copy was added to the topic, for this group alone."""
     DISCARDED = 3
     GONE = 0
-    """It was not there any more: somebody else was faster, or DEAD_LIMIT was."""
+    """The letter is not there any more: somebody else was faster, or DEAD_LIMIT was."""
     KEPT = -1
-    """It is still a dead letter: Redis does not have the stream or the group, or no copy of the message."""
+    """It is still a dead letter: the stream or the group is gone, or there is no copy of the message."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of letters, by what became of them."""
+    """Counts of letters by their fates."""
 
     waiting: int = 0
     copied: int = 0
@@ -75,7 +75,7 @@ class Tally:
             setattr(self, name, getattr(self, name) + 1)
 
     def with_missing(self, selection: Selection) -> Tally:
-        """Return the tally at the end: letters that were named and not found count as gone."""
+        """Count as gone the letters that the selection names and that were not found; return the tally."""
         if selection.places is not None:
             self.gone += len(set(selection.places)) - self.total
         return self
@@ -90,10 +90,10 @@ class Tally:
 
 
 def batches(letters: Iterable[DeadLetter]) -> Iterator[list[LetterRef]]:
-    """Yield letters as they are to be retried or discarded: at most BATCH at a time, of one partition."""
+    """Yield letters as they are to be dealt with: at most LETTERS_A_RECORD at a time, of one partition."""
     batch: list[LetterRef] = []
     for letter in letters:
-        if batch and (len(batch) == BATCH or batch[0].place.partition != letter.place.partition):
+        if batch and (len(batch) == LETTERS_A_RECORD or batch[0].place.partition != letter.place.partition):
             yield batch
             batch = []
         batch.append(LetterRef(letter.place, letter.message.id, letter.reason))
@@ -103,11 +103,11 @@ def batches(letters: Iterable[DeadLetter]) -> Iterator[list[LetterRef]]:
 
 @verb("retry dead letters")
 def retry(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> list[Fate]:
-    """Give letters of one partition back to their group alone; what became of each.
+    """Give letters of one partition back to their group alone; return the fate of each.
 
-    Each is removed only after its message waits again, in one script: a crash leaves it in exactly one
-    of both places, and of several who retry it one does. Raises BusUnavailable or ReplyLost; then some
-    may have been retried, and the same call again counts them as gone.
+    One script makes the message wait again and then removes the letter. So a crash leaves it in exactly one
+    place, and of several who retry it only one does. Raises BusUnavailable or ReplyLost; then some may have
+    been retried, and the same call again counts them as gone.
     """
     if not letters:
         return []
@@ -120,33 +120,34 @@ def retry(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> lis
     names = [keys.stream, keys.retry(group), keys.held(group), keys.state(group), keys.dead(group),
              *(keys.lease(group, lane) for lane in lanes)]  # fmt: skip
     fates: dict[str, Fate] = {}
-    left = [one.place.id for one in letters]
+    left = [letter.place.id for letter in letters]
     while left:  # one script in a write: between two of them the server has time for others
         about = [group, ordering, f"free:operator-{uuid.uuid4().hex}", str(len(lanes)), *lanes]
-        some, left = left[:CHUNK], left[CHUNK:]
-        codes = run(bus.client, "redrive", names, [*about, *some])
-        fates |= {id: Fate(code) for id, code in zip(some, codes, strict=True) if code != _LATER}
-        left[:0] = [id for id, code in zip(some, codes, strict=True) if code == _LATER]
+        ids, left = left[:LETTERS_A_SCRIPT], left[LETTERS_A_SCRIPT:]
+        codes = run(bus.client, "redrive", names, [*about, *ids])
+        fates |= {id: Fate(code) for id, code in zip(ids, codes, strict=True) if code != _LATER}
+        left[:0] = [id for id, code in zip(ids, codes, strict=True) if code == _LATER]
     bus.registry.hint("release")  # workers take freed lanes again at once, and see what waits there
-    return [fates[one.place.id] for one in letters]
+    return [fates[letter.place.id] for letter in letters]
 
 
 @verb("discard dead letters")
 def discard(bus: Bus, topic: str, group: str, letters: Sequence[LetterRef]) -> list[Fate]:
-    """Remove letters of one partition for good; what became of each. Works while memory is full.
+    """Remove letters of one partition for good; return the fate of each. Works while memory is full.
 
     Raises BusUnavailable or ReplyLost, as `retry`.
     """
     commands = [
-        ("XDEL", bus.keys.partition(topic, one.place.partition).dead(group), one.place.id) for one in letters
+        ("XDEL", bus.keys.partition(topic, letter.place.partition).dead(group), letter.place.id)
+        for letter in letters
     ]
     return [Fate.DISCARDED if check(reply) else Fate.GONE for reply in bus.client.pipe(commands)]
 
 
 def _lanes(bus: Bus, stream: str, group: str) -> list[str]:
-    """The lanes that an unordered group may have here: one for each pool slot of a worker, idle or not.
+    """Return the lanes that an unordered group may have here: one for each pool slot, idle or not.
 
-    Redis 7.0 knows a lane only when it was given something, and a pool may have grown since it started.
+    Redis 7.0 knows a lane only once it was given something, and a pool may have grown since it started.
     """
     table, consumers = bus.client.pipe([("HGETALL", bus.keys.workers), ("XINFO", "CONSUMERS", stream, group)])
     lanes = {
@@ -164,8 +165,8 @@ def _lanes(bus: Bus, stream: str, group: str) -> list[str]:
 def _processes(raw: bytes) -> int:
     """Return how many slots a worker says that it has; 0 if its record cannot be read."""
     try:
-        known = orjson.loads(raw)
+        record = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return 0
-    found = known.get("processes") if isinstance(known, dict) else None
-    return max(0, min(found, _MAX_SLOTS)) if type(found) is int else 0
+    processes = record.get("processes") if isinstance(record, dict) else None
+    return max(0, min(processes, _MAX_SLOTS)) if type(processes) is int else 0

@@ -1,8 +1,8 @@
-"""What operators do, from the admin and the command line alike: each verb checked, done and audited.
+"""The operator's verbs, for the admin and the command line alike: each is checked, done and audited.
 
 Every function takes the bus first and the `actor` by keyword, refuses with ReadOnly where
-BUS["READ_ONLY"] is set, and leaves one AuditRecord, also when it fails. (Inside a transaction of the
-caller that is rolled back, the record goes with it.)
+BUS["READ_ONLY"] is set, and leaves one AuditRecord, also when it fails. (If the caller rolls back a
+transaction around it, the record goes with that.) The verbs on topics stand in `bus.operating.topics`.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ __all__ = [
 def create_group(
     bus: Bus, topic: str, group: str, *, start: str = "earliest", ordering: Ordering = "key", actor: Actor
 ) -> None:
-    """Create a group on a topic; see groups.create."""
+    """Create a group on a topic, as groups.create."""
     detail = {"start": start, "ordering": ordering}
     with audit.audited(bus, actor, "create group", topic, group, detail):
         groups.create(bus, topic, group, start=start, ordering=ordering)
 
 
 def pause_group(bus: Bus, topic: str, group: str, *, actor: Actor) -> None:
-    """Stop giving messages to a group; see groups.pause."""
+    """Stop giving messages to a group, as groups.pause."""
     with audit.audited(bus, actor, "pause group", topic, group):
         groups.pause(bus, topic, group)
 
 
 def resume_group(bus: Bus, topic: str, group: str, *, actor: Actor) -> None:
-    """Give messages to a paused group again; see groups.resume."""
+    """Give messages to a paused group again, as groups.resume."""
     with audit.audited(bus, actor, "resume group", topic, group):
         groups.resume(bus, topic, group)
 
 
 def delete_group(bus: Bus, topic: str, group: str, *, actor: Actor) -> None:
-    """Delete a group with its position, pending list and dead letters; see groups.delete."""
+    """Delete a group with its position, pending list and dead letters, as groups.delete."""
     with audit.audited(bus, actor, "delete group", topic, group):
         groups.delete(bus, topic, group)
 
@@ -79,11 +79,11 @@ def retry_dead_letters(
     actor: Actor,
     tell: Callable[[int], None] | None = None,
 ) -> Tally:
-    """Give the selected dead letters back to their group alone; see fates.retry.
+    """Give the selected dead letters back to their group alone, as fates.retry.
 
-    What dies from now on is left out. `tell` is called with how many are dealt with so far. Every
-    BATCH letters leave a record of their own. Raises as deadletters.find and fates.retry; what
-    was done by then stays done.
+    Messages that die from now on are left out. `tell` is called with how many letters are dealt with so far.
+    Each LETTERS_A_RECORD letters have a record of their own. Raises what deadletters.find and fates.retry
+    raise; what was done by then stays done.
     """
     return _deal(bus, topic, group, selection, "retry dead letters", fates.retry, actor, tell)
 
@@ -97,9 +97,9 @@ def discard_dead_letters(
     actor: Actor,
     tell: Callable[[int], None] | None = None,
 ) -> Tally:
-    """Remove the selected dead letters for good; the record keeps their ids and reasons, not their values.
+    """Remove the selected dead letters for good. The record keeps their ids and reasons, not their values.
 
-    Otherwise as retry_dead_letters.
+    In all else it is as retry_dead_letters.
     """
     return _deal(bus, topic, group, selection, "discard dead letters", fates.discard, actor, tell)
 
@@ -134,7 +134,7 @@ def _deal(
 
 
 def _line(letter: LetterRef, fate: Fate | None) -> dict[str, str]:
-    """What the audit keeps of one letter."""
+    """Return what the audit keeps of one letter."""
     outcome = fate.name.lower() if fate is not None else "unknown"
     return {
         "letter": str(letter.place),
@@ -155,18 +155,18 @@ def cancel_delayed(
     actor: Actor,
     tell: Callable[[int], None] | None = None,
 ) -> Cancelled:
-    """Remove messages that wait until they are due; the records keep their ids, not their values.
+    """Remove messages that wait until they are due. The records keep their ids, not their values.
 
-    `tell` is called with how many are dealt with so far. Every delayed.BATCH messages leave a record of
-    their own. Raises as delayed.cancel; what was cancelled by then stays so.
+    `tell` is called with how many are dealt with so far. Each delayed.REFS_A_RECORD messages have a record of
+    their own. Raises what delayed.cancel raises; what was cancelled by then stays so.
     """
     tally = Cancelled()
 
     def cancel(batch: Sequence[DelayedRef], record: AuditRecord) -> None:
         record.detail = {"messages": [{"message": str(ref), "outcome": "unknown"} for ref in batch]}
         removed = delayed.cancel(bus, topic, batch)
-        for line, there in zip(record.detail["messages"], removed, strict=True):
-            line["outcome"] = "cancelled" if there else "gone"
+        for line, was_there in zip(record.detail["messages"], removed, strict=True):
+            line["outcome"] = "cancelled" if was_there else "gone"
         tally.add(removed)
         if tell is not None:
             tell(tally.total)

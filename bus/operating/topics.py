@@ -33,7 +33,10 @@ def create_topic(
     notes: str = "",
     actor: Actor,
 ) -> Topic:
-    """Store a new topic and, after the commit, project it to Redis; return its row. Raises as save_topic."""
+    """Store a new topic and, after the commit, project it to Redis; return its row.
+
+    Raises what save_topic does.
+    """
     topic = Topic(name=name, partitions=partitions, retention=retention, notes=notes, origin=actor.source)
     return save_topic(bus, topic, actor=actor)
 
@@ -49,7 +52,7 @@ def change_topic(
 ) -> Topic:
     """Change what is given and, after the commit, project it to Redis; return the row.
 
-    Raises UnknownTopic if the database does not have it, else as save_topic.
+    Raises UnknownTopic if the database does not have it, and what save_topic raises.
     """
     return save_topic(bus, _changed(name, partitions, retention, notes), actor=actor)
 
@@ -62,7 +65,7 @@ def check_change_topic(
     retention: timedelta | Keep | None = KEEP,
     notes: str | Keep = KEEP,
 ) -> None:
-    """Raise what change_topic would raise now; do nothing, leave no record."""
+    """Raise what change_topic would raise now. Nothing is done, and no record left."""
     check_writable(bus, "change topic")
     topic = _changed(name, partitions, retention, notes)
     topic.full_clean()
@@ -137,7 +140,7 @@ def check_deletable(bus: Bus, name: str, confirm: str | None) -> None:
 
 
 def _change(topic: Topic) -> dict[str, Any]:
-    """What the audit keeps: of a new topic its settings, of a changed one [before, after] of what changed."""
+    """Return, for the audit, a new topic's settings, or a changed topic's changes as [before, after]."""
     after = _settings(topic)
     before = Topic.objects.filter(pk=topic.pk).first() if topic.pk else None
     if before is None:

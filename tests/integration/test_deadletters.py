@@ -566,7 +566,7 @@ def test_discarded_letters_are_gone_and_the_record_keeps_ids_and_reasons_but_no_
 def test_each_batch_leaves_a_record_and_tells_how_far_it_is(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fates, "BATCH", 2)
+    monkeypatch.setattr(fates, "LETTERS_A_RECORD", 2)
     scene.kill(5)
     told: list[int] = []
 
