@@ -18,7 +18,7 @@ from bus import default
 from bus.client import Bus
 from bus.errors import BusError
 from bus.operating import operate
-from bus.operating.operate import Actor
+from bus.operating.audit import Actor
 from bus.safety.unreadable import visible
 
 

@@ -23,7 +23,8 @@ from bus import default
 from bus.client import Bus
 from bus.errors import BusError, ReadOnly
 from bus.operating import deadletters, operate
-from bus.operating.deadletters import Selection, Tally
+from bus.operating.deadletters import Selection
+from bus.operating.fates import Tally
 from bus.safety.unreadable import visible
 
 

@@ -14,7 +14,7 @@ from bus.durations import parse_duration, short
 from bus.errors import BusError, ConfigurationError
 from bus.models import Topic
 from bus.operating import operate
-from bus.operating.operate import Actor
+from bus.operating.audit import Actor
 
 # Django's forms take a type parameter for the type checker alone.
 if TYPE_CHECKING:

@@ -62,7 +62,7 @@ class LetterRows:
 def letters(bus: Bus, topic: str, group: str, selection: Selection) -> LetterRows:
     """Return one page. Raises UnknownTopic, UnknownGroup, BadQuery (no such partition), BusUnavailable."""
     every = partitions(bus, topic, group, selection)
-    newest = deadletters.find(bus, topic, group, selection, newest_first=True, every=every)
+    newest = deadletters.find(bus, topic, group, selection, newest_first=True, all_keys=every)
     some = list(islice(newest, LETTERS + 1))
     count = deadletters.count(bus, topic, group, every)
     return LetterRows(

@@ -13,9 +13,10 @@ from bus.consuming.lane_state import LaneState
 from bus.consuming.turn import Turns
 from bus.format.keys import PartitionKeys, pad_id
 from bus.format.lane_id import LaneId
-from bus.operating import deadletters, delayed, groups
-from bus.operating.deadletters import LetterRef, Origin
+from bus.operating import delayed, fates, groups
+from bus.operating.deadletters import Origin
 from bus.operating.delayed import DelayedRef
+from bus.operating.fates import LetterRef
 from bus.streams import commands
 from bus.transactions import marks
 from bus.upkeep import due, retention
@@ -145,8 +146,8 @@ def redriven(bench: Bench) -> None:
                 for raw, _ in bench.client.call("XRANGE", keys.dead(GROUP), "-", "+")
             ]
             with bench.watched(f"{count} dead letters of {what}, {'kept' if kept else 'trimmed'}"):
-                fates = deadletters.retry(bench.bus, name, GROUP, letters)
-            assert len({fate.name for fate in fates}) == 1
+                outcome = fates.retry(bench.bus, name, GROUP, letters)
+            assert len({fate.name for fate in outcome}) == 1
             bench.client.call("DEL", keys.stream, keys.dead(GROUP))
 
 

@@ -21,8 +21,9 @@ from bus.consuming.turn import Turns
 from bus.errors import BusError
 from bus.format.keys import PartitionKeys, pad_id
 from bus.format.lane_id import LaneId
-from bus.operating import deadletters, groups
-from bus.operating.deadletters import LetterRef, Origin
+from bus.operating import fates, groups
+from bus.operating.deadletters import Origin
+from bus.operating.fates import LetterRef
 from bus.streams import commands
 from bus.streams.wire import Argument
 from bus.topics import reordering
@@ -159,7 +160,7 @@ def dead_letters(bench: Bench) -> None:
     bench.client.call("XGROUP", "DESTROY", keys.stream, GROUP)
     letters = [LetterRef(Origin(0, f"{n + 1}-0"), "", "") for n in range(min(100, large))]
     with bench.watched("dead letters of 1 MiB whose group is gone are retried"):
-        deadletters.retry(bench.bus, name, GROUP, letters)
+        fates.retry(bench.bus, name, GROUP, letters)
     with bench.watched("a list of large dead letters gets a limit of 1"):
         bench.bus.registry.restore_partition(name, 0)
         bench.give(keys, 1000)

@@ -108,9 +108,7 @@ def check_packages(**_: Any) -> list[CheckMessage]:
 
 
 def _path_of(package: str) -> Path | None:
-    """Return the directory that a package is imported from, or the file of a module; None if there is
-    none.
-    """
+    """Return the directory of a package, or the file of a module; None if there is none."""
     spec = find_spec(package)
     if spec is None:
         return None

@@ -26,8 +26,7 @@ MARK = "BUS_TEST_RUN"
 
 
 def sign() -> str | None:
-    """Return what shows that this process belongs to a test run, as a sentence without a full stop; else
-    None.
+    """Return a sentence, without its full stop, on what shows that this is a test run; None if nothing does.
 
     If it belongs to one, processes that it starts from here on are marked too.
     """
@@ -62,9 +61,7 @@ def _runs_unittest() -> bool:
 
 
 def _is_set_up_for_tests() -> bool:
-    """Return whether setup_test_environment was called, as each runner built on Django's does: it makes
-    `mail.outbox`.
-    """
+    """Return whether setup_test_environment, which all runners built on Django's call, made `mail.outbox`."""
     return hasattr(sys.modules.get("django.core.mail"), "outbox")
 
 
@@ -111,8 +108,9 @@ def from_django() -> Settings:
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
-    """Return the settings for a process without Django. In a test run BUS_TEST_URL and BUS_TEST_PREFIX
-    hold.
+    """Return the settings for a process without Django.
+
+    In a test run BUS_TEST_URL and BUS_TEST_PREFIX hold.
     """
     environ = os.environ if environ is None else environ
     why = sign()

@@ -97,8 +97,9 @@ class Batch(Sequence[Message]):
             self._messages[given:] = [later for later in self._messages[given:] if later.id not in leaving]
 
     def check(self) -> None:
-        """Check the order once the handler has returned. Raises OutOfOrder, also if the handler has caught
-        it.
+        """Check the order once the handler has returned.
+
+        Raises OutOfOrder, also if the handler has caught it.
         """
         waiting = {message.id for message in self.passed_over}
         for tied in self._by_tie().values() if self.refused else ():

@@ -185,8 +185,9 @@ class _Slices:
         self.wake()
 
     def wake(self) -> None:
-        """Wake the main loop, from any thread. `call_soon` keeps a set: many wakes before its next round are
-        one.
+        """Wake the main loop, from any thread.
+
+        `call_soon` keeps a set: many wakes before its next round are one.
         """
         self._hub.call_soon(self._pump)
 
@@ -229,16 +230,12 @@ class _Slices:
                 self._consumer.slice_dropped(sent.slot)
 
     def _in_pool(self) -> set[str] | None:
-        """Return the ids of the requests that the prefork pool still has; None for a pool that drops none
-        (threads).
-        """
+        """Return the ids of the requests that the prefork pool still has; None for the threads pool."""
         jobs = getattr(getattr(self._c.pool, "_pool", None), "_cache", None)
         return None if jobs is None else {job.correlation_id for job in list(jobs.values())}
 
     def _over(self, task_id: str) -> None:
-        """Hear that a request is acknowledged or rejected, in the main loop or (threads pool) in a pool
-        thread.
-        """
+        """Take in the end of a request, in the main loop or (threads pool) in a pool thread."""
         if self._consumer.scheduler.stopped:
             # The loop makes no more rounds while the pool ends: lanes are given back from here.
             self._ended(task_id)

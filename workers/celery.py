@@ -25,9 +25,7 @@ class SliceRequest(Request):  # type: ignore[misc]  # Celery has no types
     """The Celery request of a slice."""
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
-        """Cancel the slice if the worker ends at once, but not if the broker is lost: the broker never had
-        it.
-        """
+        """Cancel the slice if the worker ends at once, not if the broker is lost: that never had it."""
         if not emit_retry:
             super().cancel(pool, signal, emit_retry)
 
@@ -77,8 +75,9 @@ class _UnlimitedPool:
         self._pool = pool
 
     def apply_async(self, *args: Any, **options: Any) -> Any:
-        """Start a slice without time limits. Only the main loop starts anything in a pool with time limits,
-        so nothing else starts meanwhile.
+        """Start a slice without time limits.
+
+        Only the main loop starts anything in a pool with time limits, so nothing else starts meanwhile.
         """
         options.update(timeout=None, soft_timeout=None)
         billiard: Any = getattr(self._pool, "_pool", None)
@@ -93,8 +92,9 @@ class _UnlimitedPool:
 
 
 def install(app: Celery) -> None:
-    """Make the workers of a Celery app consume from the bus. The app's broker and settings stay as they
-    are.
+    """Make the workers of a Celery app consume from the bus.
+
+    The app's broker and settings stay as they are.
     """
     app.steps["worker"].add(BusWorkerStep)
     app.steps["consumer"].add(BusConsumerStep)

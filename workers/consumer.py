@@ -119,8 +119,9 @@ class Consumer:
         )
 
     def drain(self, how: str = "Warm") -> None:
-        """Start no new slices. Those that run finish the message in hand and settle. Safe in a signal
-        handler.
+        """Start no new slices.
+
+        Those that run finish the message in hand and settle. Safe in a signal handler.
 
         `how`: "Cold" if the worker is to end at once.
         """
@@ -170,8 +171,9 @@ class Consumer:
         self._on_lanes_change()
 
     def slice_dropped(self, slot: int, *, reason: str = "") -> None:
-        """Take in that Celery has dropped a slice. A process may still work on it, so its lanes get new
-        leases first.
+        """Take in that Celery has dropped a slice.
+
+        A process may still work on it, so its lanes get new leases first.
         """
         self._overdue.discard(slot)
         self.scheduler.dropped(slot, reason)

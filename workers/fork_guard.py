@@ -44,8 +44,9 @@ class ForkGuard:
         self._forking = False
 
     def arm(self) -> None:
-        """Begin to guard: from now on forks wait for `work`, which closes SQLite at its end. Children are not
-        guarded.
+        """Begin to guard: from now on forks wait for `work`, which closes SQLite at its end.
+
+        Children are not guarded.
 
         If no database is SQLite, nothing waits for anything.
         """

@@ -51,8 +51,9 @@ handler_forks = HandlerForks()
 
 
 def _exit(error: BaseException | None) -> None:
-    """End the process as an interpreter ends, but run nothing that its parent has registered. Never
-    returns.
+    """End the process as an interpreter ends, but run nothing that its parent has registered.
+
+    Never returns.
     """
     code = 1
     try:

@@ -79,16 +79,15 @@ class Liveness:
         return self._last - self._since.get(incarnation, self._began) >= DEAD_SECONDS
 
     def moving(self) -> set[str]:
-        """Return the workers in the table that may lead: the observer, and each whose counter moved within
-        LEAD_SECONDS, or that has not been observed for so long.
+        """Return the workers in the table that may lead: this one, and all that do not stand still.
+
+        A worker stands still here if its counter has not moved for LEAD_SECONDS of observation.
         """
         present = [name for name, counter in self._counters.items() if counter is not None]
         return {name for name in present if name == self._me or self._last - self._since[name] < LEAD_SECONDS}
 
     def next_look(self, now: float) -> float:
-        """Return the seconds until the next reading is due: a beat, or less where a worker may be found dead,
-        or too slow to lead, before that.
-        """
+        """Return the seconds until the next reading: a beat, or until a worker may be found dead or still."""
         limits = (LEAD_SECONDS, DEAD_SECONDS)
         ends = [since + limit + _MARGIN - now for since in self._since.values() for limit in limits]
         return min([BEAT_SECONDS, *(seconds for seconds in ends if seconds > 0)])

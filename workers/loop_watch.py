@@ -48,8 +48,9 @@ class LoopWatch(threading.Thread):
         end: Callable[[int], None] = os._exit,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_change`: called when the loop stands still, and when it goes on. `is_busy`: returns whether a
-        handler runs, which would be killed.
+        """`on_change`: called when the loop stands still, and when it goes on.
+
+        `is_busy`: returns whether a handler runs, which would be killed.
 
         `end`: ends the process at once, with this exit code.
         """
@@ -72,8 +73,9 @@ class LoopWatch(threading.Thread):
         self._last_round = self._clock()
 
     def note_stop(self, how: str) -> None:
-        """Note that the worker stops, so the loop makes no more rounds. `how`: as Celery says; "Cold" is at
-        once.
+        """Note that the worker stops, so the loop makes no more rounds.
+
+        `how`: as Celery says; "Cold" is at once.
 
         A second call changes nothing, except that a warm stop may become a cold one.
         """
@@ -81,9 +83,7 @@ class LoopWatch(threading.Thread):
             self._stop_kind, self._hung_since = how, None
 
     def note_pool_end(self) -> None:
-        """Note that no handler is at work any more, whatever shared memory says of processes that were
-        killed.
-        """
+        """Note that no handler is at work any more, whatever shared memory says of killed processes."""
         self._is_busy = lambda: False
 
     def stop(self) -> None:
@@ -128,8 +128,9 @@ class LoopWatch(threading.Thread):
             self._give_up(f"Celery's main loop has stood still for {stood_for:.0f} s")
 
     def _look_at_the_end(self, now: float) -> None:
-        """Look whether the stop of the worker hangs. A warm stop may wait for handlers and tasks as long as
-        they take, but not for the broker.
+        """Look whether the stop of the worker hangs.
+
+        A warm stop may wait for handlers and tasks as long as they take, but not for the broker.
         """
         stack = _stack()
         waits = any(part in frame.filename for frame in stack for part in _BROKER)

@@ -17,9 +17,10 @@ from bus.errors import ConfigurationError
 from bus.format.records import Look
 from bus.models import OutboxRow, Topic
 from bus.operating import declarations, operate
-from bus.operating.deadletters import Selection, Tally
+from bus.operating.deadletters import Selection
 from bus.operating.declarations import Drift, SyncReport
 from bus.operating.delayed import Cancelled, DelayedRef
+from bus.operating.fates import Tally
 from bus.terminal.output import remark
 from bus.values import Ordering
 

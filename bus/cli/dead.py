@@ -13,7 +13,8 @@ from bus.cli.kinds import LETTER, PARTITION, REASON, SINCE, Branch, of_group
 from bus.cli.session import Session, pass_session
 from bus.format.display import cut
 from bus.operating import deadletters, filters
-from bus.operating.deadletters import DeadLetter, Origin, Selection, Tally
+from bus.operating.deadletters import DeadLetter, Origin, Selection
+from bus.operating.fates import Tally
 from bus.terminal.output import NOT_APPLIED, Table, answer, bar, count, many, remark, time_words
 from bus.terminal.values import headers_words, key_words, message_record, value_words
 
@@ -62,7 +63,7 @@ def list_letters(
     """The dead letters of a group, newest first."""
     selection = Selection(partition=partition, key=key, reason=reason, since=since)
     every = deadletters.partitions(session.bus, topic, group)
-    newest = deadletters.find(session.bus, topic, group, selection, newest_first=True, every=every)
+    newest = deadletters.find(session.bus, topic, group, selection, newest_first=True, all_keys=every)
     letters = list(islice(newest, limit))
     total = deadletters.count(session.bus, topic, group, every)
     data = {"letters": [_record(letter) for letter in letters], "kept": total.kept, "dropped": total.dropped}

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from bus.errors import ConfigurationError
-from bus.operating import deadletters, delayed, groups
-from bus.operating.deadletters import Fate, LetterRef, Selection, Tally
+from bus.operating import deadletters, delayed, fates, groups
+from bus.operating.deadletters import Selection
 from bus.operating.delayed import Cancelled, DelayedRef
+from bus.operating.fates import Fate, LetterRef, Tally
 from bus.safety.verbs import check_writable
 from bus.values import Ordering, TopicSpec, check_new_name
 
@@ -85,12 +86,12 @@ class Direct:
         groups.delete(self._bus, topic, group)
 
     def retry_dead(self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]) -> Tally:
-        return self._deal(topic, group, selection, deadletters.retry, tell)
+        return self._deal(topic, group, selection, fates.retry, tell)
 
     def discard_dead(
         self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]
     ) -> Tally:
-        return self._deal(topic, group, selection, deadletters.discard, tell)
+        return self._deal(topic, group, selection, fates.discard, tell)
 
     def cancel_delayed(
         self, topic: str, refs: Iterable[DelayedRef], tell: Callable[[int], None]
@@ -116,7 +117,7 @@ class Direct:
         check_writable(self._bus, "retry or discard dead letters")
         tally = Tally()
         letters = deadletters.find(self._bus, topic, group, deadletters.bounded(self._bus, selection))
-        for batch in deadletters.batches(letters):
+        for batch in fates.batches(letters):
             tally.add_all(work(self._bus, topic, group, batch))
             tell(tally.total)
         return tally.with_missing(selection)

@@ -15,9 +15,10 @@ from bus.values import Ordering
 if TYPE_CHECKING:
     from bus.client import Bus
     from bus.format.records import Look
-    from bus.operating.deadletters import Selection, Tally
+    from bus.operating.deadletters import Selection
     from bus.operating.declarations import Drift, SyncReport
     from bus.operating.delayed import Cancelled, DelayedRef
+    from bus.operating.fates import Tally
 
 
 class Operator(Protocol):

@@ -1,1 +1,1 @@
-"""The operator's verbs."""
+"""The operator's verbs: on topics, groups, dead letters, pending and delayed messages."""

@@ -1,4 +1,4 @@
-"""Messages that wait until they are due: listed, cancelled before. `bus.upkeep.due` moves them.
+"""Lists and cancels delayed messages. `bus.upkeep.due` moves them when they are due.
 
 Publishing with `delay=` or `at=` keeps a message beside the stream of its partition (`delay.lua`). A waiting
 message is addressed by its `DelayedRef`, written `3/d17`: the partition, and the id in the receipt of its
@@ -29,26 +29,28 @@ if TYPE_CHECKING:
     from bus.format.keys import PartitionKeys
 
 #: Messages that one script cancels: a few milliseconds of the server's time.
-CHUNK = 100
-#: The code of cancel.lua for a message that it did not come to.
+REFS_A_SCRIPT = 100
+#: The code of cancel.lua for a message that it has not reached.
 _LATER = -1
-#: Messages in one read of a list: each may be as large as MAX_MESSAGE_BYTES.
-PAGE = 50
-#: Messages whose numbers alone are read, or that are cancelled, at a time.
-BATCH = 1000
+#: Messages in one read: each may be as large as MAX_MESSAGE_BYTES.
+MESSAGES_A_READ = 50
+#: Rows of the zset in one read, where only the numbers of messages are asked for.
+REFS_A_READ = 1000
+#: Messages that are cancelled at a time, and that share an audit record.
+REFS_A_RECORD = 1000
 
 _MEMBER = re.compile(rb"\d{16}")
 _REF = re.compile(r"(\d{1,4})/d(\d{1,15})", re.ASCII)
-#: What the body of a message is called where it cannot be read.
+#: The field under which the body of a message is shown where it cannot be read.
 _UNREADABLE = b"delayed"
-#: The last moment that a datetime can be, with room for a time zone.
+#: The last moment that a datetime can hold, with room for a time zone.
 _LAST_MS = datetime(9999, 12, 30, tzinfo=UTC).timestamp() * 1000
 
-#: Due times from here on never come (in milliseconds); so `move.lua` sets aside what cannot be moved.
+#: Due times from here on never come, in ms: by them `move.lua` sets aside what cannot be moved.
 NEVER = 2.0**53
 
 
-#: Partitions of a topic, as of `partitions`.
+#: Partitions of a topic, as `partitions` returns them.
 Partitions: TypeAlias = "list[tuple[int, PartitionKeys]]"
 
 
@@ -61,25 +63,25 @@ class DelayedRef:
 
     @classmethod
     def parse(cls, written: str) -> DelayedRef:
-        """`"3/d17"`. Raises ConfigurationError."""
-        found = _REF.fullmatch(written)
-        if found is None:
+        """Read a text like `"3/d17"`. Raises ConfigurationError."""
+        match = _REF.fullmatch(written)
+        if match is None:
             raise ConfigurationError(
                 f"{written!r} is no delayed message: write its partition and its id, such as '3/d17'."
             )
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"{self.partition}/d{self.number}"
 
     @classmethod
     def of_member(cls, partition: int, member: bytes) -> DelayedRef | None:
-        """Read a member; None if somebody else wrote it. The inverse of `member`."""
+        """Read a member of the zset; None if it is foreign. The inverse of `member`."""
         return cls(partition, int(member)) if _MEMBER.fullmatch(member) else None
 
     @property
     def member(self) -> str:
-        """Return the member as it stands in the zset and the hash."""
+        """Return the number as it stands in the zset and the hash."""
         return f"{self.number:016d}"
 
 
@@ -89,8 +91,8 @@ class DelayedMessage:
 
     ref: DelayedRef
     due: datetime
-    """When it is moved, by the server's clock. In the past: it waits for a worker. The end of the calendar:
-    never, since its body cannot be read.
+    """When it is moved, by the server's clock. If that is past, it waits for a worker. The end of the
+    calendar means never, since its body cannot be read.
     """
     message_id: str | None
     message: Message
@@ -99,7 +101,7 @@ class DelayedMessage:
 
 @dataclass(slots=True)
 class Cancelled:
-    """How many of the messages that were to be cancelled were, and how many were not there any more."""
+    """How many messages were cancelled, and how many were not there any more."""
 
     cancelled: int = 0
     gone: int = 0
@@ -132,46 +134,49 @@ def count(bus: Bus, topic: str, partition: int | None = None, chosen: Partitions
 
 def present(bus: Bus, topic: str, refs: Iterable[DelayedRef]) -> int:
     """Return how many of these messages still wait. Raises UnknownTopic and BusUnavailable."""
-    known = dict(partitions(bus, topic, None))
-    wanted = [ref for ref in dict.fromkeys(refs) if ref.partition in known]
-    asked = [("ZSCORE", known[ref.partition].delayed, ref.member) for ref in wanted]
+    keys_of = dict(partitions(bus, topic, None))
+    existing = [ref for ref in dict.fromkeys(refs) if ref.partition in keys_of]
+    asked = [("ZSCORE", keys_of[ref.partition].delayed, ref.member) for ref in existing]
     return sum(check(reply) is not None for reply in bus.client.pipe(asked))
 
 
 def find(
     bus: Bus, topic: str, partition: int | None = None, chosen: Partitions | None = None
 ) -> Iterator[DelayedMessage]:
-    """The messages that wait, in order of due time over all partitions; read in pages as they are asked for.
+    """Yield the messages that wait, in order of due time over all partitions.
 
-    Raises UnknownTopic, ConfigurationError (no such partition), at once, and BusUnavailable.
+    They are read in pages as they are asked for. Raises UnknownTopic and ConfigurationError (no such
+    partition) at once, and BusUnavailable. `chosen`: what `partitions` returns, if the caller has asked
+    already.
     """
     chosen = partitions(bus, topic, partition) if chosen is None else chosen
-    return _read(bus, topic, heapq.merge(*(_rows(bus, number, keys, PAGE) for number, keys in chosen)))
+    rows = (_rows(bus, number, keys, MESSAGES_A_READ) for number, keys in chosen)
+    return _read(bus, topic, heapq.merge(*rows))
 
 
 def refs(bus: Bus, topic: str, partition: int | None = None) -> Iterator[DelayedRef]:
-    """Which messages wait now, partition by partition in due order, without reading them.
+    """Yield which messages wait now, partition by partition in due order, without reading them.
 
-    What is published from now on is left out, so this ends. Raises as `find`.
+    Messages that are published from now on are left out, so this ends. Raises what `find` raises.
     """
     chosen = partitions(bus, topic, partition)
     lasts = bus.client.pipe([("HGET", keys.delayed_body, "last") for _, keys in chosen])
     return (
         ref
         for (number, keys), last in zip(chosen, lasts, strict=True)
-        for _due, ref in _rows(bus, number, keys, BATCH)
+        for _due, ref in _rows(bus, number, keys, REFS_A_READ)
         if ref.number <= _last_number(check(last))
     )
 
 
 def _last_number(raw: bytes | None) -> float:
-    """Return the last number given; infinite if that cannot be read: then no more can be given."""
+    """Return the last number that was given; infinity if that cannot be read: then no more can be given."""
     return int(raw) if raw is not None and raw.isdigit() else math.inf
 
 
 def _read(bus: Bus, topic: str, rows: Iterator[tuple[float, DelayedRef]]) -> Iterator[DelayedMessage]:
-    """The messages of rows; their bodies PAGE at a time, from however many partitions."""
-    while page := list(islice(rows, PAGE)):
+    """Yield the messages of rows, whose bodies are read a page at a time, from however many partitions."""
+    while page := list(islice(rows, MESSAGES_A_READ)):
         asked = [
             ("HGET", bus.keys.partition(topic, ref.partition).delayed_body, ref.member) for _, ref in page
         ]
@@ -182,10 +187,10 @@ def _read(bus: Bus, topic: str, rows: Iterator[tuple[float, DelayedRef]]) -> Ite
 
 
 def _rows(bus: Bus, partition: int, keys: PartitionKeys, size: int) -> Iterator[tuple[float, DelayedRef]]:
-    """When what is due in one partition, in order; `size` in one read.
+    """Yield due time and ref of what waits in one partition, in order; `size` in one read.
 
-    Rows that come or go meanwhile make no other be left out or come twice: each read begins with the
-    last row of the one before, and goes back where that is not met again.
+    Rows that come or go meanwhile make no other row be left out or come twice. Each read begins with the last
+    row of the read before, and goes back where it does not meet that row again.
     """
     last, offset = _Row(float("-inf"), b""), 0
     while True:
@@ -219,12 +224,12 @@ def _message(topic: str, ref: DelayedRef, due: float, body: bytes) -> DelayedMes
 
 
 def moment(milliseconds: float) -> datetime:
-    """Return a due time. One beyond the calendar, of what will never be moved, is the calendar's end."""
+    """Return a due time. Beyond the calendar, for what will never be moved, it is the calendar's end."""
     return datetime.fromtimestamp(max(0.0, min(milliseconds, _LAST_MS)) / 1000, UTC)
 
 
 def split(body: bytes) -> list[bytes] | None:
-    """The parts of a body, as `move.lua` reads them: message_id, field, value, …; None if it has none."""
+    """Return the parts of a body: message_id, field, value, …; None if `move.lua` could not read it."""
     try:
         parts = netstrings.unpack(body)
     except ValueError:
@@ -236,36 +241,36 @@ def split(body: bytes) -> list[bytes] | None:
 
 
 def batches(refs: Iterable[DelayedRef]) -> Iterator[list[DelayedRef]]:
-    """Refs as they are to be cancelled, at most BATCH at a time."""
+    """Yield refs as they are to be cancelled, at most REFS_A_RECORD at a time."""
     rest = iter(refs)
-    while batch := list(islice(rest, BATCH)):
+    while batch := list(islice(rest, REFS_A_RECORD)):
         yield batch
 
 
 @verb("cancel delayed")
 def cancel(bus: Bus, topic: str, refs: Sequence[DelayedRef]) -> list[bool]:
-    """Remove messages that wait; for each whether it was there. Works while memory is full.
+    """Remove messages that wait; return for each whether it was there. Works while memory is full.
 
-    Their message_ids are free again. One that is not there was moved or cancelled before. Raises
+    Their message_ids are free again. A message that was not there was moved or cancelled before. Raises
     UnknownTopic, and BusUnavailable or ReplyLost; then some may have been cancelled.
     """
     refs_of: dict[int, list[DelayedRef]] = {}
-    known = dict(partitions(bus, topic, None))
+    keys_of = dict(partitions(bus, topic, None))
     for ref in dict.fromkeys(refs):
         refs_of.setdefault(ref.partition, []).append(ref)
     cancelled: set[DelayedRef] = set()
     for number, of_partition in refs_of.items():
-        left = of_partition if number in known else []
+        left = of_partition if number in keys_of else []
         while left:
-            some, left = left[:CHUNK], left[CHUNK:]
-            codes = run(bus.client, "cancel", own_keys(known[number]), [ref.member for ref in some])
-            cancelled.update(ref for ref, code in zip(some, codes, strict=True) if code == 1)
-            left[:0] = [ref for ref, code in zip(some, codes, strict=True) if code == _LATER]
+            page, left = left[:REFS_A_SCRIPT], left[REFS_A_SCRIPT:]
+            codes = run(bus.client, "cancel", own_keys(keys_of[number]), [ref.member for ref in page])
+            cancelled.update(ref for ref, code in zip(page, codes, strict=True) if code == 1)
+            left[:0] = [ref for ref, code in zip(page, codes, strict=True) if code == _LATER]
     return [ref in cancelled for ref in refs]
 
 
 def own_keys(keys: PartitionKeys) -> list[str]:
-    """The first keys of `move.lua` and `cancel.lua`."""
+    """Return the first keys of `move.lua` and `cancel.lua`."""
     return [keys.stream, keys.delayed, keys.delayed_body]
 
 

@@ -1,6 +1,6 @@
-"""Filters of dead letters as people write them, on the command line and in addresses of pages.
+"""Reads filters of dead letters as people write them, on the command line and in addresses of pages.
 
-All raise ConfigurationError, which says what is wrong with the text and how to write it.
+Every function raises ConfigurationError, which says what is wrong with the text and how to write it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from bus.safety.unreadable import shown
 from bus.values import MAX_PARTITIONS
 
 _PARTITION = re.compile(r"\d{1,9}", re.ASCII)
-#: What is longer is neither a duration nor a time.
+#: Characters of a duration or a time at most.
 _LONGEST = 100
 
 
 def is_said(ids: object, filters: object, everything: object) -> bool:
-    """Return whether it is said which letters are meant: ids, filters, or all. Nothing said is never all."""
+    """Return whether exactly one says which letters are meant: ids, filters, or "all".
+
+    Nothing never means all.
+    """
     return bool(ids) + bool(filters) + bool(everything) == 1
 
 
 def partition(text: str) -> int:
-    """Read the number of a partition, which the topic may have or not."""
+    """Read the number of a partition, whether the topic has it or not."""
     written = text.strip()
     if not _PARTITION.fullmatch(written) or int(written) >= MAX_PARTITIONS:
         raise ConfigurationError(
@@ -61,7 +64,7 @@ def moment(text: str) -> datetime:
 
 def _iso(text: str, otherwise: str) -> datetime:
     try:
-        found = datetime.fromisoformat(text.strip())
+        moment = datetime.fromisoformat(text.strip())
     except ValueError:
         raise ConfigurationError(f"{shown(text)} is {otherwise}, such as 2030-01-31T12:00+01:00.") from None
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Consumer groups: create, pause, resume, delete. `bus.operating.operate` adds the audit to these."""
+"""Creates, pauses, resumes and deletes consumer groups. `bus.operating.operate` adds the audit."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from bus.client import Bus
     from bus.format.keys import PartitionKeys
 
-#: Messages that are acknowledged at a time where a group is deleted.
-PAGE = 1_000
+#: Messages that one XACK acknowledges where a group is deleted.
+IDS_AN_XACK = 1_000
+#: Keys that one SCAN looks at, about.
+KEYS_A_SCAN = 1_000
 
 
 @verb("create group")
@@ -55,32 +57,36 @@ def resume(bus: Bus, topic: str, group: str) -> None:
 def delete(bus: Bus, topic: str, group: str) -> None:
     """Remove a group with its position, pending list and dead letters from all partitions of a topic.
 
-    A worker that still serves it is fenced by the loss of its leases. The messages of the topic stay.
+    The loss of its leases fences a worker that still serves the group. The messages of the topic stay.
     Raises UnknownTopic, UnknownGroup, BusUnavailable.
     """
     spec = bus.registry.spec(topic)
-    known = _is_declared(bus, topic, group)
+    was_declared = _is_declared(bus, topic, group)
     # First the declaration, or a worker that misses the group would make it again from there.
     bus.registry.forget_group(topic, group)
     leases = list(_scan(bus, bus.keys.leases(topic, group)))
     replies = _remove(bus, topic, group, spec.partitions, leases)
     bus.registry.hint("reset")
-    if not known and not any(replies):
+    if not was_declared and not any(replies):
         raise UnknownGroup(topic, group)
 
 
 def _remove(bus: Bus, topic: str, group: str, partitions: int, leases: list[bytes]) -> list[int]:
-    """Remove the group, its leases first: then nobody can settle. 1 for each partition that had it."""
-    every = [bus.keys.partition(topic, number) for number in range(partitions)]
+    """Remove the group; return 1 for each partition that had it, else 0.
+
+    Its leases go first: then nobody can settle.
+    """
+    all_keys = [bus.keys.partition(topic, number) for number in range(partitions)]
     if leases:
         bus.client.call("UNLINK", *leases)
-    for keys in every:
+    for keys in all_keys:
         _empty(bus, keys, group)
-    destroyed = bus.client.pipe([("XGROUP", "DESTROY", keys.stream, group) for keys in every])
-    # A worker may have taken some meanwhile; from here on none can be, since there is no group to take it in.
+    destroyed = bus.client.pipe([("XGROUP", "DESTROY", keys.stream, group) for keys in all_keys])
+    # A worker may have taken leases meanwhile. From here on none can, since there is no group to take them
+    # in.
     if late := list(_scan(bus, bus.keys.leases(topic, group))):
         bus.client.call("UNLINK", *late)
-    for reply in bus.client.pipe([("UNLINK", *keys.of_group(group)) for keys in every]):
+    for reply in bus.client.pipe([("UNLINK", *keys.of_group(group)) for keys in all_keys]):
         check(reply)
     return [_destroyed(reply) for reply in destroyed]
 
@@ -88,12 +94,12 @@ def _remove(bus: Bus, topic: str, group: str, partitions: int, leases: list[byte
 def _empty(bus: Bus, keys: PartitionKeys, group: str) -> None:
     """Acknowledge what is pending, in pages: to destroy a group with much of it takes the server long.
 
-    As much as there is now: what a stranger is given meanwhile is destroyed with the group.
+    It is as much as there is now. What a stranger is given meanwhile is destroyed with the group.
     """
-    known = bus.client.pipe([("XPENDING", keys.stream, group)])[0]
-    left = 0 if is_nogroup(known) or is_wrongtype(known) else check(known)[0]
+    reply = bus.client.pipe([("XPENDING", keys.stream, group)])[0]
+    left = 0 if is_nogroup(reply) or is_wrongtype(reply) else check(reply)[0]
     while left > 0:
-        rows = bus.client.call("XPENDING", keys.stream, group, "-", "+", PAGE)
+        rows = bus.client.call("XPENDING", keys.stream, group, "-", "+", IDS_AN_XACK)
         if not rows:
             return
         bus.client.call("XACK", keys.stream, group, *(row[0] for row in rows))
@@ -101,6 +107,7 @@ def _empty(bus: Bus, keys: PartitionKeys, group: str) -> None:
 
 
 def _destroyed(reply: Any) -> int:
+    """Return how many groups XGROUP DESTROY has removed."""
     if is_wrongtype(reply) or (isinstance(reply, ServerError) and "requires the key to exist" in str(reply)):
         return 0  # the whole stream is gone, and the group with it
     return int(check(reply))
@@ -114,7 +121,7 @@ def _set_paused(bus: Bus, topic: str, group: str, paused: bool) -> None:
 
 
 def _is_declared(bus: Bus, topic: str, group: str) -> bool:
-    """Whether there is a record of it, also one that cannot be read. Raises UnknownTopic."""
+    """Return whether the group has a record, also one that cannot be read. Raises UnknownTopic."""
     bus.registry.spec(topic)
     try:
         bus.registry.group(topic, group)
@@ -128,7 +135,7 @@ def _is_declared(bus: Bus, topic: str, group: str) -> bool:
 def _scan(bus: Bus, pattern: str) -> Iterator[bytes]:
     cursor: bytes | str = "0"
     while True:
-        cursor, page = bus.client.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+        cursor, page = bus.client.call("SCAN", cursor, "MATCH", pattern, "COUNT", KEYS_A_SCAN)
         yield from page
         if cursor in (b"0", "0"):
             return

@@ -1,4 +1,4 @@
-"""The pending list: messages that a group was given and has not settled, and what each is waiting for."""
+"""Reads the pending list: messages that a group was given and has not settled, and what each waits for."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from bus.values import Message, Ordering
 if TYPE_CHECKING:
     from bus.client import Bus
 
-#: Pending messages in one read; each may be as large as MAX_MESSAGE_BYTES.
-PAGE = 50
+#: Messages in one read: each may be as large as MAX_MESSAGE_BYTES.
+MESSAGES_A_READ = 50
 
 State = Literal["retrying", "held back", "in hand", "trimmed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingMessage:
-    """One message that was given and is not settled."""
+    """One message that was given to a group and is not settled."""
 
     message: Message
     state: State
-    """retrying: it failed, and waits for `due`. held back: behind a failing message of its key. in hand:
-    a worker has it, or has had it and died. trimmed: it is gone from the stream, which will be noticed."""
+    """retrying: it failed, and waits for `due`. held back: it waits behind a failing message of its key. in
+    hand: a worker has it, or had it and died. trimmed: it is gone from the stream, which will be noticed."""
     lane: str
     """The lane that it was given to."""
     attempts: int
-    """Tries so far that failed."""
+    """How many tries have failed so far."""
     error: str
     first: datetime | None
-    """When it failed first; None if it has not."""
+    """When it failed first; None if it has not failed."""
     due: datetime | None
     """When it is tried again; None unless it is retrying."""
     age: timedelta
-    """Since it was published, by the server's clock."""
+    """The time since it was published, by the server's clock."""
 
 
 def find(bus: Bus, topic: str, group: str, *, partition: int | None = None) -> Iterator[PendingMessage]:
-    """The pending messages of a group, partition by partition and in their order, read in pages.
+    """Yield the pending messages of a group, partition by partition and in their order, read in pages.
 
-    Raises UnknownTopic, UnknownGroup, ForeignData, ConfigurationError (no such partition), at once, and
-    BusUnavailable. A partition with a key of another type is passed over, and told of in the log.
+    Raises UnknownTopic, UnknownGroup, ForeignData and ConfigurationError (no such partition) at once, and
+    BusUnavailable. A partition with a key of another type is passed over, and the log tells of it.
     """
     spec = bus.registry.stored(topic)
     ordering = bus.registry.group(topic, group).ordering
@@ -60,11 +60,11 @@ def find(bus: Bus, topic: str, group: str, *, partition: int | None = None) -> I
         raise ConfigurationError(f"Topic {topic!r} has the partitions 0 to {spec.partitions - 1}.")
     numbers = range(spec.partitions) if partition is None else [partition]
     effects = read(bus, [(GroupPartition(topic, group, number), ordering) for number in numbers])
-    return (found for place, effect in effects.items() for found in _Walk(bus, place, effect))
+    return (message for place, effect in effects.items() for message in _Walk(bus, place, effect))
 
 
 class _Walk:
-    """The pending list of one partition."""
+    """A walk through the pending list of one partition."""
 
     def __init__(self, bus: Bus, place: GroupPartition, ordering: Ordering) -> None:
         self._client = bus.client
@@ -75,14 +75,14 @@ class _Walk:
     def __iter__(self) -> Iterator[PendingMessage]:
         start = "-"
         while True:
-            asked = ("XPENDING", self._keys.stream, self._group, start, "+", PAGE)
+            asked = ("XPENDING", self._keys.stream, self._group, start, "+", MESSAGES_A_READ)
             reply = self._client.pipe([asked])[0]
             if is_nogroup(reply) or strangers.stands_at(self._keys.stream, reply):
-                return  # Redis has lost the group here, and its pending list with it
+                return  # the group is gone here, and its pending list with it
             rows = check(reply)
             if rows:
                 yield from self._page([(text(row[0]), text(row[1])) for row in rows])
-            if len(rows) < PAGE:
+            if len(rows) < MESSAGES_A_READ:
                 return
             start = f"({text(rows[-1][0])}"
 
@@ -97,12 +97,14 @@ class _Walk:
             ]
         )
         unknown = [None] * len(ids)
-        for at, key in ((1, keys.state(group)), (2, keys.retry(group))):
-            if strangers.stands_at(key, replies[at]):
-                replies[at] = unknown
+        for index, key in ((1, keys.state(group)), (2, keys.retry(group))):
+            if strangers.stands_at(key, replies[index]):
+                replies[index] = unknown
         states, dues, *entries = map(check, replies[1:])
-        messages = [self._message(id, found) for id, found in zip(ids, entries, strict=True)]
-        members = [f"{key_hash(self._ordering, one.raw.get(b'k'))}:{pad_id(one.id)}" for one in messages]
+        messages = [self._message(id, at_id) for id, at_id in zip(ids, entries, strict=True)]
+        members = [
+            f"{key_hash(self._ordering, message.raw.get(b'k'))}:{pad_id(message.id)}" for message in messages
+        ]
         held = self._client.pipe([("ZMSCORE", keys.held(group), *members)])[0]
         held = unknown if strangers.stands_at(keys.held(group), held) else check(held)
         clock = seconds_of(replies[0])

@@ -1,6 +1,4 @@
-"""Keeps log lines from repeating while something stays wrong: each cause is logged at once, and then
-rarely.
-"""
+"""Keeps log lines from repeating while something stays wrong: a cause is logged at once, then rarely."""
 
 from __future__ import annotations
 
@@ -47,8 +45,7 @@ class Complaints:
         exc_info: Any = None,
         of: int = 1,
     ) -> bool:
-        """Log `text % args`, unless this cause was logged less than `seconds` ago; return True if it was
-        logged.
+        """Log `text % args`; return False if it is kept back: this cause was logged less than `seconds` ago.
 
         What is kept back is counted, and the next line of this cause says how many there were. `of`: how many
         things this line tells of.
@@ -86,8 +83,10 @@ class Complaints:
 
 
 def write(logger: logging.Logger, level: int, text: str, *args: Any, exc_info: Any = None) -> None:
-    """Log `text % args`. What a filter or a handler of the project's LOGGING raises harms only this line,
-    which goes to stderr."""
+    """Log `text % args`.
+
+    What a filter or a handler of the project's LOGGING raises harms only this line, which goes to stderr.
+    """
     try:
         logger.log(level, text, *args, exc_info=exc_info)
     except Exception as error:

@@ -13,8 +13,9 @@ from bus.errors import ConfigurationError
 
 
 def directory(path: Path) -> Path:
-    """Make a directory, with its parents, or check that it is ours and only ours. Raises
-    ConfigurationError.
+    """Make a directory, with its parents, or check that it is ours and only ours.
+
+    Raises ConfigurationError.
     """
     missing = [ancestor for ancestor in (path, *path.parents) if not ancestor.exists()]
     for ancestor in reversed(missing):

@@ -1,5 +1,6 @@
-"""Foreign data: what stands in Redis and is not what Jitney writes there. It is shown safely, and passed
-over.
+"""Foreign data: what stands in Redis and is not what Jitney writes there.
+
+It is shown safely, and passed over.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ SHOWN = 200
 
 
 def shown(raw: bytes | str, limit: int = SHOWN) -> str:
-    """Return foreign data for logs, errors and pages: its repr, one line of visible characters, cut to
-    `limit`.
-    """
+    """Return foreign data for logs, errors and pages: its repr, one line of visible characters, cut."""
     text = ascii(raw[: limit + 1]) if isinstance(raw, str) else repr(bytes(raw[: limit + 1]))
     return text if len(text) <= limit else f"{text[:limit]}…"
 
@@ -34,8 +33,7 @@ def escaped(raw: bytes) -> str:
 
 
 def visible(text: str, keep: str = "") -> str:
-    """Return foreign text for people: characters that are not seen, or that turn the text around them,
-    escaped.
+    """Return foreign text for people, with an escape for each character that is unseen or turns text around.
 
     These are control characters, bidirectional and zero-width ones, and the like: `\\x1b`, `\\u202e`,
     `\\U000e0041`. `keep`: characters that stay, such as a line's end. Nothing else changes, so the original
@@ -47,8 +45,9 @@ def visible(text: str, keep: str = "") -> str:
 
 
 def visible_json(text: str) -> str:
-    """Return JSON text with the same characters escaped: JSON of the same value. Line ends between parts
-    stay.
+    """Return JSON text with the same characters escaped: JSON of the same value.
+
+    Line ends between parts stay.
     """
     if text.isprintable() and (text.isascii() or _BLANK.isdisjoint(text)):
         return text

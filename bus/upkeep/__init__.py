@@ -1,1 +1,1 @@
-"""Upkeep: what a worker does for the bus beside consuming."""
+"""Upkeep: what a worker does for the bus besides consuming."""

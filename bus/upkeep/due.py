@@ -1,9 +1,9 @@
-"""Delayed messages that are due: moved into their topic, by the worker that does the upkeep.
+"""Moves delayed messages that are due into their topics, in the worker that does the upkeep.
 
-Nobody asks each partition all the time. One zset (`bus.format.keys.Keys.due`) says of each partition when the
-first of its messages is due, or earlier: `delay.lua` and `move.lua` write it in the script that changes what
-waits. What it lacks (it was lost, or a publisher of an older version does not know it) is found by a rare
-look at every partition.
+It does not ask each partition all the time. One zset (`bus.format.keys.Keys.due`) says of each partition when
+the first of its messages is due, or earlier. The scripts that change what waits, `delay.lua` and `move.lua`,
+write it too. What the zset lacks (it was removed, or publishers of an older version do not know it) is found
+by a rare look at every partition.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
     from bus.streams.wire import Argument, Command
     from bus.values import TopicSpec
 
-#: How often upkeep looks for what is due. Seconds; half of what a message may be late by.
+#: How often upkeep looks for what is due: half of what a message may be late by. Seconds.
 MOVE_SECONDS = 0.5
-#: How often every partition is looked at. Seconds; by so much what the zset lacks may be late.
+#: How often every partition is looked at: what the zset lacks may be late by so much. Seconds.
 SWEEP_SECONDS = 30.0
-#: After so long `Mover.run` leaves the rest to its next call: other upkeep has its turn. Seconds.
+#: After so long `Mover.run` leaves the rest to its next call, and other upkeep is done first. Seconds.
 BUSY_SECONDS = 1.0
 
-#: Messages, and about how many bytes of them, that one script moves: a few milliseconds of the server's time.
-CHUNK = 100
-CHUNK_BYTES = 256 * 1024
+#: Messages that one script moves, and about how many bytes of them: a few milliseconds of the server's time.
+MESSAGES_A_SCRIPT = 100
+BYTES_A_SCRIPT = 256 * 1024
 #: Partitions whose scripts are sent in one write, far below what the client's timeout allows.
-AT_ONCE = 20
-#: Partitions that are asked together whether anything waits there at all.
-TOGETHER = 64
+SCRIPTS_A_WRITE = 20
+#: Partitions that one EXISTS asks whether anything waits there at all.
+PARTITIONS_AN_EXISTS = 64
 #: Commands in one write where every partition is looked at.
-PIPELINE = 20_000
+COMMANDS_A_WRITE = 20_000
 
 #: A partition: topic and number.
-_Place = tuple[str, int]
-_Failure = tuple[_Place, BusError]
+_PartitionRef = tuple[str, int]
+_Failure = tuple[_PartitionRef, BusError]
 
 
 class Mover:
-    """Moves what is due on one bus. Several at once do no harm. Not thread-safe."""
+    """Moves what is due on one bus. Several movers at once do no harm. Not thread-safe."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -54,124 +54,133 @@ class Mover:
         """When every partition is to be looked at next, by the monotonic clock."""
 
     def run(self) -> int:
-        """Move what is due into its partitions, in order of due time, then of publishing; how many messages.
+        """Move what is due into its partitions, by due time, then as published; return how many messages.
 
-        One script for each partition that has something due, until nothing is, or for BUSY_SECONDS. Makes
-        a stream that has vanished again, with its groups. Raises BusUnavailable, or at the end, when all
-        other partitions are done, the error of the first in which something went wrong: BusFull where
-        memory is full (it stays due), BusError.
+        One script for each partition that has something due, until nothing is due, or for BUSY_SECONDS. A
+        stream that is gone is made again, with its groups. Raises BusUnavailable; or at the end, when all
+        other partitions are done, the error of the first partition in which something went wrong: BusFull
+        where memory is full (the messages stay due), else BusError.
         """
         due, failures = self._look()
         moved, ends = 0, time.monotonic() + BUSY_SECONDS
-        set_aside: dict[_Place, int] = {}
+        set_aside: dict[_PartitionRef, int] = {}
         while due and time.monotonic() < ends:
-            now, due = due[:AT_ONCE], due[AT_ONCE:]
-            for place, reply in zip(now, self._move(now), strict=True):
+            partitions, due = due[:SCRIPTS_A_WRITE], due[SCRIPTS_A_WRITE:]
+            for partition, reply in zip(partitions, self._move(partitions), strict=True):
                 if isinstance(reply, BusError):
-                    failures.append((place, reply))
+                    failures.append((partition, reply))
                     continue
                 if reply is None:
                     continue  # the topic was deleted
-                some, aside, more = reply
-                moved += some
+                moved_here, aside, more = reply
+                moved += moved_here
                 if aside:
-                    set_aside[place] = set_aside.get(place, 0) + aside
+                    set_aside[partition] = set_aside.get(partition, 0) + aside
                 if more:
-                    due.append(place)
-        failures += [(place, BusError(_set_aside(count))) for place, count in set_aside.items()]
+                    due.append(partition)
+        failures += [(partition, BusError(_set_aside(count))) for partition, count in set_aside.items()]
         if failures:
             raise _failure(*failures[0], others=len(failures) - 1)
         return moved
 
     # ------------------------------------------------------------------ looking
 
-    def _look(self) -> tuple[list[_Place], list[_Failure]]:
-        """Return the partitions in which something is due, the earliest first; and those that err."""
+    def _look(self) -> tuple[list[_PartitionRef], list[_Failure]]:
+        """Return the partitions in which something is due, the earliest first; and those with an error."""
         index = self._bus.keys.due
         clock, reply = self._bus.client.pipe([("TIME",), ("ZRANGE", index, 0, -1, "WITHSCORES")])
         now = int(seconds_of(clock) * 1000)
-        # A key of a foreign type helps nobody: then every partition is asked each time.
-        known = {} if isinstance(reply, ServerError) else dict(_pairs(reply))
+        # A key of a foreign type cannot be used: then every partition is asked each time.
+        first_due = {} if isinstance(reply, ServerError) else dict(_pairs(reply))
         broken = isinstance(reply, ServerError) and reply.code == "WRONGTYPE"
         if not broken:
             check(reply)
         if broken or time.monotonic() >= self._sweep_at:
-            due, failures = self._sweep(known, now, mend=not broken)
+            due, failures = self._sweep(first_due, now, mend=not broken)
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
             if broken:
                 text = f"the key {index} is no sorted set; delete it, and it is made again"
                 failures.append((("all", 0), BusError(text)))
             return due, failures
-        reached = sorted((score, name) for name, score in known.items() if score <= now)
-        return (self._places(reached) if reached else []), []
+        reached = sorted((score, name) for name, score in first_due.items() if score <= now)
+        return (self._partitions(reached) if reached else []), []
 
-    def _places(self, reached: list[tuple[float, bytes]]) -> list[_Place]:
-        """Return the partitions that these members of the zset mean; drop those that mean none (any more)."""
+    def _partitions(self, reached: list[tuple[float, bytes]]) -> list[_PartitionRef]:
+        """Return the partitions that these members of the zset name; remove the members that name none."""
         specs = self._bus.registry.specs()
-        places, dropped = [], []
+        partitions, nameless = [], []
         for _, name in reached:
-            place = _place(name, specs)
-            if place is None:
-                dropped.append(name)
+            partition = _partition(name, specs)
+            if partition is None:
+                nameless.append(name)
             else:
-                places.append(place)
-        if dropped:
-            self._bus.client.call("ZREM", self._bus.keys.due, *dropped)
-        return places
+                partitions.append(partition)
+        if nameless:
+            self._bus.client.call("ZREM", self._bus.keys.due, *nameless)
+        return partitions
 
     def _sweep(
-        self, known: dict[bytes, float], now: int, *, mend: bool
-    ) -> tuple[list[_Place], list[_Failure]]:
-        """Look at every partition. With `mend` the zset learns what it lacks."""
+        self, first_due: dict[bytes, float], now: int, *, mend: bool
+    ) -> tuple[list[_PartitionRef], list[_Failure]]:
+        """Look at every partition. With `mend`, add to the zset what it lacks.
+
+        `first_due`: what the zset says, partition → when the first of its messages is due.
+        """
         bus = self._bus
-        places = self._with_delayed()
-        found: list[tuple[float, _Place]] = []
+        partitions = self._with_delayed()
+        due: list[tuple[float, _PartitionRef]] = []
         failures: list[_Failure] = []
         lacking: list[Argument] = []
-        for at in range(0, len(places), PIPELINE):
-            some = places[at : at + PIPELINE]
+        for start in range(0, len(partitions), COMMANDS_A_WRITE):
+            page = partitions[start : start + COMMANDS_A_WRITE]
             asked: list[Command] = [
-                ("ZRANGE", bus.keys.partition(*place).delayed, 0, 0, "WITHSCORES") for place in some
+                ("ZRANGE", bus.keys.partition(*partition).delayed, 0, 0, "WITHSCORES") for partition in page
             ]
-            for place, reply in zip(some, bus.client.pipe(asked), strict=True):
+            for partition, reply in zip(page, bus.client.pipe(asked), strict=True):
                 if isinstance(reply, ServerError):
-                    failures.append((place, error_of(reply)))
+                    failures.append((partition, error_of(reply)))
                     continue
                 for _, score in _pairs(reply):
-                    name = bus.keys.partition(*place).due_member.encode()
+                    name = bus.keys.partition(*partition).due_member.encode()
                     if score <= now:
-                        found.append((score, place))
-                    elif score < delayed.NEVER and known.get(name, delayed.NEVER) > score:
+                        due.append((score, partition))
+                    elif score < delayed.NEVER and first_due.get(name, delayed.NEVER) > score:
                         lacking += [repr(score), name]
         if lacking and mend:
             # Refused while memory is full: then the next look at every partition finds it.
             bus.client.pipe([("ZADD", bus.keys.due, "LT", *lacking)])
-        return [place for _, place in sorted(found)], failures
+        return [partition for _, partition in sorted(due)], failures
 
-    def _with_delayed(self) -> list[_Place]:
+    def _with_delayed(self) -> list[_PartitionRef]:
         """Return the partitions in which something may wait; one command asks for many of them."""
         bus = self._bus
-        places = [(spec.name, n) for spec in bus.registry.specs().values() for n in range(spec.partitions)]
-        chunks = [places[at : at + TOGETHER] for at in range(0, len(places), TOGETHER)]
+        refs = [(spec.name, n) for spec in bus.registry.specs().values() for n in range(spec.partitions)]
+        starts = range(0, len(refs), PARTITIONS_AN_EXISTS)
+        pages = [refs[start : start + PARTITIONS_AN_EXISTS] for start in starts]
         asked: list[Command] = [
-            ("EXISTS", *(bus.keys.partition(*place).delayed for place in some)) for some in chunks
+            ("EXISTS", *(bus.keys.partition(*partition).delayed for partition in page)) for page in pages
         ]
         replies = bus.client.pipe(asked)
-        return [place for some, reply in zip(chunks, replies, strict=True) if check(reply) for place in some]
+        return [
+            partition
+            for page, reply in zip(pages, replies, strict=True)
+            if check(reply)
+            for partition in page
+        ]
 
     # ------------------------------------------------------------------ moving
 
-    def _move(self, places: Sequence[_Place]) -> list[Any]:
+    def _move(self, partitions: Sequence[_PartitionRef]) -> list[Any]:
         """Return the replies of `move.lua`, errors among them; None if the topic is gone."""
-        replies = self._run_script(places)
-        vanished = [index for index, reply in enumerate(replies) if reply is None]
-        if not vanished:
+        replies = self._run_script(partitions)
+        gone = [index for index, reply in enumerate(replies) if reply is None]
+        if not gone:
             return replies
-        known = self._bus.registry.specs()
+        specs = self._bus.registry.specs()
         restored = []
-        for index in vanished:
-            topic, partition = places[index]
-            if topic in known:
+        for index in gone:
+            topic, partition = partitions[index]
+            if topic in specs:
                 try:
                     self._bus.registry.restore_partition(topic, partition)
                     restored.append(index)
@@ -179,16 +188,17 @@ class Mover:
                     continue
                 except BusError as error:
                     replies[index] = error
-        again = self._run_script([places[index] for index in restored])
+        again = self._run_script([partitions[index] for index in restored])
         for index, reply in zip(restored, again, strict=True):
             replies[index] = reply
         return replies
 
-    def _run_script(self, places: Sequence[_Place]) -> list[Any]:
+    def _run_script(self, partitions: Sequence[_PartitionRef]) -> list[Any]:
         calls: list[tuple[list[str], list[Argument]]] = []
-        for place in places:
-            keys = self._bus.keys.partition(*place)
-            calls.append(([*delayed.own_keys(keys), keys.due], [CHUNK, CHUNK_BYTES, keys.due_member]))
+        for partition in partitions:
+            keys = self._bus.keys.partition(*partition)
+            limits = [MESSAGES_A_SCRIPT, BYTES_A_SCRIPT]
+            calls.append(([*delayed.own_keys(keys), keys.due], [*limits, keys.due_member]))
         replies = run_many(self._bus.client, "move", calls)
         return [error_of(reply) if isinstance(reply, ServerError) else reply for reply in replies]
 
@@ -198,7 +208,8 @@ def _pairs(reply: Sequence[Any]) -> Iterable[tuple[bytes, float]]:
     return ((member, float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True))
 
 
-def _place(name: bytes, specs: dict[str, TopicSpec]) -> _Place | None:
+def _partition(name: bytes, specs: dict[str, TopicSpec]) -> _PartitionRef | None:
+    """Return the partition that a member of the zset names; None if there is none of that name."""
     topic, _, number = name.decode("utf-8", "replace").rpartition(":")
     spec = specs.get(topic)
     is_number = number.isascii() and number.isdigit() and len(number) <= len(str(MAX_PARTITIONS))
@@ -212,7 +223,7 @@ def _set_aside(count: int) -> str:
     return f"{count:,} {what} whose body is gone or cannot be read: set aside; `bus doctor` names them"
 
 
-def _failure(place: _Place, error: BusError, *, others: int) -> BusError:
-    kind = next((one for one in (BusFull, BusUnavailable) if isinstance(error, one)), BusError)
+def _failure(partition: _PartitionRef, error: BusError, *, others: int) -> BusError:
+    kind = next((special for special in (BusFull, BusUnavailable) if isinstance(error, special)), BusError)
     more = f" So it is in {others} more partitions." if others else ""
-    return kind(f"Delayed messages of {place[0]}/{place[1]} cannot be moved: {error}.{more}")
+    return kind(f"Delayed messages of {partition[0]}/{partition[1]} cannot be moved: {error}.{more}")

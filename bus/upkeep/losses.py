@@ -1,7 +1,8 @@
-"""Messages that were removed from a topic before a group was given them: found, and counted once.
+"""Finds messages that were removed from a topic before a group was given them, and counts them once.
 
-Retention never does that (see bus.upkeep.retention); XTRIM by hand, XDEL, or MAXLEN by another program can.
-What was given and is removed before it is settled is counted where it is looked for: `trimmed` in the state.
+Retention never removes such (see bus.upkeep.retention); XTRIM by hand, XDEL, or MAXLEN by another program
+can. Messages that are removed after they were given and before they are settled are counted where they are
+looked for: `trimmed` in the state.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bus.streams.connect import check
 from bus.values import TopicSpec
 
 #: Scripts in one write.
-PIPELINE = 1_000
+SCRIPTS_A_WRITE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Loss:
     group: str
     count: int
     at_most: int
-    """The most that it may have been beyond that: the group had read on before anybody looked."""
+    """How many more it may have been at most: the group had read on before anybody looked."""
 
     def __str__(self) -> str:
         number = loss_words(self.count, self.at_most)
@@ -43,23 +44,23 @@ class Loss:
 
 
 def look(bus: Bus) -> list[Loss]:
-    """Look at all partitions of all topics once, and return what was found now. Raises BusUnavailable."""
+    """Look at all partitions of all topics once; return the losses that are new. Raises BusUnavailable."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for group in bus.registry.groups():
         groups[group.topic].append(group.name)
     specs = [spec for spec in bus.registry.specs().values() if groups[spec.name]]
     run = _run(bus) if specs else ""
-    found: list[Loss] = []
-    places = [(spec, partition) for spec in specs for partition in range(spec.partitions)]
-    for start in range(0, len(places), PIPELINE):
-        page = places[start : start + PIPELINE]
+    new: list[Loss] = []
+    partitions = [(spec, partition) for spec in specs for partition in range(spec.partitions)]
+    for start in range(0, len(partitions), SCRIPTS_A_WRITE):
+        page = partitions[start : start + SCRIPTS_A_WRITE]
         calls = [call(bus, spec, partition, groups[spec.name], run) for spec, partition in page]
         for (spec, partition), reply in zip(page, commands.run_many(bus.client, "lost", calls), strict=True):
             if commands.is_of_one_partition(reply):
                 continue  # something foreign; doctor names it
             check(reply)
-            found += _losses(spec.name, partition, reply)
-    return found
+            new += _losses(spec.name, partition, reply)
+    return new
 
 
 def call(

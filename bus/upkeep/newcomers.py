@@ -1,8 +1,8 @@
-"""Groups that are new: told before their first message, or refused, if they begin with many messages.
+"""Warns of new groups that begin with kept messages, or refuses them, before their first message.
 
-A handler whose group gets another name is another group, and begins at the beginning: all that is kept would
-be handled once more. So a worker says what will happen; where BUS["NEW_GROUP_LIMIT"] is exceeded the group is
-not made, and its worker goes on with its others. `bus group create` makes any group.
+A handler whose group gets another name is another group, and begins at the beginning: all messages that are
+kept would be handled once more. So a worker says what will happen. Where BUS["NEW_GROUP_LIMIT"] is exceeded
+the group is not made, and its worker goes on with its other groups. `bus group create` makes any group.
 """
 
 from __future__ import annotations
@@ -27,22 +27,25 @@ from bus.topics.registry import GroupSpec, start_id
 
 logger = logging.getLogger("bus.groups")
 
-#: A refusal is repeated by the workers that are refused; one that is older is over.
+#: How old a refusal may be: workers repeat it while they are refused, so an older one is over.
 FRESH = timedelta(minutes=3)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A group that was not made."""
+    """A new group that was not made."""
 
     topic: str
     group: str
     messages: int
-    """The least number of messages with which it would have begun."""
+    """It would have begun with so many messages, at least."""
 
 
 class Newcomers:
-    """Declares the groups of one worker. Not thread-safe. Raises BusUnavailable."""
+    """Declares the groups of one worker, and refuses new ones beyond the limit.
+
+    Not thread-safe. Raises BusUnavailable.
+    """
 
     def __init__(self, bus: Bus, clock: Callable[[], float] = time.monotonic) -> None:
         self._bus = bus
@@ -52,38 +55,38 @@ class Newcomers:
         self.refused: frozenset[tuple[str, str]] = frozenset()
         """(topic, group) of the groups that were refused when they were last declared."""
 
-    def must_declare(self, wanted: Iterable[tuple[str, str]], known: Collection[tuple[str, str]]) -> bool:
-        """Whether a group is missing that was not refused, or it is time to look at the refused ones again.
+    def must_declare(self, served: Iterable[tuple[str, str]], declared: Collection[tuple[str, str]]) -> bool:
+        """Return whether a group is missing that was not refused, or refused ones are to be looked at again.
 
-        `wanted`, `known`: (topic, group) of what this worker serves, and of all that Redis has.
+        `served`, `declared`: (topic, group) of what this worker serves, and of all that Redis has.
         """
-        if any(place not in known and place not in self.refused for place in wanted):
+        if any(group not in declared and group not in self.refused for group in served):
             return True
-        made = any(place in known for place in self.refused)
+        made = any(group in declared for group in self.refused)
         return made or bool(self.refused and self._clock() >= self._again_at)
 
     def declare(self, specs: Iterable[GroupSpec], *, keep_ordering: bool = False) -> bool:
-        """Declare groups, but for new ones beyond the limit; whoever makes a group tells of it first.
+        """Declare groups, except new ones beyond the limit. The worker that makes a group warns of it first.
 
-        False where something foreign was in the way of some, which is told of; all others are declared.
-        `keep_ordering`: as of Registry.declare_groups.
+        Return False if something foreign was in the way of some, which the log tells; all others are
+        declared. `keep_ordering`: as in Registry.declare_groups.
         """
-        wanted = list(specs)
-        known = self._bus.registry.group_names()
+        specs = list(specs)
+        declared = self._bus.registry.group_names()
         ahead = {
             (spec.topic, spec.name): backlog(self._bus, spec)
-            for spec in wanted
-            if (spec.topic, spec.name) not in known
+            for spec in specs
+            if (spec.topic, spec.name) not in declared
         }
         limit = self._bus.settings.new_group_limit
-        refused = {place for place, lag in ahead.items() if limit is not None and lag.count > limit}
-        for topic, group in sorted(refused):
-            self._refuse(topic, group, ahead[topic, group])
-        self._admit([place for place in self.refused if place not in refused])
+        refused = {group for group, lag in ahead.items() if limit is not None and lag.count > limit}
+        for topic, name in sorted(refused):
+            self._refuse(topic, name, ahead[topic, name])
+        self._admit([group for group in self.refused if group not in refused])
         self.refused, self._again_at = frozenset(refused), self._clock() + COMPLAIN_SECONDS
         try:
             self._bus.registry.declare_groups(
-                (spec for spec in wanted if (spec.topic, spec.name) not in refused),
+                (spec for spec in specs if (spec.topic, spec.name) not in refused),
                 on_new=lambda spec: _announce(spec, ahead.get((spec.topic, spec.name))),
                 keep_ordering=keep_ordering,
             )
@@ -106,8 +109,9 @@ class Newcomers:
         reply = self._bus.client.pipe([("HSET", key, f"{topic}/{group}", orjson.dumps(record))])[0]
         stands_at(key, reply) or check(reply)
 
-    def _admit(self, places: list[tuple[str, str]]) -> None:
-        for topic, group in places:
+    def _admit(self, groups: list[tuple[str, str]]) -> None:
+        """Forget that these (topic, group) were refused."""
+        for topic, group in groups:
             self._complaints.over((topic, group))
             reply = self._bus.client.pipe([("HDEL", self._bus.keys.refused, f"{topic}/{group}")])[0]
             stands_at(self._bus.keys.refused, reply) or check(reply)
@@ -129,9 +133,9 @@ def backlog(bus: Bus, spec: GroupSpec) -> Lag:
 
 
 def refusals(bus: Bus, made: Collection[tuple[str, str]] | None = None) -> Iterator[Refusal]:
-    """Yield the groups that were refused to workers within FRESH, and that nobody has made since.
+    """Yield the groups that workers were refused within FRESH, and that nobody has made since.
 
-    `made`: (topic, group) of all that have a record, where the caller has looked already.
+    `made`: (topic, group) of all that have a record, if the caller has looked already.
     """
     table, clock = bus.client.pipe([("HGETALL", bus.keys.refused), ("TIME",)])
     if stands_at(bus.keys.refused, table):
@@ -139,11 +143,11 @@ def refusals(bus: Bus, made: Collection[tuple[str, str]] | None = None) -> Itera
     now = datetime.fromtimestamp(seconds_of(clock), UTC)
     if made is None:
         made = bus.registry.group_names()  # by hand: the worker that was refused may be gone by then
-    for place, raw in sorted(fields_of(check(table)).items()):
-        topic, _, group = place.partition("/")
+    for field, raw in sorted(fields_of(check(table)).items()):
+        topic, _, group = field.partition("/")
         try:
-            known = orjson.loads(raw)
-            at, messages = datetime.fromtimestamp(known["at"] / 1000, UTC), int(known["messages"])
+            record = orjson.loads(raw)
+            at, messages = datetime.fromtimestamp(record["at"] / 1000, UTC), int(record["messages"])
         except (ValueError, TypeError, KeyError, OverflowError, OSError):
             continue  # what is not ours there says nothing of a group
         if now - at < FRESH and (topic, group) not in made:

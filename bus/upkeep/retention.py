@@ -1,4 +1,4 @@
-"""Trimming by age: from the head only, and never past what a declared group has not settled."""
+"""Trims topics by age: from the head only, and never past what a declared group has not settled."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from bus.streams import commands
 from bus.streams.connect import check, seconds_of
 from bus.values import TopicSpec
 
-#: The reply of trim.lua where a lost group that was made again is not given back all of it yet.
+#: The reply of trim.lua where a group that was made again has not been given back all that waited for it yet.
 _GIVING = -2
-#: While ids are ahead of the clock the last one is noted so often in the time for which messages are kept.
+#: How often the last id is noted in the time for which messages are kept, while ids are ahead of the clock.
 NOTES = 16
 
 _complaints = Complaints(logging.getLogger("bus.retention"), seconds=3600)
 
 
 def trim(bus: Bus, spec: TopicSpec) -> int:
-    """Trim the partitions of one topic by its retention, by the server's clock; how many messages went.
+    """Trim the partitions of one topic by its retention and the server's clock; return the number trimmed.
 
-    A partition in which a declared group is missing is left alone, and so is one with foreign data in a key,
-    which is told of in the log. Raises BusUnavailable.
+    A partition in which a declared group is missing is left alone. So is one with foreign data in a key, and
+    the log tells of it. Raises BusUnavailable.
     """
     if spec.retention is None:
         return 0
@@ -35,26 +35,26 @@ def trim(bus: Bus, spec: TopicSpec) -> int:
     groups = [group.name for group in bus.registry.groups(spec.name)]
     trimmed, left = 0, list(range(spec.partitions))
     while left:
-        every = [bus.keys.partition(spec.name, number) for number in left]
+        all_keys = [bus.keys.partition(spec.name, number) for number in left]
         calls: list[tuple[list[str], list[str | int]]] = [
             (
                 [keys.stream, keys.ahead, *(keys.state(group) for group in groups)],
                 [now, max(0, now - kept), kept // NOTES, *groups],
             )
-            for keys in every
+            for keys in all_keys
         ]
         again = []
         for number, keys, reply in zip(
-            left, every, commands.run_many(bus.client, "trim", calls), strict=True
+            left, all_keys, commands.run_many(bus.client, "trim", calls), strict=True
         ):
             if commands.is_of_one_partition(reply):
                 _say_broken(keys.stream, reply)
                 continue
-            gone, ahead = check(reply)
-            if gone == _GIVING:  # whoever made the group again did not come to the end: go on
+            removed, ahead = check(reply)
+            if removed == _GIVING:  # the worker that made the group again did not come to the end: go on
                 _go_on(bus, spec.name, number, keys.stream)
-            if gone > 0:
-                trimmed += int(gone)
+            if removed > 0:
+                trimmed += int(removed)
                 again.append(number)
             if ahead:
                 _say_ahead(keys.stream, ahead)
@@ -84,7 +84,10 @@ def _say_ahead(stream: str, by: int) -> None:
 
 
 def trim_all(bus: Bus) -> int:
-    """Trim every topic that has a retention, also where another cannot be; then raise the first error."""
+    """Trim every topic that has a retention, whichever fails; then raise the first error.
+
+    Return how many messages went.
+    """
     trimmed, errors = 0, []
     for spec in bus.registry.specs().values():
         try:

@@ -13,7 +13,7 @@ import pytest
 from bus import observe
 from bus.cli.direct import Direct
 from bus.client import Bus
-from bus.operating import deadletters
+from bus.operating import deadletters, fates
 from bus.operating.deadletters import Selection
 from bus.streams.connect import is_forbidden
 from bus.streams.embedded import EmbeddedServer
@@ -78,7 +78,7 @@ def test_a_worker_does_all_its_work_with_the_rules_of_the_document(
     wait_until(lambda: kept(shop.bus, "limited") < 10, 60, "old messages to be trimmed")
     # and the verbs of operators work with the same rules
     clerk = as_user(own_server, "clerk", granted(shop.bus.settings.prefix), prefix=shop.bus.settings.prefix)
-    assert deadletters.retry(clerk, "keyed", "bykey", list(letters(clerk, "keyed", "bykey")))
+    assert fates.retry(clerk, "keyed", "bykey", list(letters(clerk, "keyed", "bykey")))
     wait_until(lambda: len(shop.dead_letters("keyed")) == 1, 30, "it to die once more")
     run_verbs(clerk)
     clerk.close()
@@ -90,9 +90,9 @@ def kept(bus: Bus, topic: str) -> int:
     return sum(part.length or 0 for part in observe.partitions(bus, topic))
 
 
-def letters(bus: Bus, topic: str, group: str) -> Iterator[deadletters.LetterRef]:
+def letters(bus: Bus, topic: str, group: str) -> Iterator[fates.LetterRef]:
     found = deadletters.find(bus, topic, group, Selection())
-    for batch in deadletters.batches(found):
+    for batch in fates.batches(found):
         yield from batch
 
 

@@ -221,7 +221,7 @@ def test_a_read_only_project_refuses_to_cancel(run: Run, bus: Bus) -> None:
 
 
 def test_the_audit_keeps_who_and_which_and_never_what(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delayed, "BATCH", 4)
+    monkeypatch.setattr(delayed, "REFS_A_RECORD", 4)
     refs = [DelayedRef.parse(ref) for ref in schedule(bus, 6)]
     told: list[int] = []
 

@@ -17,8 +17,9 @@ from bus.consuming.turn import Turns
 from bus.errors import ConfigurationError, ReadOnly, UnknownGroup, UnknownTopic
 from bus.format.lane_id import LaneId
 from bus.models import AuditRecord
-from bus.operating import deadletters, operate, pending
-from bus.operating.deadletters import LetterRef, Origin, Selection
+from bus.operating import deadletters, fates, operate, pending
+from bus.operating.deadletters import Origin, Selection
+from bus.operating.fates import LetterRef
 from bus.streams.commands import run
 from bus.streams.embedded import EmbeddedServer
 from bus.topics.registry import GroupSpec
@@ -80,7 +81,7 @@ class Scene:
     def letters(self, **which: Any) -> list[deadletters.DeadLetter]:
         return list(deadletters.find(self.bus, TOPIC, GROUP, Selection(**which)))
 
-    def retry(self, **which: Any) -> deadletters.Tally:
+    def retry(self, **which: Any) -> fates.Tally:
         return operate.retry_dead_letters(self.bus, TOPIC, GROUP, Selection(**which), actor=ADA)
 
     def given(self, group: str = GROUP) -> list[tuple[str, int]]:
@@ -317,8 +318,8 @@ def test_a_letter_that_names_no_message_stops_no_other(scene: Scene) -> None:
         scene.bus.client.call("XADD", scene.keys.dead(GROUP), "*", "id", named, "reason", "x", "v", 1)
     letters = [LetterRef(Origin(0, raw.decode()), "", "") for raw, _ in
                scene.bus.client.call("XRANGE", scene.keys.dead(GROUP), "-", "+")]  # fmt: skip
-    fates = deadletters.retry(scene.bus, TOPIC, GROUP, letters)
-    assert [fate.name for fate in fates] == ["WAITING", "COPIED", "COPIED", "COPIED"]
+    outcome = fates.retry(scene.bus, TOPIC, GROUP, letters)
+    assert [fate.name for fate in outcome] == ["WAITING", "COPIED", "COPIED", "COPIED"]
     assert (id, 1) in scene.given()
 
 
@@ -440,14 +441,14 @@ def test_a_lane_between_two_slices_finds_it_when_the_next_begins(scene: Scene) -
 
 def test_of_two_who_retry_at_once_each_message_is_given_back_once(scene: Scene) -> None:
     ids = scene.kill(200)
-    tallies: list[deadletters.Tally] = []
+    tallies: list[fates.Tally] = []
     refs = [LetterRef(one.place, one.message.id, one.reason) for one in scene.letters()]
     barrier = threading.Barrier(2)
 
     def work() -> None:
         barrier.wait(20)
-        tally = deadletters.Tally()
-        tally.add_all(deadletters.retry(scene.bus, TOPIC, GROUP, refs))
+        tally = fates.Tally()
+        tally.add_all(fates.retry(scene.bus, TOPIC, GROUP, refs))
         tallies.append(tally)
 
     threads = [threading.Thread(target=work) for _ in range(2)]
@@ -565,7 +566,7 @@ def test_discarded_letters_are_gone_and_the_record_keeps_ids_and_reasons_but_no_
 def test_each_batch_leaves_a_record_and_tells_how_far_it_is(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deadletters, "BATCH", 2)
+    monkeypatch.setattr(fates, "LETTERS_A_RECORD", 2)
     scene.kill(5)
     told: list[int] = []
 

@@ -551,7 +551,9 @@ def test_the_look_at_every_partition_is_one_command_for_many_of_them_where_nothi
     receipt = later(bus, 1)
     make_due(bus, receipt)
     ran = commands_of(bus, due.Mover(bus).run)
-    assert ran["zrange"] == 1 + due.TOGETHER + 1  # the zset of due times, one chunk, and the script
+    assert (
+        ran["zrange"] == 1 + due.PARTITIONS_AN_EXISTS + 1
+    )  # the zset of due times, one chunk, and the script
     assert stored(bus, receipt.partition) == [b"1"]
 
 

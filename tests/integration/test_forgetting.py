@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from bus.client import Bus
 from bus.errors import StaleLease
 from bus.models import InboxFloor, InboxRow, MarkCopy
-from bus.operating import deadletters
+from bus.operating import deadletters, fates
 from bus.transactions import forgetting
 from bus.transactions.floor import Floors
 from bus.transactions.inbox import Inbox
@@ -125,8 +125,8 @@ def test_of_a_batch_only_what_is_not_settled_is_handled(place: Place, box: Inbox
 # ---------------------------------------------------------------------- dead letters
 
 
-def letters(place: Place) -> list[deadletters.LetterRef]:
-    return [one for some in deadletters.batches(deadletters.find(place.bus, TOPIC, GROUP)) for one in some]
+def letters(place: Place) -> list[fates.LetterRef]:
+    return [one for some in fates.batches(deadletters.find(place.bus, TOPIC, GROUP)) for one in some]
 
 
 def buried(place: Place, box: Inbox) -> Message:
@@ -145,7 +145,7 @@ def test_a_dead_letter_that_is_retried_is_handled_although_it_lies_below_the_flo
     place: Place, box: Inbox
 ) -> None:
     dead = buried(place, box)
-    deadletters.retry(place.bus, TOPIC, GROUP, letters(place))
+    fates.retry(place.bus, TOPIC, GROUP, letters(place))
     place.upkeep()
     box.handle(dead, effect)
     box.handle(dead, effect)
@@ -158,10 +158,10 @@ def test_a_dead_letter_that_is_retried_is_handled_although_it_lies_below_the_flo
 def test_a_dead_letter_that_dies_again_can_be_retried_again(place: Place, box: Inbox) -> None:
     dead = buried(place, box)
     for _ in range(2):
-        deadletters.retry(place.bus, TOPIC, GROUP, letters(place))
+        fates.retry(place.bus, TOPIC, GROUP, letters(place))
         place.bury(dead)
         place.upkeep()
-    deadletters.retry(place.bus, TOPIC, GROUP, letters(place))
+    fates.retry(place.bus, TOPIC, GROUP, letters(place))
     place.upkeep()
     box.handle(dead, effect)
     assert effects(dead.id) == 1
@@ -177,14 +177,14 @@ def test_the_row_of_a_dead_letter_whose_effect_is_there_is_kept_for_as_long_as_t
     place.settle(other)
     place.upkeep()
     assert rows() == place.pair(dead)
-    deadletters.retry(place.bus, TOPIC, GROUP, letters(place))
+    fates.retry(place.bus, TOPIC, GROUP, letters(place))
     box.handle(dead, effect)
     assert effects(dead.id) == 1
 
 
 def test_a_discarded_dead_letter_is_settled_for_good(place: Place, box: Inbox) -> None:
     dead = buried(place, box)
-    deadletters.discard(place.bus, TOPIC, GROUP, letters(place))
+    fates.discard(place.bus, TOPIC, GROUP, letters(place))
     place.upkeep()
     assert open_ones() == []
     box.handle(dead, effect)

@@ -14,7 +14,7 @@ from django.db import OperationalError, connection, transaction
 from bus.client import Bus
 from bus.errors import Reject
 from bus.models import InboxFloor, Topic
-from bus.operating import deadletters
+from bus.operating import deadletters, fates
 from bus.transactions.inbox import Inbox
 from bus.values import Message, id_pair
 from tests.databases import Copies, default_database
@@ -65,8 +65,8 @@ def redriven(place: Place) -> Message:
     place.settle(other)
     place.upkeep()
     (letter,) = deadletters.find(place.bus, TOPIC, GROUP)
-    (fate,) = deadletters.retry(place.bus, TOPIC, GROUP, next(deadletters.batches([letter])))
-    assert fate is deadletters.Fate.WAITING
+    (fate,) = fates.retry(place.bus, TOPIC, GROUP, next(fates.batches([letter])))
+    assert fate is fates.Fate.WAITING
     return message
 
 

@@ -25,8 +25,8 @@ from bus.cli.session import Operator, Session
 from bus.client import Bus
 from bus.errors import ReadOnly
 from bus.models import Topic
-from bus.operating import deadletters, declarations, delayed, groups, operate
-from bus.operating.operate import Actor
+from bus.operating import deadletters, declarations, delayed, fates, groups, operate
+from bus.operating.audit import Actor
 from bus.streams.embedded import EmbeddedServer
 from bus.topics import declared
 from bus.topics.declared import Declared
@@ -157,8 +157,8 @@ def test_each_verb_of_the_api_is_refused(bus: Bus, unchanged: Callable[[], bool]
     public = [each for name, each in inspect.getmembers(operate, inspect.isfunction) if name[0] != "_"]
     operated = [each for each in public if "actor" in inspect.signature(each).parameters]
     assert len(operated) >= 10
-    beneath = [groups.create, groups.pause, groups.resume, groups.delete, deadletters.retry,
-               deadletters.discard, delayed.cancel, declarations.sync]  # fmt: skip
+    beneath = [groups.create, groups.pause, groups.resume, groups.delete, fates.retry,
+               fates.discard, delayed.cancel, declarations.sync]  # fmt: skip
     for function in [*operated, *beneath]:
         with pytest.raises(ReadOnly):
             call(function, bus=bus, actor=Actor("cli", "ada"))

@@ -72,7 +72,7 @@ class Seer:
         if newest and newest[0][0] != self._heard:
             self._heard = newest[0][0]
             if STRAYS.encode() in newest[0][1]:
-                self.membership.strays.hear()
+                self.membership.strays.note_hint()
             self.membership.look()  # as the watcher has it done
         while not self.membership._errands.empty():
             self.membership._errands.get()

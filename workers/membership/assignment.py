@@ -1,5 +1,4 @@
-"""Computes which worker should own which lane: a pure function, which all workers compute from the same
-table.
+"""Computes which worker should own which lane: a pure function, the same for all workers.
 
 The lanes of one topic and group are divided evenly. With P lanes and N workers each gets P // N, and P % N
 workers get one more, an *extra*. Which workers get the extras is the only freedom, and it is used twice. A

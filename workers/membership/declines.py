@@ -49,9 +49,7 @@ class Declines:
             self.busy = False
 
     def next_look(self, waiting: Mapping[LaneId, float]) -> float:
-        """Return the seconds until another lane is to be declined, if all go on waiting; infinity if none
-        is.
-        """
+        """Return the seconds until another lane is to be declined, if all wait on; infinity if none is."""
         left = [DECLINE_SECONDS - seconds for lane, seconds in waiting.items() if lane not in self.lanes]
         return max(PATIENCE_SECONDS if self.busy else 0.0, min(left, default=math.inf))
 

@@ -24,8 +24,9 @@ _START_FIELD = 22 - 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """The identity of one start of a worker. What the system does not tell is "" or None, and proves
-    nothing.
+    """The identity of one start of a worker.
+
+    What the system does not tell is "" or None, and proves nothing.
     """
 
     incarnation: str

@@ -272,9 +272,7 @@ class Keeper(threading.Thread):
             self._bus.registry.hint("leave")
 
     def _free_strays(self, view: View, assigned: set[LaneId]) -> None:
-        """Free leases that bear our name, though we do not hold the lane, and it is assigned to another
-        worker: the reply to an acquisition was lost.
-        """
+        """Free our leases of lanes that we neither hold nor should: the reply was lost as we took them."""
         strays = self._division.leased - assigned - self._scheduler.owned().keys()
         self._leases.swap(Swap(lane, view.leases[lane], freed(view.leases[lane])) for lane in strays)
 
@@ -304,9 +302,7 @@ class Keeper(threading.Thread):
     # ------------------------------------------------------------------ unordered lanes
 
     def _slot_lanes(self) -> list[LaneId]:
-        """Return our own lanes in unordered groups: one for each slot in every partition, whoever has its
-        home.
-        """
+        """Return our own lanes in unordered groups: one for each slot in every partition."""
         return [
             LaneId(home.topic, home.partition, home.group, f"{self._me}.{slot}")
             for home in self._orderings.unordered(self._served.names)

@@ -90,8 +90,9 @@ class Leases:
         return [swap for swap, code in zip(swaps, codes, strict=True) if code == 1]
 
     def take(self, swaps: Iterable[Swap]) -> Taken:
-        """Take lanes that were not ours: `swap`, and each lane gets its consumer name. Each swap has an
-        ordering.
+        """Take lanes that were not ours: `swap`, and each lane gets its consumer name.
+
+        Each swap has an ordering.
         """
         swaps = list(swaps)
         replies = self._run("lease", [self._call(swap) for swap in swaps])
@@ -115,8 +116,9 @@ class Leases:
         return {lane for lane, code in zip(leases, codes, strict=True) if code == 1}
 
     def give_back(self, lanes: Iterable[OwnedLane]) -> None:
-        """Free lanes for other workers. An unordered lane with nothing pending goes, with its consumer
-        name.
+        """Free lanes for other workers.
+
+        An unordered lane with nothing pending goes, with its consumer name.
         """
         lanes = list(lanes)
         for lane in lanes:
@@ -157,8 +159,9 @@ class Leases:
             owned.fallen, owned.suspect = None, owned.suspect or fallen.batch
 
     def _settle(self, owned: OwnedLane, value: str, fallen: Fallen) -> bool:
-        """Settle this under a value of the lease; return False if the server refuses, or the lease is not
-        ours.
+        """Settle this under a value of the lease; return False if that cannot be done.
+
+        The server refuses it, or the lease is not ours any more.
         """
         keys, group = self._bus.keys.partition(owned.id.topic, owned.id.partition), owned.id.group
         own = [
@@ -201,8 +204,9 @@ class Leases:
         return self._bus.keys.partition(lane.topic, lane.partition).stream
 
     def _run(self, script: str, calls: list[Call]) -> list[list[Any]]:
-        """Return the replies. What is wrong with one lane is logged, its reply is [-1], and the others go
-        on.
+        """Return the replies.
+
+        What is wrong with one lane is logged, its reply is [-1], and the others go on.
         """
         answers: list[list[Any]] = []
         for (keys, _), reply in zip(calls, commands.run_many(self._bus.client, script, calls), strict=True):

@@ -65,9 +65,7 @@ class Orderings:
         return self._effect.get(_place(lane))
 
     def unordered(self, served: Collection[tuple[str, str]]) -> list[LaneId]:
-        """Return the homes of these (topic, group) where each slot should have a lane: "none" is in effect
-        and declared.
-        """
+        """Return the homes of these (topic, group) where "none" is both declared and in effect."""
         return [
             LaneId(place.topic, place.partition, place.group)
             for place, effect in self._effect.items()
@@ -137,9 +135,7 @@ class Orderings:
             self._bus.registry.hint("ordering")  # all lanes there are free now
 
     def _tell(self, group: tuple[str, str], changes: list[Change]) -> None:
-        """Log in how many partitions of a group the declared ordering is in effect now, and where it
-        waits.
-        """
+        """Log how many partitions of a group have its declared ordering now, and how many wait for it."""
         declared = self._declared[group]
         made = [change for change in changes if change.effect == declared]
         left = [change for change in changes if change.effect != declared]

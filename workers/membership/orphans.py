@@ -150,9 +150,7 @@ class Orphans:
         return bool(swapped)
 
     def free_strays(self) -> None:
-        """Free the lanes whose leases bear our name though we do not hold them, in all partitions that we
-        serve.
-        """
+        """Free the lanes whose leases bear our name though we do not hold them, wherever we serve."""
         named = self._named_lanes(self._orderings.homes_under("none"))
         if self._strays.free(each.lane for each in named):
             self._bus.registry.hint("release")  # the worker that has the home adopts it

@@ -1,6 +1,4 @@
-"""Has the groups that one worker serves exist: it declares those that are missing, and puts them at their
-marks.
-"""
+"""Declares the groups that one worker serves, where they are missing, and puts them at their marks."""
 
 from __future__ import annotations
 
@@ -29,8 +27,9 @@ DECLARE_SECONDS = 30.0
 
 
 class ServedGroups:
-    """The groups of one worker's subscriptions. For the thread that keeps its leases. Raises
-    BusUnavailable.
+    """The groups of one worker's subscriptions.
+
+    For the thread that keeps its leases. Raises BusUnavailable.
     """
 
     def __init__(
@@ -56,9 +55,7 @@ class ServedGroups:
         self._declared = False
 
     def tables(self) -> Tables:
-        """Return what all workers have declared; our own groups are among it, made again if they are
-        missing.
-        """
+        """Return what all workers have declared, with our own groups, made again if they are missing."""
         tables = self._homes.tables()
         subscriptions = self._of_known_topics(tables)
         # Missing after FLUSHALL, or because somebody deleted a group that is still subscribed.
@@ -104,9 +101,7 @@ class ServedGroups:
         return well
 
     def _advance(self) -> None:
-        """Move groups forward to their copied marks: streams or groups were gone, or the server's data are
-        older.
-        """
+        """Move groups forward to their copied marks: they were made again, or the server's data are older."""
         try:
             with fork_guard.work():
                 settled = marks.advance(self._bus)

@@ -1,6 +1,7 @@
-"""Removes leases that no worker will ever look for: of deleted groups and topics, of workers long gone, and
-of older versions, which left some behind. Only a SCAN finds them, so the worker that leads walks through the
-keys, a page at a time.
+"""Removes leases that no worker will ever look for.
+
+They are of deleted groups and topics, of workers long gone, and of older versions, which left some behind.
+Only a SCAN finds them, so the worker that leads walks through the keys, a page at a time.
 """
 
 from __future__ import annotations

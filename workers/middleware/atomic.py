@@ -1,6 +1,4 @@
-"""Runs a handler with atomic=True in one transaction with the inbox row of its message (see
-bus.transactions.inbox).
-"""
+"""Runs atomic handlers in one transaction with the inbox row of the message (see bus.transactions.inbox)."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ from workers.handler_forks import handler_forks
 
 
 def atomic(subscription: Subscription, handler: Handler) -> Handler:
-    """Wrap a handler in a transaction. Whatever it raises, also by its soft time limit, rolls back effect
-    and row.
+    """Wrap a handler in a transaction.
+
+    Whatever it raises, also by its soft time limit, rolls back effect and row.
 
     This stands around the time limit, not inside: an alarm in the middle of a commit or rollback would break
     it.

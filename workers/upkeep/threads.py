@@ -41,8 +41,9 @@ class Upkeep(threading.Thread):
     """One thread of upkeep in one worker."""
 
     def __init__(self, name: str, steps: Sequence[Step], *, is_leader: Callable[[], bool]) -> None:
-        """`is_leader`: returns whether this worker leads now. It is called before each step, and does no
-        I/O.
+        """`is_leader`: returns whether this worker leads now.
+
+        It is called before each step, and does no I/O.
         """
         super().__init__(name=f"jitney-{name}", daemon=True)
         self._is_leader = is_leader
