@@ -77,7 +77,7 @@ def test_each_message_runs_from_when_it_is_given_until_the_next_is_asked_for():
     assert (view.running, view.finished[1:]) == (None, [(4, "1-1"), (4, LONGEST.decode()), (4, "1-3")])
 
 
-@pytest.mark.parametrize("how", ["stopped", "finished"])
+@pytest.mark.parametrize("how", ["stopped", "done"])
 def test_what_became_of_a_message_that_was_in_hand_is_for_whoever_leaves(how):
     progress = Progress(1)
     for message in progress.each(0, 0, messages("1-1", "1-2", "1-3"), math.inf):
@@ -86,7 +86,7 @@ def test_what_became_of_a_message_that_was_in_hand_is_for_whoever_leaves(how):
             break
     view = progress.read(0)
     assert view.running is None
-    assert view.finished == [(0, "1-1"), (0, "1-2")][: 2 if how == "finished" else 1]
+    assert view.finished == [(0, "1-1"), (0, "1-2")][: 2 if how == "done" else 1]
     progress.running(0, 0, b"1-9", 1.0)
     assert progress.read(0).running == InHand(0, "1-9", 1.0)
 
