@@ -158,7 +158,7 @@ class Consumer:
         host = self._host
         if host is None or self.scheduler.stopped:
             return
-        for order in self.scheduler.plan(host.free()):
+        for order in self.scheduler.next_slices(host.free()):
             host.start(order)
         clients = self.scheduler.lingering()
         if clients and self._membership is not None:

@@ -14,7 +14,7 @@ from bus.values import id_pair
 #: The name of the one Celery task of the bus.
 SLICE_TASK = "jitney.slice"
 
-#: Seconds after which a slice ends, so that other lanes and ordinary tasks get their turn.
+#: Seconds after which a slice ends, so that other lanes and ordinary tasks need not wait for long.
 SLICE_SECONDS = 1.0
 
 #: Lanes in one slice at most (the shared-memory slot has room for so many reports).
@@ -34,7 +34,7 @@ class Report(IntFlag):
     LOST = 8
     """The lease belongs to somebody else."""
     GONE = 16
-    """The stream or the group has vanished."""
+    """The stream or the group is gone."""
     TROUBLE = 32
     """Redis could not be reached: back off."""
     BROKEN = 64
@@ -58,11 +58,14 @@ class Fallen:
     def __bool__(self) -> bool:
         return bool(self.finished or self.refused or self.running)
 
-    def settle_in(self, lane: Lane, attempts: int | None, now: int) -> None:
-        """Have the lane settle all of it. `attempts`: of the retry policy, None where that is not known (then
-        whoever handles the message next looks at it). `now`: ms by the server's clock."""
+    def keep_in(self, lane: Lane, attempts: int | None, now: int) -> None:
+        """Keep all of it as outcomes of the lane, to be settled.
+
+        `attempts`: of the retry policy, None where that is not known (then whoever handles the message next
+        looks at it). `now`: ms by the server's clock.
+        """
         for message_id in self.finished:
-            lane.finish(message_id)
+            lane.done_id(message_id)
         for record in self.refused:
             lane.refused(record)
         if self.running is not None and self.batch:

@@ -138,7 +138,7 @@ class Progress:
         self._words[base + _CLIENT] = 0
         self._words[base + _REPORTED] = 0
         self._words[base + _TOOK_IN] = 0
-        self.settled(slot)
+        self.forget_settled(slot)
         self._words[base + _PID] = pid
 
     def each(
@@ -146,10 +146,10 @@ class Progress:
     ) -> Iterator[Message]:
         """Messages one after the other: each runs from when it is given to when the next is asked for.
 
-        That is `running` and `finished` for each of them, at a quarter of the price: one store ends a message
+        That is `running` and `done` for each of them, at a quarter of the price: one store ends a message
         and begins the next. Ends early when there is no room, when no further message may be started, and
         after `until` by time.monotonic(). Whoever leaves it with a message in hand says what became of that:
-        `finished` or `stopped`.
+        `done` or `stopped`.
         """
         words, doubles, base, clock = self._words, self._doubles, self._bases[slot], time.monotonic
         place, since = base + _STATE, base + _SINCE
@@ -193,7 +193,7 @@ class Progress:
         self._doubles[base + _SINCE] = now
         return state
 
-    def finished(self, slot: int) -> None:
+    def done(self, slot: int) -> None:
         """The handler returned for the message that ran; nothing of this slot runs now."""
         words, place = self._words, self._bases[slot] + _STATE
         state = words[place] & ~_KIND_MASK
@@ -250,7 +250,7 @@ class Progress:
         """The handler was broken off, or nobody knows what became of each: nothing runs now."""
         self._words[self._bases[slot] + _STATE] &= ~_KIND_MASK
 
-    def settled(self, slot: int) -> None:
+    def forget_settled(self, slot: int) -> None:
         """A turn was settled: what was finished is no longer of interest."""
         words, base = self._words, self._bases[slot]
         words[base + _STATE] = (words[base + _STATE] & ~_LOW) + _NEXT

@@ -51,7 +51,7 @@ class Answer:
         self.memory_full = False
         """True if memory is full, so that marks cannot be written."""
 
-    def first_portions(self) -> Steps[None]:
+    def settle_first_portions(self) -> Steps[None]:
         """Settle what is more than one portion, each portion in its own write: the server serves others in
         between.
 
@@ -74,7 +74,7 @@ class Answer:
             again = partial(self._settle, lane, part, asked.marks.get(lane, ""), by_text=True)
             reply = yield from self._completed(lane, next(rest), again)
             if not lane.lost:
-                lane.settled([*self._released.get(lane, ()), *reply[2]], *reply[3:])
+                lane.learn_settled([*self._released.get(lane, ()), *reply[2]], *reply[3:])
         if asked.has_multi:
             size = len(asked.acking) + len(asked.marks) + bool(asked.reading)
             queued = [next(rest) for _ in range(1 + size)]
@@ -142,7 +142,7 @@ class Answer:
         if asked.marking:
             self.refused = True  # for the SET: without it newer servers take the rest
         else:
-            yield from self._by_script()
+            yield from self.settle_by_script()
 
     def _partly_executed(self, executed: list[Any]) -> Steps[None]:
         """Leave out the lanes whose commands the server has refused: their replies become None."""
@@ -174,8 +174,10 @@ class Answer:
             if entries:
                 self.delivery.append((lane, lane.fetched(entries)))
 
-    def _by_script(self) -> Steps[None]:
-        """Have scripts do what stood in the MULTI: Redis before 7.4 refuses it when memory is full."""
+    def settle_by_script(self) -> Steps[None]:
+        """Settle and fetch by scripts, for what stood in the MULTI: Redis before 7.4 refuses that when memory
+        is full.
+        """
         asked = self._asked
         for lane in asked.lanes:
             fetch = asked.most_new if lane in asked.reading else 0
@@ -192,7 +194,7 @@ class Answer:
                 continue
             lane.acks = []
             if not lane.lost:
-                lane.settled(*reply[2:])
+                lane.learn_settled(*reply[2:])
             if reply[1]:
                 self.delivery.append((lane, lane.fetched(reply[1])))
 

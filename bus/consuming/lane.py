@@ -113,7 +113,7 @@ class Lane:
             self.start_recovery()
         self.history = link.history
 
-    def at(self, position: str) -> bool:
+    def learn_position(self, position: str) -> bool:
         """Take in how far the group is by the server. False if it was further: the data are older."""
         self.last_id = position
         if self.seen is not None and id_pair(position) < id_pair(self.seen):
@@ -138,8 +138,8 @@ class Lane:
         self.failures, self.failing = known.failures, {}
         suspects = (self.suspect, known.suspect)  # the former: of a process that has just died
         self.suspect = max((each for each in suspects if each is not None), default=None)
-        self.in_era(known.era)
-        self.in_force(known.ordering)
+        self.learn_era(known.era)
+        self.learn_ordering(known.ordering)
         retries = waiting.retries
         for raw in retries[::2]:
             message_id = known_id(raw)
@@ -151,7 +151,7 @@ class Lane:
         # Also at other times: something is held, and nothing it could be held behind fails.
         self.mended = not self.recovering and bool(self.failing or not self.held)
 
-    def in_era(self, raw: bytes | None) -> None:
+    def learn_era(self, raw: bytes | None) -> None:
         """Take in the field `era` of the state hash. An unreadable one changes nothing."""
         era = states.read_era(self.keys.state(self.id.group), raw)
         if isinstance(era, Unreadable):
@@ -159,12 +159,12 @@ class Lane:
         else:
             self.era = era
 
-    def take_in(self, raw: Sequence[bytes | None]) -> None:
+    def learn_era_and_ordering(self, raw: Sequence[bytes | None]) -> None:
         """Take in the fields `era` and `ordering` of the state hash."""
-        self.in_era(raw[0])
-        self.in_force(raw[1])
+        self.learn_era(raw[0])
+        self.learn_ordering(raw[1])
 
-    def in_force(self, raw: bytes | None) -> None:
+    def learn_ordering(self, raw: bytes | None) -> None:
         """Take in the field `ordering` of the state hash: under another ordering no lease of ours counts.
 
         An unreadable one counts as not there (see bus.topics.reordering.answer).
@@ -172,11 +172,13 @@ class Lane:
         if raw in _ORDERINGS and raw != self.ordering.encode():
             self.lease = ""
 
-    def look_at(self, retries: Sequence[bytes]) -> None:
+    def learn_next_due(self, retries: Sequence[bytes]) -> None:
         """Take in the retry that is due first, from the beginning of the zset with its scores."""
         self.next_due = max(0, whole(retries[1])) if retries else None
 
-    def settled(self, released: Sequence[Sequence[bytes]], retrying: int, held: int, next_due: int) -> None:
+    def learn_settled(
+        self, released: Sequence[Sequence[bytes]], retrying: int, held: int, next_due: int
+    ) -> None:
         """Take in the reply of `turn.lua`: the outcomes are settled."""
         for hash_ in self.outcomes.release:
             if not self.failing.get(hash_):
@@ -231,7 +233,7 @@ class Lane:
             return True
         if not codec.is_group(fields[-1]):
             return True  # nobody's copy: it becomes a dead letter
-        self.finish(message_id.decode())
+        self.done_id(message_id.decode())
         return False
 
     def _message(self, message_id: str, fields: list[bytes]) -> Message:
@@ -270,7 +272,7 @@ class Lane:
 
     def done(self, message: Message) -> None:
         """Keep a message as done, to be settled: its handler returned."""
-        self.finish(message.id)
+        self.done_id(message.id)
 
     def retry(self, message: Message, delay: float, error: str, now: int) -> bytes:
         """Have a message tried again `delay` seconds after it is settled. `now`: ms, of its first failure.
@@ -334,7 +336,7 @@ class Lane:
         known = Failure.load(failure.encode(), self.keys.state(self.id.group), message_id)
         (self._retry if kind == "retry" else self._dead)(message_id, detail, known)
 
-    def finish(self, message_id: str) -> None:
+    def done_id(self, message_id: str) -> None:
         """Keep a message as done, to be settled: its handler returned, here or in a child that died."""
         if message_id in self.failures:
             self.outcomes.done.append(message_id)

@@ -76,10 +76,10 @@ def take_in(lanes: Sequence[Lane], replies: Sequence[Any], link: Link) -> Steps[
                 continue
             lane.load(all_waiting)
         else:
-            lane.look_at(of_lane[0])
-            lane.take_in(of_lane[1])
+            lane.learn_next_due(of_lane[0])
+            lane.learn_era_and_ordering(of_lane[1])
         lane.link = link
-        if groups and not lane.at(_last_delivered(groups[0], lane.id.group)):
+        if groups and not lane.learn_position(_last_delivered(groups[0], lane.id.group)):
             raise GroupGone(
                 f"The server knows group {lane.id.group!r} of {lane.keys.stream} at {lane.last_id}, "
                 f"but it was at {lane.seen}: its data are older than what was settled."
@@ -91,7 +91,7 @@ def read_eras(lanes: Sequence[Lane]) -> Steps[None]:
     replies = yield Ask([_era(lane) for lane in lanes])
     for lane, raw in zip(lanes, replies, strict=True):
         if (yield from accept(lane, [raw])):
-            lane.take_in(raw)
+            lane.learn_era_and_ordering(raw)
 
 
 def _era(lane: Lane) -> Command:

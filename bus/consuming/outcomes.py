@@ -1,4 +1,18 @@
-"""Outcomes that are not settled yet: done, to be tried again, held back, or dead."""
+"""Outcomes that are not settled yet: done, to be tried again, held back, or dead.
+
+To *keep* an outcome is to note it in its lane (Lane.done, retry, hold, dead) and in shared memory
+(workers.progress). To *settle* it is to have Redis record it, under the lease. Who settles when:
+
+    Turns.take                       every turn settles all that is kept, and fetches
+    Turns.settle                     the same without a fetch: the slice ends, or one of the following asks
+    Answer.settle_first_portions     what is more than one script may settle, before the turn
+    Answer.settle_by_script          what a turn had in its MULTI, where memory is full and refuses that
+    Turns.reopen                     what is kept when the connection broke, over the next one
+    Handling.settle_between          between two messages, every 200 ms; waits for Redis to come back
+    Handling.settle_or_raise         the same while `async def` handlers run; never waits
+    Slice.settle_for_the_dead        what the slice before has left, before anything is handled
+    Leases.settle_for_the_dead       the same before the lane goes to another worker, from the main process
+"""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ class Sizes:
         return min(count, self._most)
 
     def some(self, lanes: Sequence[T]) -> Sequence[T]:
-        """Return the lanes from which one turn may fetch: all, or some in turn if one message of each is too
-        much.
+        """Return the lanes from which one turn may fetch: all, or some by rotation if one message of each is
+        too much.
         """
         if len(lanes) * self._mean <= FETCH_BYTES:
             return lanes

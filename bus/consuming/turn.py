@@ -219,7 +219,7 @@ class Turns:
         packed = pack_all(commands)
         answer = Answer(asked)
         if asked.first_portions:
-            self._run(answer.first_portions())
+            self._run(answer.settle_first_portions())
         self._asked = self._clock()
         link.received, link.limit = 0, asked.most_bytes
         link.send(packed, len(commands))

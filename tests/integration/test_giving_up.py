@@ -47,7 +47,7 @@ class Dying:
 
     def begin(self) -> None:
         """The slice, as it is when its process dies."""
-        (order,) = self.worker.scheduler.plan(1)
+        (order,) = self.worker.scheduler.next_slices(1)
         self.order: SliceOrder = order
         self.bus.client.call("XREADGROUP", "GROUP", "g", "0", "STREAMS", self.keys.stream, ">")
         self.ids = self.pending()
@@ -57,7 +57,7 @@ class Dying:
         progress.took_in(slot)
         for id in self.ids[:2]:
             progress.running(slot, 0, id.encode(), 0.0)
-            progress.finished(slot)
+            progress.done(slot)
         progress.running(slot, 0, self.ids[2].encode(), 0.0)
 
     def die(self) -> None:

@@ -108,9 +108,9 @@ def test_a_worker_without_lanes_that_wait_looks_at_none_of_them(world: World) ->
     scheduler.share_out()
     assert scheduler.lingering() == []
     assert scheduler.waiting() == {}
-    assert scheduler.plan(2) == []
+    assert scheduler.next_slices(2) == []
     assert walked == []
     # And one that has work is seen
     scheduler.wake([LaneId(TOPIC, 3, GROUP)])
     assert list(scheduler.waiting()) == [LaneId(TOPIC, 3, GROUP)]
-    assert len(scheduler.plan(2)) == 1
+    assert len(scheduler.next_slices(2)) == 1

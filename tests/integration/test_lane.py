@@ -135,7 +135,7 @@ class Worker:
     def step(self, process=0):
         """Run one slice in one of the processes; False if there is nothing to do."""
         self.scheduler.wake_due()
-        orders = self.scheduler.plan(1)
+        orders = self.scheduler.next_slices(1)
         if not orders:
             return False
         (order,) = orders
@@ -430,7 +430,7 @@ def test_a_message_that_kills_whole_workers_ends_as_a_dead_letter(server):
     worker.publish(3, keys=1)
     for _ in range(8):
         # Each time the whole worker dies: nothing of its memory is left, and its lane is taken over
-        orders = worker.scheduler.plan(1)
+        orders = worker.scheduler.next_slices(1)
         if orders:
             worker.progress.want(orders[0].slot)
             try:
@@ -458,7 +458,7 @@ def test_a_retrying_message_that_kills_whole_workers_ends_as_a_dead_letter_too(s
     worker.publish(1, keys=1)
     for _ in range(10):
         worker.scheduler.wake_due()
-        orders = worker.scheduler.plan(1)
+        orders = worker.scheduler.next_slices(1)
         if orders:
             worker.progress.want(orders[0].slot)
             try:
@@ -537,7 +537,7 @@ def test_a_retry_in_a_group_that_was_made_again_still_counts_its_attempts(server
     worker = Worker(server, handler, attempts=3)
     worker.acquire(worker.lane(0))
     worker.publish(1)
-    orders = worker.scheduler.plan(1)
+    orders = worker.scheduler.next_slices(1)
     worker.processes[0].dispatchers[TOPIC, GROUP] = Dispatcher(
         Subscription(
             topic=TOPIC, group=GROUP, handler=handler, retry=RetryPolicy(attempts=3, delay=0.3, jitter=0)

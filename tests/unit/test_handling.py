@@ -68,7 +68,7 @@ class Turns:
             self._note("held", lane, [each[0] for each in ended.held])
             self._note("dead", lane, [each[0] for each in ended.dead])
             lane.acks = []
-            lane.settled([], 0, 0, -1)
+            lane.learn_settled([], 0, 0, -1)
 
     def _note(self, what: str, lane: Lane, ids: list[str]) -> None:
         self.settled += [(what, lane.id.partition, id) for id in ids]
@@ -137,7 +137,7 @@ class World:
         turns: Any = self.turns
         self.hand = Handling(runtime, turns, self.lanes, 0, None)
         self.hand.ends = self.now + SLICE
-        self.hand.mark_settled()
+        self.hand.note_settled()
 
     def _handler(self, message: Message) -> None:
         place = message.partition, message.id

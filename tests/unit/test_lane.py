@@ -38,19 +38,19 @@ def test_messages_that_are_held_back_in_this_turn_count_towards_the_held_limit_o
     assert not lane.may_fetch(10)
 
     # And it is so, too, once they are settled, until fewer wait
-    lane.settled([], 1, 9, 0)
+    lane.learn_settled([], 1, 9, 0)
     assert not lane.may_fetch(10)
-    lane.settled([], 1, 8, 0)
+    lane.learn_settled([], 1, 8, 0)
     assert lane.may_fetch(10)
 
 
 def test_one_that_killed_a_process_while_it_was_held_back_holds_nobody_back_once_it_is_done() -> None:
     lane = a_lane()
     lane.blame("2-0", "worker lost", 5, 1)  # nobody knows then what it is tied to
-    lane.settled([[b"2-0", b"h"], [b"3-0", b"h"]], 2, 0, -1)
+    lane.learn_settled([[b"2-0", b"h"], [b"3-0", b"h"]], 2, 0, -1)
 
-    lane.finish("2-0")
-    lane.finish("3-0")
+    lane.done_id("2-0")
+    lane.done_id("3-0")
 
     assert lane.failing == {"h": set()}
     assert lane.outcomes.release == ["h"]

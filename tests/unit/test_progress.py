@@ -38,7 +38,7 @@ def test_the_running_message_is_seen_with_the_time_it_began():
 def test_a_finished_message_runs_no_more():
     progress = Progress(1)
     progress.running(0, 2, b"100-1", 1.0)
-    progress.finished(0)
+    progress.done(0)
     assert progress.read(0).running is None
     progress.running(0, 3, b"100-2", 2.0)
     view = progress.read(0)
@@ -53,7 +53,7 @@ def test_a_failed_message_neither_runs_nor_is_finished():
     assert progress.read(0).running is None
     assert progress.read(0).finished == []
     progress.running(0, 2, b"100-2", 1.0)
-    progress.finished(0)
+    progress.done(0)
     assert progress.read(0).finished == [(2, "100-2")]
 
 
@@ -64,7 +64,7 @@ def messages(*ids: str) -> list[Message]:
 def test_each_message_runs_from_when_it_is_given_until_the_next_is_asked_for():
     progress = Progress(2)
     progress.running(1, 0, b"9-9", 1.0)
-    progress.finished(1)
+    progress.done(1)
     seen = []
     for message in progress.each(1, 4, messages("1-1", LONGEST.decode(), "1-3"), math.inf):
         view = progress.read(1)
@@ -77,7 +77,7 @@ def test_each_message_runs_from_when_it_is_given_until_the_next_is_asked_for():
     assert (view.running, view.finished[1:]) == (None, [(4, "1-1"), (4, LONGEST.decode()), (4, "1-3")])
 
 
-@pytest.mark.parametrize("how", ["stopped", "finished"])
+@pytest.mark.parametrize("how", ["stopped", "done"])
 def test_what_became_of_a_message_that_was_in_hand_is_for_whoever_leaves(how):
     progress = Progress(1)
     for message in progress.each(0, 0, messages("1-1", "1-2", "1-3"), math.inf):
@@ -86,7 +86,7 @@ def test_what_became_of_a_message_that_was_in_hand_is_for_whoever_leaves(how):
             break
     view = progress.read(0)
     assert view.running is None
-    assert view.finished == [(0, "1-1"), (0, "1-2")][: 2 if how == "finished" else 1]
+    assert view.finished == [(0, "1-1"), (0, "1-2")][: 2 if how == "done" else 1]
     progress.running(0, 0, b"1-9", 1.0)
     assert progress.read(0).running == InHand(0, "1-9", 1.0)
 
@@ -177,7 +177,7 @@ def test_a_batch_runs_as_a_whole():
 def test_a_batch_ends_as_a_whole():
     progress = Progress(2)
     progress.running(1, 0, b"1-1", 1.0)
-    progress.finished(1)
+    progress.done(1)
     progress.batch_running(1, 63, b"2-1", b"2-3", 2.0)
     assert progress.ended(1, 63, iter([b"2-1", b"2-3"]), iter([(b"2-2", b"why"), (b"2-4", b"because")]))
     view = progress.read(1)
@@ -207,9 +207,9 @@ def test_what_became_of_a_message_is_kept_until_it_is_settled():
     view = progress.read(0)
     assert (view.running, view.finished, view.refused) == (None, [(3, "1-1")], [(3, b"no")])
     progress.running(0, 4, b"1-3", 1.0)
-    progress.finished(0)
+    progress.done(0)
     assert progress.read(0).finished == [(3, "1-1"), (4, "1-3")]
-    progress.settled(0)
+    progress.forget_settled(0)
     view = progress.read(0)
     assert (view.finished, view.refused) == ([], [])
     progress.running(0, 3, b"1-4", 1.0)
@@ -228,12 +228,12 @@ def test_where_there_is_no_room_for_what_became_of_a_message_that_is_said():
     assert not progress.ended(0, 1, [], [(b"1-3", b"y")])
     view = progress.read(0)
     assert (view.running, view.refused) == (None, [(1, large), (1, large)])
-    progress.settled(0)
+    progress.forget_settled(0)
     progress.running(0, 1, b"1-4", 1.0)
     assert progress.ended(0, 1, [], [(b"1-4", b"z" * RECORD_BYTES)])
     assert progress.read(0).refused == [(1, b"z" * RECORD_BYTES)]
     assert progress.read(1).running == InHand(5, "7-7", 1.0)
-    progress.settled(0)
+    progress.forget_settled(0)
     progress.ended(0, 1, (b"1-%d" % number for number in range(MAX_FINISHED)))
     assert not progress.ended(0, 1, [], [(b"2-1", b"no")])
 
@@ -250,9 +250,9 @@ def test_what_a_slice_found_is_settled_only_when_it_says_so():
 def test_a_settled_turn_leaves_nothing_behind():
     progress = Progress(1)
     progress.running(0, 0, b"100-1", 1.0)
-    progress.finished(0)
+    progress.done(0)
     progress.running(0, 0, b"100-2", 1.0)
-    progress.settled(0)
+    progress.forget_settled(0)
     view = progress.read(0)
     assert (view.running, view.finished) == (None, [])
 
@@ -265,7 +265,7 @@ def test_finished_messages_beyond_the_room_are_not_recorded(step):
     for first in range(0, MAX_FINISHED + 2 * step, step):
         if step == 1:
             progress.running(0, 1, b"100-%d" % first, 1.0)
-            progress.finished(0)
+            progress.done(0)
         else:
             progress.ended(0, 1, (b"100-%d" % number for number in range(first, first + step)))
     # Then the first ones are known
@@ -324,7 +324,7 @@ def test_the_beginning_of_a_slice_keeps_what_the_parent_said_since_it_was_sent()
     progress = Progress(1)
     progress.report(0, 4, 1, 1, 1, 0)
     progress.running(0, 0, b"1-1", 1.0)
-    progress.finished(0)
+    progress.done(0)
     progress.revoke(0)
     progress.want(0)
     progress.begin(0, 99)
@@ -338,7 +338,7 @@ def test_a_cleared_slot_is_like_a_new_one():
     progress = Progress(1)
     progress.begin(0, 99)
     progress.running(0, 1, b"2-3", 1.0)
-    progress.finished(0)
+    progress.done(0)
     progress.batch_running(0, 1, b"2-3", b"2-9", 1.0)
     progress.report(0, 1, 1, 1, 1, 1)
     progress.waiting(0, 5)
@@ -361,7 +361,7 @@ if child == 0:
     progress.begin(1, os.getpid())
     for seq in (1, 2):
         progress.running(1, 3, b"500-%d" % seq, 1.0)
-        progress.finished(1)
+        progress.done(1)
     progress.set_handler_ns(1, 5e6)
     progress.running(1, 3, b"500-3", 2.0)
     os.write(say_ready, b"x")
@@ -414,12 +414,12 @@ for limit in range(3000, 30001, 3000):
                 id = b"%d-%d" % (number, number)
                 progress.running(0, 0, id, 1.0)
                 if number % 3:
-                    progress.finished(0)
+                    progress.done(0)
                 else:
                     progress.ended(0, 0, [], [(id, id)])
                 number += 1
             if number % 700 <= 1:
-                progress.settled(0)
+                progress.forget_settled(0)
     try:
         latest = 0
         while latest < limit:

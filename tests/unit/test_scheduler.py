@@ -36,7 +36,7 @@ class World:
         return ids
 
     def plan(self, free=1):
-        return self.scheduler.plan(free)
+        return self.scheduler.next_slices(free)
 
     def end(self, order, flags=Report.NONE, *, last=(5, 0), due=-1, seconds=None):
         """The slice reports the same of each of its lanes and ends."""
@@ -377,7 +377,7 @@ def test_after_a_death_the_next_slice_learns_what_was_finished_and_what_ran(worl
     (order,) = world.plan()
     world.progress.begin(order.slot, 123)
     world.run(order, 0, b"8-0")
-    world.progress.finished(order.slot)
+    world.progress.done(order.slot)
     world.run(order, 0, b"9-1")
     world.scheduler.ended(order.slot, died="worker lost")
     (order,) = world.plan()
@@ -528,7 +528,7 @@ def stuck_slice(world):
     (order,) = world.plan(1)
     world.progress.begin(order.slot, 123)
     world.run(order, 0, b"6-0")
-    world.progress.finished(order.slot)
+    world.progress.done(order.slot)
     world.run(order, 1, b"6-0")
     world.clock.now += STUCK_SECONDS * 1.5
     return order

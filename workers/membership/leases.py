@@ -122,7 +122,7 @@ class Leases:
         """
         lanes = list(lanes)
         for lane in lanes:
-            self._settle_fallen(lane)
+            self.settle_for_the_dead(lane)
         retired = self.retire({lane.id: lane.lease for lane in lanes if lane.ordering == "none"})
         kept = [lane for lane in lanes if lane.id not in retired]
         self.swap(Swap(lane.id, lane.lease, freed(lane.lease), suspect=lane.suspect) for lane in kept)
@@ -141,13 +141,13 @@ class Leases:
         fallen = owned.fallen
         if fallen and (fallen.finished or fallen.refused):
             try:
-                if self._settle(owned, new, replace(fallen, running=None)):
+                if self._settle_by_scripts(owned, new, replace(fallen, running=None)):
                     owned.fallen = replace(fallen, finished=(), refused=())
             except (BusUnavailable, ServerError, ForeignData) as error:
                 self._complaints.trouble(error, "The next slice settles what was handled: %s", error)
         return True
 
-    def _settle_fallen(self, owned: OwnedLane) -> None:
+    def settle_for_the_dead(self, owned: OwnedLane) -> None:
         """Settle what a process has left and cannot settle any more: it died, or its lane was taken back.
 
         The next slice would have done it. The next owner of the lane knows nothing of it: it would handle
@@ -155,10 +155,10 @@ class Leases:
         mark of a lease that was not given back.
         """
         if fallen := owned.fallen:
-            self._settle(owned, owned.lease, fallen)
+            self._settle_by_scripts(owned, owned.lease, fallen)
             owned.fallen, owned.suspect = None, owned.suspect or fallen.batch
 
-    def _settle(self, owned: OwnedLane, value: str, fallen: Fallen) -> bool:
+    def _settle_by_scripts(self, owned: OwnedLane, value: str, fallen: Fallen) -> bool:
         """Settle this under a value of the lease; return False if that cannot be done.
 
         The server refuses it, or the lease is not ours any more.
@@ -173,7 +173,7 @@ class Leases:
             lane = Lane(owned.state.leased(value), keys)
             first = [check(reply) for reply in first]
             lane.load(check(run(waiting.rest(keys, group, first), self._send)))
-            fallen.settle_in(lane, None, int(seconds_of(now)) * 1000)
+            fallen.keep_in(lane, None, int(seconds_of(now)) * 1000)
             lane.outcomes.done += lane.acks
             limit = self._bus.settings.dead_limit
             for part in portions(lane.outcomes):

@@ -197,4 +197,4 @@ class Ended:
     broken: list[OwnedLane] = field(default_factory=list)
     """Lanes whose slice ended by an error that nobody expects."""
     gone: bool = False
-    """A stream or group has vanished and must be made again."""
+    """A stream or group is gone and must be made again."""

@@ -50,7 +50,7 @@ class Ready:
         return None
 
     def take(self, lane: OwnedLane) -> None:
-        """It is taken along, out of turn."""
+        """Take it along with another lane of its group, before it is at the head of the queue."""
         if lane.stage == "ready" and lane.id in self._queue:
             self._queue.remove(lane.id)  # a stale entry would only pile up
 

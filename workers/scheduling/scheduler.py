@@ -221,7 +221,7 @@ class Scheduler:
 
     # ------------------------------------------------------------------ slices
 
-    def plan(self, free: int) -> list[SliceOrder]:
+    def next_slices(self, free: int) -> list[SliceOrder]:
         """Slices for so many free processes. Each must be started, or reported by `ended`."""
         with self._lock:
             orders: list[SliceOrder] = []

@@ -17,7 +17,7 @@ from workers.slot_view import SlotView
 #: A slice over several lanes that is this long in one message must give the others back. Seconds.
 STUCK_SECONDS = 0.1
 #: A slice over several lanes that is busy for so long while another slot is free shares them. Seconds.
-SHARE_SECONDS = 0.3
+BUSY_SECONDS = 0.3
 #: How long a slot is kept apart whose slice Celery has dropped. Seconds.
 QUARANTINE_SECONDS = 60.0
 
@@ -86,7 +86,7 @@ class Slots:
         if len(self.running) >= self._capacity:
             return
         for slot, running in self.running.items():
-            busy = self._clock() - running.began > SHARE_SECONDS and not self._progress.read(slot).client_id
+            busy = self._clock() - running.began > BUSY_SECONDS and not self._progress.read(slot).client_id
             if busy and len(running.lanes) > 1:
                 self._progress.want(slot)
 

@@ -29,7 +29,7 @@ class Hand(Protocol):
     def may_go_on(self, lane: Lane) -> bool: ...
     def held_back(self, lane: Lane, message: Message) -> bool: ...
     def is_used_up(self, lane: Lane, message: Message) -> bool: ...
-    def settle_or_fail(self) -> None: ...
+    def settle_or_raise(self) -> None: ...
     def show_running(self, lane: Lane, first: str, last: str, since: float) -> None: ...
     def show_finished(self, lane: Lane, message: Message, *, others: bool) -> None: ...
     def fail(self, lane: Lane, message: Message, failed: Failed, *, others: bool) -> None: ...
@@ -62,13 +62,14 @@ class Crew:
         return went_on
 
     def may_begin(self) -> bool:
-        if self.broken or self._settle_fails():
+        if self.broken or self._cannot_settle():
             return False
         return self._hand.may_go_on(self._lane)
 
-    def _settle_fails(self) -> bool:
+    def _cannot_settle(self) -> bool:
+        """Settle what is due; True, and handlers are let end, if Redis cannot be reached."""
         try:
-            self._hand.settle_or_fail()
+            self._hand.settle_or_raise()
         except BusUnavailable as error:
             complaints.trouble(error, "Handlers that run are let end; then Redis is waited for: %s", error)
             self.broken = True
@@ -97,7 +98,7 @@ class Crew:
 
     def tick(self) -> None:
         if not self.broken:
-            self._settle_fails()
+            self._cannot_settle()
         self._show()  # settling forgets what was finished, and what runs
 
     def _show(self) -> None:

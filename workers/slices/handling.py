@@ -133,7 +133,7 @@ class Handling:
             failure = None  # its traceback leads back to this frame: a circle that would keep the batch
             handled += 1
         elif handled and lane.lost:  # its last handler has asked, and is counted as running still
-            progress.finished(slot)
+            progress.done(slot)
         self.handled = self.handled or handled > 0
         return handled
 
@@ -144,7 +144,7 @@ class Handling:
         attempts = self.subscription(lane).retry.attempts
         for message in messages:
             if time.monotonic() > next_look or lane.lost or progress.stopping(slot):
-                self.settle_if_due()
+                self.settle_between()
                 if not self.may_go_on(lane):
                     lane.start_recovery()
                     break
@@ -162,7 +162,7 @@ class Handling:
             failed = handle(message)
             if failed is None:
                 lane.done(message)
-                progress.finished(slot)
+                progress.done(slot)
             else:
                 self.fail(lane, message, failed)
                 next_look = self._next_look()
@@ -197,13 +197,13 @@ class Handling:
         for start in range(0, len(messages), step):
             batch = messages[start : start + step]
             while batch:
-                self.settle_if_due()
+                self.settle_between()
                 if not self.may_go_on(lane):
                     lane.start_recovery()
                     return
                 batch = self._handle_batch(lane, batch)
                 self.handled = True
-        self.settle_if_due()
+        self.settle_between()
         self._learn(len(messages), time.monotonic() - began)
 
     def _handle_batch(self, lane: Lane, messages: list[Message]) -> list[Message]:
@@ -226,7 +226,7 @@ class Handling:
             # It raised, on nobody knows which message: each is delivered alone, in order.
             self._progress.stopped(self._slot)
             for message in ready:
-                self.settle_if_due()
+                self.settle_between()
                 if not self.may_go_on(lane):
                     lane.start_recovery()
                     break
@@ -298,25 +298,27 @@ class Handling:
         """Return whether it is too long ago that the leases were surely ours."""
         return time.monotonic() - self._turns.proved > PROVE_SECONDS
 
-    def settle_if_due(self) -> None:
+    def settle_between(self) -> None:
+        """Settle between two messages, if it is time. Waits for Redis to come back."""
         if self.is_due():
-            self._settle_between()
+            self._settle_now()
 
     def is_due(self) -> bool:
         """Return whether what is handled should be settled now."""
         return time.monotonic() - self._settled_at > SETTLE_SECONDS
 
-    def settle_or_fail(self) -> None:
-        """Settle and prove, without waiting for Redis to come back. Raises BusUnavailable."""
+    def settle_or_raise(self) -> None:
+        """Prove the leases and settle, if it is time. Never waits for Redis. Raises BusUnavailable."""
         if self.must_prove():
             self._turns.prove()
         if self.is_due():
             self._turns.settle()
-            self.mark_settled()
+            self.note_settled()
 
-    def _settle_between(self) -> None:
+    def _settle_now(self) -> None:
+        """Settle between two messages. Waits for Redis to come back."""
         self.on_line(self._turns.settle)
-        self.mark_settled()
+        self.note_settled()
 
     def _may_run_suspect(self, lane: Lane, message: Message) -> bool:
         """Return whether a message may run that may have killed whole workers.
@@ -328,7 +330,7 @@ class Handling:
             return True
         failures.suspect(lane, message, self.subscription(lane), self._turns.server_now())
         self.dispatcher(lane).heed_end()
-        self._settle_between()
+        self._settle_now()
         return message.id in lane.failures and self.in_hand and not lane.lost
 
     def fail(self, lane: Lane, message: Message, failed: Failed, *, others: bool = False) -> None:
@@ -363,9 +365,10 @@ class Handling:
             self._mean = latest if self._mean is None else 0.7 * self._mean + 0.3 * latest
             self._progress.set_handler_ns(self._slot, int(self._mean * 1e9))
 
-    def mark_settled(self) -> None:
+    def note_settled(self) -> None:
+        """Note that all was settled just now: shared memory need not say it any more."""
         self._settled_at = time.monotonic()
-        self._progress.settled(self._slot)
+        self._progress.forget_settled(self._slot)
 
     def dispatcher(self, lane: Lane) -> Dispatcher:
         return self._runtime.dispatcher(lane.id.topic, lane.id.group)

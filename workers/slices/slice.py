@@ -36,7 +36,7 @@ NOT_KEPT = Report.LOST | Report.GONE | Report.TROUBLE | Report.BROKEN
 #: How long a slice that ran empty waits for more while nobody waits for its slot. Seconds.
 LINGER_SECONDS = 0.05
 #: A slice over several lanes runs so long at least before it ends because another slot waits. Seconds.
-SHARE_SECONDS = 0.1
+BEFORE_SHARING_SECONDS = 0.1
 
 
 class Slice:
@@ -79,7 +79,7 @@ class Slice:
         self._progress.begin(self._slot, os.getpid())
         try:
             self._turns.open(self._runtime.take_link())
-            self._take_in_the_fallen()
+            self.settle_for_the_dead()
             self._work()
         except StaleLease:
             self._hand.cut_short = True
@@ -123,7 +123,7 @@ class Slice:
         ends = self._hand.ends = time.monotonic() + SLICE_SECONDS
         while not self._hand.cut_short:
             delivery = self._hand.on_line(lambda: self._turns.take(self._hand.count()))
-            self._hand.mark_settled()
+            self._hand.note_settled()
             if any(messages for _, messages in delivery):
                 self._hand.handle(delivery)
                 if time.monotonic() >= ends or self._should_share(ends):
@@ -132,19 +132,20 @@ class Slice:
                 break
         self._hand.on_line(self._turns.settle)
         self._hand.on_line(self._turns.mark_unordered)
-        self._hand.mark_settled()
+        self._hand.note_settled()
 
     def _should_share(self, ends: float) -> bool:
         """Return whether to end early: a slot waits, and this slice has several lanes to deal out anew."""
-        ran_for = time.monotonic() - ends + SLICE_SECONDS
-        return len(self._turns.lanes) > 1 and ran_for > SHARE_SECONDS and self._progress.wanted(self._slot)
+        ran_long = time.monotonic() - ends + SLICE_SECONDS > BEFORE_SHARING_SECONDS
+        return len(self._turns.lanes) > 1 and ran_long and self._progress.wanted(self._slot)
 
-    def _take_in_the_fallen(self) -> None:
+    def settle_for_the_dead(self) -> None:
+        """Settle what the slice before has left, whose process died or that had to give a lane back."""
         fallen = []
         for lane, order in zip(self._lanes, self._order.lanes, strict=True):
             if order.fallen and not lane.lost:
                 attempts = self._hand.subscription(lane).retry.attempts
-                order.fallen.settle_in(lane, attempts, self._turns.server_now())
+                order.fallen.keep_in(lane, attempts, self._turns.server_now())
                 fallen.append(lane)
         self._hand.on_line(self._turns.settle)
         self._progress.took_in(self._slot)
