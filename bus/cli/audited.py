@@ -21,6 +21,7 @@ from bus.operating.deadletters import Selection
 from bus.operating.declarations import Drift, SyncReport
 from bus.operating.delayed import Cancelled, DelayedRef
 from bus.operating.fates import Tally
+from bus.operating.positions import Plan
 from bus.terminal.output import remark
 from bus.values import Ordering
 
@@ -79,6 +80,9 @@ class Audited:
 
     def delete_group(self, topic: str, group: str) -> None:
         operate.delete_group(self._bus, topic, group, actor=self._actor)
+
+    def reset_group(self, plan: Plan, basis: str | None) -> Plan:
+        return operate.reset_group(self._bus, plan, basis=basis, actor=self._actor)
 
     def retry_dead(self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]) -> Tally:
         return operate.retry_dead_letters(self._bus, topic, group, selection, actor=self._actor, tell=tell)

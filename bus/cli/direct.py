@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from bus.errors import ConfigurationError
-from bus.operating import deadletters, delayed, fates, groups
+from bus.operating import deadletters, delayed, fates, groups, positions
 from bus.operating.deadletters import Selection
 from bus.operating.delayed import Cancelled, DelayedRef
 from bus.operating.fates import Fate, LetterRef, Tally
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bus.client import Bus
     from bus.format.records import Look
     from bus.operating.declarations import Drift, SyncReport
+    from bus.operating.positions import Plan
 
 
 class Direct:
@@ -84,6 +85,9 @@ class Direct:
 
     def delete_group(self, topic: str, group: str) -> None:
         groups.delete(self._bus, topic, group)
+
+    def reset_group(self, plan: Plan, basis: str | None) -> Plan:
+        return positions.reset(self._bus, plan, basis=basis)
 
     def retry_dead(self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]) -> Tally:
         return self._deal(topic, group, selection, fates.retry, tell)

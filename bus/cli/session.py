@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bus.operating.declarations import Drift, SyncReport
     from bus.operating.delayed import Cancelled, DelayedRef
     from bus.operating.fates import Tally
+    from bus.operating.positions import Plan
 
 
 class Operator(Protocol):
@@ -49,6 +50,9 @@ class Operator(Protocol):
     def pause_group(self, topic: str, group: str) -> None: ...
     def resume_group(self, topic: str, group: str) -> None: ...
     def delete_group(self, topic: str, group: str) -> None: ...
+    def reset_group(self, plan: Plan, basis: str | None) -> Plan:
+        """Do what a plan says; see positions.reset."""
+
     def retry_dead(self, topic: str, group: str, selection: Selection, tell: Callable[[int], None]) -> Tally:
         """Give dead letters back; `tell` is called with how many are dealt with so far."""
 

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import click
 
-from bus.cli import dead, delayed, groups, messages, outbox, pending, server, state, topics
+from bus.cli import dead, delayed, groups, messages, outbox, pending, positions, server, state, topics
 from bus.cli.kinds import Branch
 from bus.cli.session import Session
 from bus.errors import BusError
@@ -23,6 +23,8 @@ root.add_command(topics.topic)
 root.add_command(topics.list_topics, "topics")
 root.add_command(messages.publish)
 root.add_command(messages.tail)
+groups.group.add_command(positions.reset)
+groups.group.add_command(positions.positions_command)
 root.add_command(groups.group)
 root.add_command(groups.list_groups, "groups")
 root.add_command(dead.dead)

@@ -8,14 +8,16 @@ transaction around it, the record goes with that.) The verbs on topics stand in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from bus.client import Bus
 from bus.models import AuditRecord
-from bus.operating import audit, deadletters, delayed, fates, groups
+from bus.operating import audit, deadletters, delayed, fates, groups, positions
 from bus.operating.audit import Actor
 from bus.operating.deadletters import Selection
 from bus.operating.delayed import Cancelled, DelayedRef
 from bus.operating.fates import Fate, LetterRef, Tally
+from bus.operating.positions import Move, Plan
 from bus.operating.topics import (
     KEEP,
     change_topic,
@@ -30,7 +32,7 @@ from bus.values import Ordering
 __all__ = [
     "KEEP", "Actor", "cancel_delayed", "change_topic", "check_change_topic", "check_deletable",
     "create_group", "create_topic", "delete_group", "delete_topic", "discard_dead_letters", "pause_group",
-    "resume_group", "retry_dead_letters", "save_topic",
+    "reset_group", "resume_group", "retry_dead_letters", "save_topic",
 ]  # fmt: skip
 
 
@@ -62,6 +64,26 @@ def delete_group(bus: Bus, topic: str, group: str, *, actor: Actor) -> None:
     """Delete a group with its position, pending list and dead letters, as groups.delete."""
     with audit.audited(bus, actor, "delete group", topic, group):
         groups.delete(bus, topic, group)
+
+
+def reset_group(bus: Bus, plan: Plan, *, basis: str | None = None, actor: Actor) -> Plan:
+    """Move a group to where a plan says; see positions.reset. The record keeps each move, as it was done."""
+    detail: dict[str, Any] = {"target": plan.target.text, "partitions": list(map(_moved, plan.moves))}
+    with audit.audited(bus, actor, "reset group", plan.topic, plan.group, detail) as record:
+        done = positions.reset(bus, plan, basis=basis)
+        record.detail["partitions"] = list(map(_moved, done.moves))
+    return done
+
+
+def _moved(move: Move) -> dict[str, Any]:
+    return {
+        "partition": move.partition,
+        "before": [move.before.offset, move.before.id],
+        "after": [move.after.offset, move.after.id],
+        "replayed": move.replayed,
+        "skipped": move.skipped,
+        "pending": move.pending,
+    }
 
 
 # ---------------------------------------------------------------------- dead letters

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bus.errors import BusError, ForeignData, ServerError
 from bus.streams import commands, counting
 from bus.streams.connect import check
+from bus.topics import resets
 
 if TYPE_CHECKING:
     from bus.format.keys import PartitionKeys
@@ -63,13 +64,18 @@ def _make_page(
             if commands.is_of_one_partition(reply):
                 troubles.append(ForeignData(f"{keys.stream} cannot be made: {reply}. See `bus doctor`."))
                 continue
-            uncounted, giving, remade = check(reply)
+            uncounted, giving, remade, resetting = check(reply)
             restored |= bool(remade)
             for group in giving:
                 try:
                     give_back(client, keys, commands.text(group))
                 except (ForeignData, ServerError) as error:
                     troubles.append(ForeignData(f"What waits in {keys.stream} cannot be given back: {error}"))
+            for group in resetting:
+                try:
+                    resets.finish(client, keys, commands.text(group))
+                except (ForeignData, ServerError) as error:
+                    troubles.append(ForeignData(f"The reset of {keys.stream} cannot be ended: {error}"))
             if uncounted:
                 again[keys] = dict(_counted(client, keys.stream, asked) for asked in uncounted)
         if not again:

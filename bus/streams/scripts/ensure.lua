@@ -6,7 +6,8 @@
 --         and what was counted for it: "" or "id offset basis", see below
 -- Reply   {[[name, id, basis, messages ever added], …] of groups that need a count first,
 --          [name, …] of groups to which something is still to be given back (giveback.lua),
---          1 if a group was gone and is created again, else 0}
+--          1 if a group was gone and is created again, else 0,
+--          [name, …] of groups whose reset is not at its end (reset_rest.lua)}
 --
 -- A group is created with the right ENTRIESREAD, or its lag would be unknown or wrong for ever. Where that has
 -- to be counted and is more than a little, whoever calls counts it in portions (count.lua): how many messages
@@ -58,11 +59,12 @@ end
 
 local function begin_era(state, lease)
   redis.call('HSET', state, 'era', era)
+  redis.call('HDEL', state, 'reset')
   local owner = redis.call('GET', lease)
   if owner then redis.call('SET', lease, owner) end
 end
 
-local uncounted, giving = {}, {}
+local uncounted, giving, resetting = {}, {}, {}
 local remade = 0
 for i = 2, #ARGV, 3 do
   local group, start, counted = ARGV[i], ARGV[i + 1], ARGV[i + 2]
@@ -105,5 +107,6 @@ for i = 2, #ARGV, 3 do
     end
   end
   if redis.call('HEXISTS', state, 'giving') == 1 then giving[#giving + 1] = group end
+  if redis.call('HEXISTS', state, 'reset') == 1 then resetting[#resetting + 1] = group end
 end
-return {uncounted, giving, remade}
+return {uncounted, giving, remade, resetting}

@@ -8,7 +8,8 @@
 -- ARGV[6] the ordering under which a lane is taken: refused where another is in effect; "" for one that we have.
 --         Its consumer name is made too. So each lease of a lane has a name in its group, by which it is found
 --         when its worker is gone, and none is there without its group
--- Reply   {1, new value}, {0, the value that is there}, or {2, ""} where there is no such group. Where
+-- Reply   {1, new value}, {0, the value that is there}, or {2, ""} where there is no such group, or it
+--         is being reset (reset.lua): either is put right first, by whoever makes the partition (ensure.lua). Where
 --         a lane is taken {1, new value, position}: of the group, if the lane is surely at rest (nothing is pending or
 --         waits, and the group was given all there is), else ""
 --
@@ -19,6 +20,7 @@ if current ~= ARGV[1] then return {0, current} end
 if ARGV[6] and ARGV[6] ~= '' then
   local effect = redis.pcall('HGET', KEYS[3], 'ordering')
   if type(effect) == 'string' and effect ~= ARGV[6] then return {0, current} end
+  if redis.pcall('HEXISTS', KEYS[3], 'reset') == 1 then return {2, ''} end
   local made = redis.pcall('XGROUP', 'CREATECONSUMER', KEYS[2], ARGV[3], ARGV[4])
   if type(made) == 'table' then
     local err = made.err

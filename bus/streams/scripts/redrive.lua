@@ -4,8 +4,8 @@
 -- ARGV    1 group   2 ordering ("key", "partition" or "none")   3 a lease value that frees a lane, never used before
 --         4 how many lanes   their names, in the order of the leases   ids of the letters
 -- Reply   for each letter: 1 its message waits for the group again, 2 a copy was added for this group alone,
---         0 gone (somebody was faster), -1 stays a dead letter: the stream or group is missing, or no copy was
---         kept, -2 not looked at: this script has done enough, ask again
+--         0 gone (somebody was faster), -1 stays a dead letter: the stream or group is missing, the group
+--         is being reset, or no copy was kept, -2 not looked at: this script has done enough, ask again
 --
 -- Everything is checked first, and recorded before the letter is removed. A slice may be at work on the
 -- lane: what is added here breaks none of what it knows, but it must look. A lane with nothing in hand is
@@ -57,6 +57,7 @@ local groups = redis.pcall('XINFO', 'GROUPS', stream)
 local position = not groups.err and last_delivered(groups, group)
 if not position then return kept() end
 position = pad(position)
+if redis.call('HEXISTS', state, 'reset') == 1 then return kept() end
 
 local now = milliseconds(redis.call('TIME'))
 

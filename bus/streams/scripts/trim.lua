@@ -4,7 +4,8 @@
 -- ARGV    1 now, by the server's clock   2 older messages may go   3 how far apart looks are noted   (all ms)
 --         4… declared groups
 -- Reply   {how many messages were trimmed, at most about 20,000: ask again until it is none; -1 if a declared
---          group is missing, -2 if one that was gone is not given back all of it yet (nothing is trimmed then),
+--          group is missing, -2 if one that was gone is not given back all of it yet, or a reset is not at its
+--          end (nothing is trimmed then),
 --          by how many ms ids are ahead of the clock, or 0}
 --
 -- An id is the time of its message, unless ids are ahead of the clock: it has been set back, or somebody gave an
@@ -36,9 +37,10 @@ end
 for i = 4, #ARGV do
   if not present[ARGV[i]] then return {-1, 0} end
 end
--- What waits there is not pending yet, so nothing holds it back from being trimmed (see giveback.lua).
+-- What waits there is not pending yet, so nothing holds it back from being trimmed (see giveback.lua); nor what a
+-- reset leads back to (reset.lua).
 for i = 3, #KEYS do
-  if redis.call('HEXISTS', KEYS[i], 'giving') == 1 then return {-2, 0} end
+  if redis.call('HEXISTS', KEYS[i], 'giving') + redis.call('HEXISTS', KEYS[i], 'reset') > 0 then return {-2, 0} end
 end
 if not newest then
   local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
