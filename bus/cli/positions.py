@@ -13,11 +13,11 @@ import click
 import orjson
 
 from bus.cli.kinds import DURATION, GROUP, START, TOPIC, Leaf
-from bus.cli.output import Table, answer, count, many, remark, time_words
 from bus.cli.session import Session, pass_session
 from bus.operating import positions, targets
 from bus.operating.positions import Move, Plan, PlanChanged
 from bus.operating.targets import Target
+from bus.terminal.output import NOT_APPLIED, Table, answer, count, many, time_words
 
 _HELP = """Move a group to another position. Without --apply the plan is shown.
 
@@ -34,9 +34,7 @@ pending is forgotten, and the group goes on from there. Dead letters stay.
 @click.command("reset", cls=Leaf, help=_HELP)
 @click.argument("topic", type=TOPIC)
 @click.argument("group", type=GROUP)
-@click.option(
-    "--to", type=START, help="earliest, latest, a message id after which it goes on, or an ISO time."
-)
+@click.option("--to", type=START, help="earliest, latest, an id after which it goes on, or an ISO time.")
 @click.option("--offset", type=click.IntRange(min=0), help="The offset of the next message.")
 @click.option("--ago", type=DURATION, help="The first message of the last so long, such as 2h.")
 @click.option("--shift", type=int, help="So many messages on, or back: -150.")
@@ -74,7 +72,8 @@ def reset(
     if len(given) != 1:
         raise click.UsageError(f"Say where to in one way: one of {', '.join(ways)}.")
     [(value, make)] = given
-    plan = positions.plan(session.bus, topic, group, make(value), partitions=list(partitions) or None)
+    target, chosen = make(value), list(partitions) or None
+    plan = positions.plan(session.bus, topic, group, target, partitions=chosen)
     if not apply:
         session.check_writable("reset group")
         _show(session, plan, applied=False)
@@ -82,8 +81,8 @@ def reset(
     try:
         plan = session.operator.reset_group(plan, basis)
     except PlanChanged:
-        _show(session, positions.plan(session.bus, topic, group, plan.target, partitions=list(partitions) or None),
-              applied=False)  # fmt: skip
+        now = positions.plan(session.bus, topic, group, target, partitions=chosen)
+        _show(session, now, applied=False)
         raise
     _show(session, plan, applied=True)
 
@@ -98,9 +97,10 @@ def positions_command(
 ) -> None:
     """Where a group is in each partition; with --export as a file that `group reset --import` reads."""
     plan = positions.plan(session.bus, topic, group, targets.shift(0))
+    places = {move.partition: move.before for move in plan.moves}
     rows = [
-        {"partition": move.partition, "position": move.before.id, "offset": move.before.offset}
-        for move in plan.moves
+        {"partition": partition, "position": place.id, "offset": place.offset}
+        for partition, place in places.items()
     ]
     if export == "csv":
         text = io.StringIO()
@@ -109,12 +109,12 @@ def positions_command(
         writer.writerows(rows)
         click.echo(text.getvalue(), nl=False)
         return
-    cells = [[str(row["partition"]), str(row["position"]), count(move.before.offset), time_words(move.before.time, "-")]
-             for row, move in zip(rows, plan.moves, strict=True)]  # fmt: skip
-    table = Table(
-        ["partition", "position", "offset", "time (UTC)"], cells, frozenset({"partition", "offset"})
-    )
-    answer(session.json or export == "json", rows, table)
+    columns = ["partition", "position", "offset", "time (UTC)"]
+    cells = [
+        [count(partition), place.id, count(place.offset), time_words(place.time, "-")]
+        for partition, place in places.items()
+    ]
+    answer(session.json or export == "json", rows, Table(columns, cells, frozenset({"partition", "offset"})))
 
 
 def read_positions(path: Path) -> dict[int, str]:
@@ -124,9 +124,8 @@ def read_positions(path: Path) -> dict[int, str]:
     """
     text = path.read_text("utf-8-sig")
     try:
-        rows = (
-            orjson.loads(text) if text.lstrip().startswith("[") else list(csv.DictReader(io.StringIO(text)))
-        )
+        is_json = text.lstrip().startswith("[")
+        rows = orjson.loads(text) if is_json else list(csv.DictReader(io.StringIO(text)))
     except (orjson.JSONDecodeError, csv.Error) as error:
         raise click.BadParameter(f"{path} is neither CSV nor JSON: {error}") from error
     found: dict[int, str] = {}
@@ -147,20 +146,15 @@ def read_positions(path: Path) -> dict[int, str]:
 def _show(session: Session, plan: Plan, *, applied: bool) -> None:
     data = {"topic": plan.topic, "group": plan.group, "target": plan.target.text, "basis": plan.basis,
             "partitions": [_data(move) for move in plan.moves], "applied": applied}  # fmt: skip
-    again, skipped = (sum(getattr(move, name) for move in plan.moves) for name in ("replayed", "skipped"))
-    lines = [
-        f"{'Reset' if not applied else 'Was reset'}: group {plan.group} of topic {plan.topic} to {plan.target.text}: "
-        f"{many(again, 'message')} again, {many(skipped, 'message')} skipped.",
-        _table(plan.moves),
-        *[f"Partition {move.partition}: {warning}." for move in plan.moves for warning in move.warnings],
-    ]
-    if not applied:
-        lines.append(
-            f"Nothing is done yet: add --apply to do it (--basis {plan.basis}: only if nothing has changed)."
-        )
-    answer(session.json, data, *lines)
-    if not applied and any(move.pending for move in plan.moves):
-        remark("What is pending is forgotten; what lies after the new position comes again.")
+    replayed = sum(move.replayed for move in plan.moves)
+    skipped = sum(move.skipped for move in plan.moves)
+    title = (
+        f"Group {plan.group} of topic {plan.topic} to {plan.target.text}: {many(replayed, 'message')} again, "
+        f"{many(skipped, 'message')} skipped. Pending messages are forgotten, but those after it come again."
+    )
+    warnings = [f"Partition {move.partition}: {warning}." for move in plan.moves for warning in move.warnings]
+    end = "It is reset." if applied else f"{NOT_APPLIED} With --basis {plan.basis} it is done only as shown."
+    answer(session.json, data, title, _table(plan.moves), *warnings, end)
 
 
 def _data(move: Move) -> dict[str, Any]:
@@ -176,9 +170,10 @@ def _table(moves: tuple[Move, ...]) -> Table:
     numbers = ["partition", "offset", "new offset", "again", "skipped", "pending", "abandoned", "dead"]
     rows = [
         [
-            count(move.partition), move.before.id, count(move.before.offset), move.after.id,
-            count(move.after.offset), time_words(move.after.time, "-"), count(move.replayed), count(move.skipped),
-            count(move.pending), count(move.abandoned), count(move.dead),
+            count(move.partition), move.before.id, count(move.before.offset),
+            move.after.id, count(move.after.offset), time_words(move.after.time, "-"),
+            count(move.replayed), count(move.skipped), count(move.pending), count(move.abandoned),
+            count(move.dead),
         ]
         for move in moves
     ]  # fmt: skip

@@ -30,6 +30,10 @@ COMMANDS = {
     ],
     "topic delete": [("wages", "--confirm", "wages"), ("nothing", "--confirm", "nothing")],
     "group delete": [("wages", "payroll"), ("wages", "nobody"), ("nothing", "payroll")],
+    "group reset": [
+        ("wages", "payroll", "--to", "earliest"), ("wages", "payroll", "--shift", "-5"),
+        ("wages", "nobody", "--to", "latest"), ("nothing", "payroll", "--to", "latest"),
+    ],
     "dead retry": [
         ("wages", "payroll", "--all"), ("wages", "nobody", "--all"), ("wages", "payroll", "0/1-1"),
     ],

@@ -11,10 +11,11 @@ import pytest
 
 from bus.client import Bus
 from bus.consuming.lane import Lane
+from bus.consuming.lane_state import LaneState
 from bus.consuming.turn import Turns
 from bus.errors import BusUnavailable, ConfigurationError, ReadOnly, StaleLease, UnknownGroup
 from bus.format.lane_id import LaneId
-from bus.operating import deadletters, positions, targets
+from bus.operating import deadletters, fates, positions, targets
 from bus.operating.positions import Plan, PlanChanged
 from bus.streams import commands, counting
 from bus.streams.embedded import EmbeddedServer
@@ -53,7 +54,7 @@ class Shop:
         self._taken += 1
         value = f"worker:{self._taken}"
         self.client.call("SET", self.keys.lease(GROUP, "0"), value)
-        lane = Lane(LaneId(TOPIC, 0, GROUP), self.keys, value, self.ordering)
+        lane = Lane(LaneState(LaneId(TOPIC, 0, GROUP), value, self.ordering), self.keys)
         turns = Turns(self.bus.endpoint, [lane], held_limit=10_000, dead_limit=10_000)
         turns.open()
         return turns
@@ -280,8 +281,8 @@ def test_a_dead_letter_stays_one_while_a_reset_is_on_its_way(shop: Shop) -> None
     # When somebody retries the letters, then they stay
     selection = deadletters.Selection()
     letters = list(deadletters.find(shop.bus, TOPIC, GROUP, selection))
-    fates = deadletters.retry(shop.bus, TOPIC, GROUP, letters)
-    assert {fate.name for fate in fates} == {"KEPT"}
+    answers = fates.retry(shop.bus, TOPIC, GROUP, letters)
+    assert {fate.name for fate in answers} == {"KEPT"}
     # And after the reset all comes again
     resets.finish(shop.client, shop.keys, GROUP)
     assert shop.handle() == ids
