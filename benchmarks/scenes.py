@@ -13,7 +13,7 @@ from bus.consuming.lane_state import LaneState
 from bus.consuming.turn import Turns
 from bus.format.keys import PartitionKeys, pad_id
 from bus.format.lane_id import LaneId
-from bus.operating import delayed, fates, groups
+from bus.operating import delayed, fates, groups, positions, targets
 from bus.operating.deadletters import Origin
 from bus.operating.delayed import DelayedRef
 from bus.operating.fates import LetterRef
@@ -55,6 +55,19 @@ def advanced(bench: Bench) -> None:
         era = bench.client.call("HGET", keys.state(GROUP), "era").decode()
         marks.advance_one(bench.bus, place, mark, era, "key", [keys.lease(GROUP, "0")])
     assert bench.client.call("XPENDING", keys.stream, GROUP)[0] == bench.waiting // 2
+
+
+def reset(bench: Bench) -> None:
+    name, keys = bench.topic()
+    bench.fill(keys, bench.entries)
+    bench.give(keys, 2 * bench.waiting)
+    bench.fail(keys, range(bench.waiting))
+    bench.hold(keys, range(bench.waiting, 2 * bench.waiting))
+    with bench.watched("`group reset` to an offset, with all that waits"):
+        positions.reset(
+            bench.bus, positions.plan(bench.bus, name, GROUP, targets.offset(bench.entries // 100))
+        )
+    assert bench.client.call("XPENDING", keys.stream, GROUP)[0] == 0
 
 
 def marked(bench: Bench) -> None:
@@ -195,6 +208,6 @@ def partitioned(bench: Bench) -> None:
 
 
 SCENES: tuple[Callable[[Bench], None], ...] = (
-    group_create, lost_group, advanced, marked, trimmed, turned, recovered, opened, redriven, moved,
+    group_create, lost_group, advanced, reset, marked, trimmed, turned, recovered, opened, redriven, moved,
     published, partitioned,
 )  # fmt: skip

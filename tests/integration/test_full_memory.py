@@ -15,7 +15,7 @@ from bus.client import Bus
 from bus.errors import BusFull
 from bus.format.keys import PartitionKeys
 from bus.models import Topic
-from bus.operating import deadletters, declarations, delayed, operate
+from bus.operating import deadletters, declarations, delayed, operate, positions, targets
 from bus.operating.deadletters import Selection
 from bus.operating.delayed import DelayedRef
 from bus.streams.embedded import EmbeddedServer
@@ -114,6 +114,14 @@ def delete_group(scene: Scene) -> None:
     assert scene.in_redis() == set()
 
 
+def reset_group(scene: Scene) -> None:
+    plan = positions.plan(scene.bus, TOPIC, GROUP, targets.at("earliest"))
+    done = operate.reset_group(scene.bus, plan, actor=ADA)
+    assert done.moves[0].after.offset == 0
+    after = positions.plan(scene.bus, TOPIC, GROUP, targets.shift(0))
+    assert [(move.before.offset, move.pending) for move in after.moves] == [(0, 0)] * len(after.moves)
+
+
 def retry_dead_letters(scene: Scene) -> None:
     tally = operate.retry_dead_letters(scene.bus, TOPIC, GROUP, Selection(), actor=ADA)
     assert (tally.waiting, tally.total) == (1, 1)
@@ -134,7 +142,7 @@ VERBS: dict[str, Callable[[Scene], None]] = {
     verb.__name__: verb
     for verb in (
         create_topic, change_topic, save_topic, delete_topic, create_group, pause_group, resume_group,
-        delete_group, retry_dead_letters, discard_dead_letters, cancel_delayed,
+        delete_group, reset_group, retry_dead_letters, discard_dead_letters, cancel_delayed,
     )
 }  # fmt: skip
 

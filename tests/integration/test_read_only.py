@@ -25,7 +25,7 @@ from bus.cli.session import Operator, Session
 from bus.client import Bus
 from bus.errors import ReadOnly
 from bus.models import Topic
-from bus.operating import deadletters, declarations, delayed, fates, groups, operate
+from bus.operating import deadletters, declarations, delayed, fates, groups, operate, positions, targets
 from bus.operating.audit import Actor
 from bus.streams.embedded import EmbeddedServer
 from bus.topics import declared
@@ -44,6 +44,7 @@ COMMANDS = {
     "group create": ["orders", "payroll"],
     "group pause": ["orders", "inventory"],
     "group resume": ["orders", "ledger"],
+    "group reset": ["orders", "inventory", "--to", "latest", "--apply"],
     "group delete": ["orders", "inventory", "--apply"],
     "dead retry": ["orders", "inventory", "--all", "--apply"],
     "dead discard": ["orders", "inventory", "--all", "--apply"],
@@ -54,7 +55,8 @@ COMMANDS = {
 #: Every other one: it looks only, or, as `server start`, does nothing to topics, groups and messages.
 LOOKING = {
     "topics": [], "topic list": [], "topic describe": ["orders"], "tail": ["orders"], "groups": [],
-    "group list": [], "group describe": ["orders", "inventory"], "dead list": ["orders", "inventory"],
+    "group list": [], "group describe": ["orders", "inventory"], "group positions": ["orders", "inventory"],
+    "dead list": ["orders", "inventory"],
     "dead show": ["orders", "inventory", "0/1-1"], "delayed list": ["orders"],
     "pending list": ["orders", "inventory"], "outbox status": [], "workers": [], "doctor": [],
     "server start": [], "server status": [],
@@ -158,7 +160,7 @@ def test_each_verb_of_the_api_is_refused(bus: Bus, unchanged: Callable[[], bool]
     operated = [each for each in public if "actor" in inspect.signature(each).parameters]
     assert len(operated) >= 10
     beneath = [groups.create, groups.pause, groups.resume, groups.delete, fates.retry,
-               fates.discard, delayed.cancel, declarations.sync]  # fmt: skip
+               fates.discard, delayed.cancel, declarations.sync, positions.reset]  # fmt: skip
     for function in [*operated, *beneath]:
         with pytest.raises(ReadOnly):
             call(function, bus=bus, actor=Actor("cli", "ada"))
@@ -170,7 +172,8 @@ def call(function: Callable[..., Any], **known: Any) -> None:
     values = {"name": "orders", "topic": "orders", "group": "inventory", "confirm": "orders", "partitions": 2,
               "start": "latest", "ordering": "key", "changes": {"partitions": 2}, "retention": None,
               "notes": "", "selection": deadletters.Selection(), "letters": [], "refs": [],
-              "tell": lambda _done: None}  # fmt: skip
+              "basis": None, "tell": lambda _done: None}  # fmt: skip
+    values["plan"] = values["wanted"] = positions.Plan("orders", "inventory", targets.at("latest"), ())
     if function is operate.save_topic:
         values["topic"] = Topic(name="wages")
     values |= known
