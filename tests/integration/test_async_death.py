@@ -15,15 +15,11 @@ from bus.errors import Reject
 from bus.operating import deadletters
 from bus.streams.embedded import EmbeddedServer
 from bus.topics.registry import GroupSpec
-from bus.transactions import marks
 from bus.values import Message, Ordering
 from tests.integration.inline import ForkingWorker
 from tests.waiting import wait_until
 
-
-@pytest.fixture(autouse=True)
-def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(marks, "advance", lambda bus: 0)
+pytestmark = pytest.mark.usefixtures("no_database")
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from bus.operating import deadletters
 from bus.safety.complaints import Complaints
 from bus.streams.embedded import EmbeddedServer
 from bus.topics.registry import GroupSpec
-from bus.transactions import marks
 from bus.values import Message, RetryPolicy
 from tests.integration.inline import InlineWorker
 from tests.waiting import wait_until
@@ -27,6 +26,8 @@ from workers.order import SliceOrder
 from workers.slices import failures
 from workers.slices import slice as slices
 from workers.slices.slice import run
+
+pytestmark = pytest.mark.usefixtures("no_database")
 
 ATTEMPTS = 3
 POLICY = RetryPolicy(attempts=ATTEMPTS, delay=0.01, factor=1.0, jitter=0.0)
@@ -43,11 +44,6 @@ class Sturdy(InlineWorker):
         except BaseException:
             self.broken += 1
         return None
-
-
-@pytest.fixture(autouse=True)
-def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(marks, "advance", lambda bus: 0)
 
 
 @pytest.fixture(autouse=True)

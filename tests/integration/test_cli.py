@@ -9,25 +9,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from django.core.management import call_command
 
 from bus import topic as declared
-from bus.cli import tree
 from bus.cli.audited import Audited
 from bus.cli.direct import Direct
-from bus.cli.session import Session
 from bus.client import Bus
 from bus.errors import ConfigurationError
 from bus.models import AuditRecord, Topic
 from bus.streams.embedded import EmbeddedServer
 from bus.topics.registry import GroupSpec
 from bus.values import TopicSpec
+from tests.integration.commandline import Run
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -35,44 +34,16 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def bus(server: EmbeddedServer, prefix: str) -> Iterator[Bus]:
-    bus = Bus(server.url, prefix=prefix)
-    yield bus
-    bus.close()
-
-
-def runner(bus: Bus, operator: Any, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str) -> Result:
-        code = tree.run(Session(lambda: bus, operator), arguments, "bus")
-        return Result(code, *capsys.readouterr())
-
-    return run
-
-
 @pytest.fixture
 def manage(bus: Bus, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command as `manage.py bus` does."""
-    return runner(bus, Audited, capsys)
+    return Run(bus, Audited, capsys)
 
 
 @pytest.fixture
 def jitney(bus: Bus, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command as `jitney` does."""
-    return runner(bus, Direct, capsys)
+    return Run(bus, Direct, capsys)
 
 
 def values(bus: Bus, topic: str) -> list[Any]:
@@ -291,7 +262,7 @@ def test_a_line_that_cannot_be_a_message_is_named_too(
     file = tmp_path / "wages.jsonl"
     file.write_text(f'{{"a": 1}}\n{line}\n')
 
-    result = runner(bus, Direct, capsys)("publish", "wages", "--file", str(file), "--key-field", "a")
+    result = Run(bus, Direct, capsys)("publish", "wages", "--file", str(file), "--key-field", "a")
 
     assert result.code == 1
     assert "line 2" in result.err
@@ -374,7 +345,7 @@ def test_what_is_unknown_is_shown_as_unknown(manage: Run, bus: Bus) -> None:
 def test_the_embedded_server_is_started_looked_at_and_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = runner(Bus(f"embedded://{tmp_path}/server"), Direct, capsys)
+    run = Run(Bus(f"embedded://{tmp_path}/server"), Direct, capsys)
     try:
         assert run("server", "status").code == 1
         assert run("topics").code == 1  # nothing starts it unasked
@@ -528,7 +499,7 @@ def test_redis_away_is_an_error_within_the_timeout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begun = time.monotonic()
-    run = runner(Bus(f"unix://{tmp_path}/nobody.sock"), Audited, capsys)
+    run = Run(Bus(f"unix://{tmp_path}/nobody.sock"), Audited, capsys)
 
     for arguments in (["topics"], ["publish", "wages", "1"], ["topic", "create", "wages"], ["doctor"]):
         result = run(*arguments)

@@ -2,59 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-
 import pytest
 
-from bus.cli import tree
 from bus.cli.audited import Audited
-from bus.cli.direct import Direct
-from bus.cli.session import Session
 from bus.client import Bus
 from bus.models import AuditRecord
-from bus.streams.embedded import EmbeddedServer
+from tests.integration.commandline import Run
 from tests.integration.test_deadletters import GROUP, TOPIC, Scene, drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def bus(server: EmbeddedServer, prefix: str) -> Iterator[Bus]:
-    bus = Bus(server.url, prefix=prefix)
-    yield bus
-    bus.close()
-
-
 @pytest.fixture
 def scene(bus: Bus) -> Scene:
     return Scene(bus)
-
-
-@pytest.fixture(params=[Audited, Direct], ids=["manage", "jitney"])
-def run(request: pytest.FixtureRequest, bus: Bus, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command as `manage.py bus` does, then as `jitney` does."""
-
-    def run(*arguments: str) -> Result:
-        code = tree.run(Session(lambda: bus, request.param), arguments, "bus")
-        return Result(code, *capsys.readouterr())
-
-    run.operator = request.param  # type: ignore[attr-defined]  # for tests that ask
-    return run
 
 
 def test_letters_are_listed_newest_first_and_shown_with_all_there_is(run: Run, scene: Scene) -> None:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
 
 import pytest
 
-from bus.cli import tree
-from bus.cli.audited import Audited
-from bus.cli.direct import Direct
-from bus.cli.session import Session
 from bus.client import Bus
 from bus.errors import ReadOnly, UnknownTopic
 from bus.models import AuditRecord
@@ -20,6 +15,7 @@ from bus.operating import delayed, operate
 from bus.operating.delayed import DelayedRef
 from bus.streams.embedded import EmbeddedServer
 from bus.values import TopicSpec
+from tests.integration.commandline import Run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -28,37 +24,12 @@ WHEN = datetime(2040, 1, 31, 12, tzinfo=UTC)
 ADA = operate.Actor("admin", "ada")
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
 def bus(server: EmbeddedServer, prefix: str) -> Iterator[Bus]:
     bus = Bus(server.url, prefix=prefix)
     bus.registry.project([TopicSpec(name=TOPIC, partitions=2)])
     yield bus
     bus.close()
-
-
-@pytest.fixture(params=[Audited, Direct], ids=["manage", "jitney"])
-def run(request: pytest.FixtureRequest, bus: Bus, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command as `manage.py bus` does, then as `jitney` does."""
-
-    def run(*arguments: str) -> Result:
-        code = tree.run(Session(lambda: bus, request.param), arguments, "bus")
-        return Result(code, *capsys.readouterr())
-
-    run.operator = request.param  # type: ignore[attr-defined]  # for tests that ask
-    return run
 
 
 def schedule(bus: Bus, count: int) -> list[str]:

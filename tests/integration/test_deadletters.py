@@ -117,13 +117,6 @@ def drain(turns: Turns, *, keep: bool = False) -> list[Message]:
 
 
 @pytest.fixture
-def bus(server: EmbeddedServer, prefix: str) -> Iterator[Bus]:
-    bus = Bus(server.url, prefix=prefix)
-    yield bus
-    bus.close()
-
-
-@pytest.fixture
 def scene(bus: Bus) -> Scene:
     return Scene(bus)
 

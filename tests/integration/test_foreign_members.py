@@ -15,7 +15,6 @@ from bus.client import Bus
 from bus.consuming.subscriptions import Subscription
 from bus.format.lane_id import LaneId
 from bus.streams.embedded import EmbeddedServer
-from bus.transactions import marks
 from bus.values import Message
 from tests.integration.inline import InlineWorker
 from tests.integration.test_ownership import new_bus
@@ -25,14 +24,10 @@ from tests.waiting import wait_until
 from workers.liveness import DEAD_SECONDS
 from workers.membership.served import DECLARE_SECONDS
 
+pytestmark = pytest.mark.usefixtures("no_database")
+
 SERVES = {"t2/g3", "loose/l"}
 RECORDS = [b"{}", b"[]", b"\xff", b"7", b'{"beat":"x"}', b'{"beat":1,"declines":7}', b"x" * 100_000]
-
-
-@pytest.fixture(autouse=True)
-def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No copies of marks: nothing is lost here."""
-    monkeypatch.setattr(marks, "advance", lambda bus: 0)
 
 
 @pytest.fixture

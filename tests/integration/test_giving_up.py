@@ -14,18 +14,13 @@ from bus.format.lane_id import LaneId
 from bus.format.state import Failure
 from bus.streams.commands import text
 from bus.streams.embedded import EmbeddedServer
-from bus.transactions import marks
 from tests.integration.views import Clock, Seer
 from workers.membership.leases import Leases
 from workers.order import SliceOrder
 
+pytestmark = pytest.mark.usefixtures("no_database")
+
 LANE = LaneId("keyed", 0, "g")
-
-
-@pytest.fixture(autouse=True)
-def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No copies of marks: nothing is lost here."""
-    monkeypatch.setattr(marks, "advance", lambda bus: 0)
 
 
 @pytest.fixture

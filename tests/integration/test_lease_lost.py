@@ -12,18 +12,13 @@ from bus.consuming.subscriptions import Subscription
 from bus.format.lane_id import LaneId
 from bus.signals import lease_lost
 from bus.streams.embedded import EmbeddedServer
-from bus.transactions import marks
 from tests.integration.inline import InlineWorker
 from tests.integration.views import Clock, Seer
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("no_database")
+
 LANE = LaneId("orders", 0, "stock")
-
-
-@pytest.fixture(autouse=True)
-def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No copies of marks: the group begins again where it was."""
-    monkeypatch.setattr(marks, "advance", lambda bus: 0)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from bus.operating import groups
 from bus.streams.commands import fields_of, scan, text
 from bus.streams.embedded import EmbeddedServer
 from bus.topics.registry import GroupSpec
-from bus.transactions import marks
 from bus.values import Message
 from tests.integration.inline import InlineWorker
 from tests.integration.views import Clock, Seer
@@ -23,14 +22,10 @@ from workers.liveness import DEAD_SECONDS
 from workers.membership.strays import HINT_SECONDS, STRAY_SECONDS
 from workers.membership.sweep import REST_SECONDS, SCAN_SECONDS
 
+pytestmark = pytest.mark.usefixtures("no_database")
+
 PARTITIONS, SLOTS = 3, 2
 SERVES, LOOSE = {"loose/l", "keyed/k"}, {"loose/l"}
-
-
-@pytest.fixture(autouse=True)
-def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No copies of marks: nothing is lost here."""
-    monkeypatch.setattr(marks, "advance", lambda bus: 0)
 
 
 @pytest.fixture

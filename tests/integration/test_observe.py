@@ -18,7 +18,6 @@ from bus.client import Bus
 from bus.errors import UnknownGroup, UnknownTopic
 from bus.observe import GroupPartitionSnapshot, Lag
 from bus.observe.lag import PARTITION_BUDGET, ROUNDS
-from bus.streams.embedded import EmbeddedServer
 from bus.streams.wire import Link
 from bus.topics.registry import GroupSpec
 from bus.values import Message, Ordering, TopicSpec, id_pair
@@ -26,13 +25,6 @@ from tests.servers import redis7_server
 from tests.waiting import wait_until
 
 TOPIC, GROUP = "orders", "inventory"
-
-
-@pytest.fixture
-def bus(server: EmbeddedServer, prefix: str) -> Iterator[Bus]:
-    bus = Bus(server.url, prefix=prefix)
-    yield bus
-    bus.close()
 
 
 def declare(bus: Bus, partitions: int = 1, topic: str = TOPIC, **groups: Ordering) -> None:

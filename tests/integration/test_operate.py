@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,13 +19,6 @@ from bus.values import TopicSpec
 ADA = operate.Actor("admin", "ada")
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def bus(server: EmbeddedServer, prefix: str) -> Iterator[Bus]:
-    bus = Bus(server.url, prefix=prefix)
-    yield bus
-    bus.close()
 
 
 def audit() -> list[tuple[str, str, str, str]]:

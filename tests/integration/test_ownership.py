@@ -19,9 +19,10 @@ from bus.client import Bus
 from bus.format.lane_id import LaneId
 from bus.streams.embedded import EmbeddedServer
 from bus.topics.registry import GroupSpec
-from bus.transactions import marks
 from tests.integration.views import Clock, Seer
 from workers.membership.unheld import UNHELD_SECONDS
+
+pytestmark = pytest.mark.usefixtures("no_database")
 
 #: topic → partitions; "late" is not there at first.
 TOPICS = {"t0": 1, "t1": 1, "t2": 3, "loose": 2}
@@ -29,12 +30,6 @@ SERVED = ["t0/g0", "t1/g1", "t1/g2", "t2/g0", "t2/g3", "loose/l", "late/g"]
 LOOSE = {"loose/l"}
 
 _prefixes = (f"own{number}" for number in itertools.count())
-
-
-@pytest.fixture(autouse=True)
-def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No copies of marks: nothing is lost here."""
-    monkeypatch.setattr(marks, "advance", lambda bus: 0)
 
 
 @contextmanager

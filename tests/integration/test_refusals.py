@@ -17,7 +17,6 @@ from bus.format.lane_id import LaneId
 from bus.streams.commands import text
 from bus.streams.embedded import EmbeddedServer
 from bus.topics.registry import GroupSpec
-from bus.transactions import marks
 from tests.acls import PASSWORD, as_user, user_url
 from tests.integration.views import Clock, Seer
 from workers.membership.leases import Leases
@@ -25,16 +24,10 @@ from workers.membership.sweep import SCAN_SECONDS
 from workers.order import Fallen
 from workers.scheduling.owned import OwnedLane
 
-pytestmark = pytest.mark.both_servers
+pytestmark = [pytest.mark.both_servers, pytest.mark.usefixtures("no_database")]
 
 ALL = ("on", f">{PASSWORD}", "~*", "&*", "+@all")
 TOPIC, GROUP = "orders", "stock"
-
-
-@pytest.fixture(autouse=True)
-def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No copies of marks: nothing is lost here."""
-    monkeypatch.setattr(marks, "advance", lambda bus: 0)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,14 +24,6 @@ from bus.values import TopicSpec
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def bus(server: EmbeddedServer, prefix: str) -> Iterator[Bus]:
-    """A bus of its own, in whose code nothing is declared yet."""
-    bus = Bus(server.url, prefix=prefix)
-    yield bus
-    bus.close()
 
 
 def test_a_topic_of_code_becomes_a_row_and_its_streams(bus: Bus) -> None:
