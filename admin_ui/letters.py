@@ -23,7 +23,7 @@ from bus.operating.deadletters import DeadLetter, Origin, Selection
 from bus.safety.unreadable import shown, visible
 
 #: Letters on one page.
-LETTERS = 50
+LETTERS_A_PAGE = 50
 
 #: What letters can be searched by, as it stands in addresses.
 FILTERS = ("partition", "key", "reason", "since")
@@ -63,13 +63,13 @@ def letters(bus: Bus, topic: str, group: str, selection: Selection) -> LetterRow
     """Return one page. Raises UnknownTopic, UnknownGroup, BadQuery (no such partition), BusUnavailable."""
     every = partitions(bus, topic, group, selection)
     newest = deadletters.find(bus, topic, group, selection, newest_first=True, all_keys=every)
-    some = list(islice(newest, LETTERS + 1))
+    some = list(islice(newest, LETTERS_A_PAGE + 1))
     count = deadletters.count(bus, topic, group, every)
     return LetterRows(
-        letters=[letter_row(letter) for letter in some[:LETTERS]],
+        letters=[letter_row(letter) for letter in some[:LETTERS_A_PAGE]],
         kept=count.kept,
         dropped=count.dropped,
-        older=str(some[LETTERS - 1].place) if len(some) > LETTERS else "",
+        older=str(some[LETTERS_A_PAGE - 1].place) if len(some) > LETTERS_A_PAGE else "",
         read_only=bus.settings.read_only,
     )
 

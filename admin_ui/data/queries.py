@@ -42,14 +42,14 @@ from bus.sums import exact_total, total
 from bus.transactions.outbox import backlog
 
 #: Rows of each kind on one page.
-TOPICS = 50
-PARTITIONS = 64
-GROUPS = 100
-OVERVIEW_GROUPS = 15
-MESSAGES = 25
-WORKERS = 100
-DRIFTS = 20
-UNREADABLE = 20
+TOPICS_A_PAGE = 50
+PARTITIONS_A_PAGE = 64
+GROUPS_A_PAGE = 100
+GROUPS_ON_OVERVIEW = 15
+MESSAGES_A_PAGE = 25
+WORKERS_A_PAGE = 100
+DRIFTS_ON_OVERVIEW = 20
+UNREADABLE_ON_OVERVIEW = 20
 
 #: A message that waits longer in the outbox is late: workers look there every 0.5 s.
 LATE = timedelta(minutes=1)
@@ -57,7 +57,7 @@ LATE = timedelta(minutes=1)
 _outboxes = Databases(models.OutboxRow)
 
 #: Groups named in one row of the list of topics; the others are counted.
-GROUPS_IN_ROW = 3
+GROUPS_A_ROW = 3
 
 
 def overview(bus: Bus) -> OverviewRows:
@@ -67,18 +67,18 @@ def overview(bus: Bus) -> OverviewRows:
     rows = group_rows(survey.groups, workers)
     return OverviewRows(
         server=survey.server,
-        drift=declarations.drift(bus, survey.declared)[:DRIFTS],
+        drift=declarations.drift(bus, survey.declared)[:DRIFTS_ON_OVERVIEW],
         totals=_totals(survey.groups, (topic.messages for topic in survey.topics)),
         published=exact_total(topic.published for topic in survey.topics),
         topics=len(survey.topics),
         workers=sum(row.silent is None for row in workers),
         silent=sum(row.silent is not None for row in workers),
         missing_partitions=sum(topic.missing_partitions for topic in survey.topics),
-        groups=rows[:OVERVIEW_GROUPS],
-        more_groups=max(0, len(rows) - OVERVIEW_GROUPS),
+        groups=rows[:GROUPS_ON_OVERVIEW],
+        more_groups=max(0, len(rows) - GROUPS_ON_OVERVIEW),
         problems=sum(row.verdict.problem for row in rows),
-        unreadable=survey.unreadable[:UNREADABLE],
-        more_unreadable=max(0, len(survey.unreadable) - UNREADABLE),
+        unreadable=survey.unreadable[:UNREADABLE_ON_OVERVIEW],
+        more_unreadable=max(0, len(survey.unreadable) - UNREADABLE_ON_OVERVIEW),
     )
 
 
@@ -102,7 +102,7 @@ def topics(bus: Bus, *, search: str = "", order: str = "name", page: str | int |
     by = order.removeprefix("-")
     by, order = (by, order) if by in ORDERS else ("name", "name")
     topics.sort(key=ORDERS[by], reverse=order.startswith("-"))
-    shown = Page.of(topics, page, TOPICS)
+    shown = Page.of(topics, page, TOPICS_A_PAGE)
     return TopicsRows(topics=shown.map(lambda topic: _topic_row(topic, workers)), known=len(survey.topics))
 
 
@@ -114,12 +114,12 @@ def topic(bus: Bus, name: str, *, page: str | int | None = 1, groups: str | int 
     return TopicRows(
         topic=snapshot,
         totals=_totals(snapshot.groups, [snapshot.messages]),
-        groups=Page.of(rows, groups, GROUPS),
-        partitions=Page.of(survey.partitions(name), page, PARTITIONS),
+        groups=Page.of(rows, groups, GROUPS_A_PAGE),
+        partitions=Page.of(survey.partitions(name), page, PARTITIONS_A_PAGE),
     )
 
 
-def messages(bus: Bus, name: str, *, count: int = MESSAGES) -> MessageRows:
+def messages(bus: Bus, name: str, *, count: int = MESSAGES_A_PAGE) -> MessageRows:
     """Return the latest messages of a topic, newest first. Raises UnknownTopic."""
     return MessageRows([message_row(message) for message in observe.latest(bus, name, count)])
 
@@ -140,10 +140,10 @@ def group(bus: Bus, name: str, group_name: str, *, page: str | int | None = 1) -
         living=row.living,
         verdict=row.verdict,
         given=exact_total(share.offset for share in shares),
-        partitions=Page.of(rows, page, PARTITIONS),
-        workers=workers[:WORKERS],
-        more_workers=max(0, len(workers) - WORKERS),
-        losses=[share for share in shares if share.lost_last is not None][:PARTITIONS],
+        partitions=Page.of(rows, page, PARTITIONS_A_PAGE),
+        workers=workers[:WORKERS_A_PAGE],
+        more_workers=max(0, len(workers) - WORKERS_A_PAGE),
+        losses=[share for share in shares if share.lost_last is not None][:PARTITIONS_A_PAGE],
         dead_dropped=survey.dead_dropped(name, group_name),
         read_only=bus.settings.read_only,
     )
@@ -153,7 +153,7 @@ def workers(bus: Bus, *, page: str | int | None = 1) -> WorkerRows:
     """Return the workers, those that started last first."""
     rows = worker_rows(observe.workers(bus))
     newest_first = sorted(rows, key=lambda row: row.worker.started, reverse=True)
-    return WorkerRows(Page.of(newest_first, page, WORKERS))
+    return WorkerRows(Page.of(newest_first, page, WORKERS_A_PAGE))
 
 
 def worker_rows(workers: Iterable[WorkerSnapshot]) -> list[WorkerRow]:
@@ -213,8 +213,8 @@ def _topic_row(topic: TopicSnapshot, workers: Sequence[WorkerRow]) -> TopicRow:
     return TopicRow(
         topic=topic,
         lag=total(group.lag for group in topic.groups) if groups else None,
-        groups=groups[:GROUPS_IN_ROW],
-        more_groups=max(0, len(groups) - GROUPS_IN_ROW),
+        groups=groups[:GROUPS_A_ROW],
+        more_groups=max(0, len(groups) - GROUPS_A_ROW),
     )
 
 

@@ -17,7 +17,7 @@ from bus.streams.connect import Client, check
 from bus.streams.wire import Command
 
 #: Commands in one write. More are sent in several, so that replies do not pile up in the server.
-PIPELINE = 20_000
+COMMANDS_A_WRITE = 20_000
 
 _NO_ID = "0-0"
 
@@ -98,9 +98,9 @@ def number(reply: Any) -> int | None:
 
 
 def ask(client: Client, commands: Sequence[Command]) -> Iterator[Any]:
-    """Yield the replies in order, in as few round trips as PIPELINE allows; errors are values among them."""
-    for start in range(0, len(commands), PIPELINE):
-        yield from client.pipe(commands[start : start + PIPELINE])
+    """Yield the replies in order, in as few round trips as possible; errors are values among them."""
+    for start in range(0, len(commands), COMMANDS_A_WRITE):
+        yield from client.pipe(commands[start : start + COMMANDS_A_WRITE])
 
 
 def partition_snapshot(topic: str, partition: int, facts: StreamFacts | None) -> PartitionSnapshot:

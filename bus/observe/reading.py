@@ -5,7 +5,7 @@
     3  for groups that lag: their oldest message; for unordered groups: the leases of their lanes
     …  counting, only where a lag cannot be proven (see lag)
 
-Steps 2 and 3 take one more for every facts.PIPELINE commands.
+Steps 2 and 3 take one more for every facts.COMMANDS_A_WRITE commands.
 """
 
 from __future__ import annotations
