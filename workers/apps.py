@@ -18,9 +18,7 @@ class WorkersConfig(AppConfig):
 
 
 def check_bus(**_: Any) -> list[checks.CheckMessage]:
-    """Check that the app `bus` is installed, and is ours: it may be hidden by another package of that
-    name.
-    """
+    """Check that the app `bus` is installed, and not hidden by another package of that name."""
     if apps.is_installed("bus") and "jitney" in apps.app_configs:
         return []
     return [
