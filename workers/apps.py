@@ -18,7 +18,7 @@ class WorkersConfig(AppConfig):
 
 
 def check_bus(**_: Any) -> list[checks.CheckMessage]:
-    """The app `bus` is installed, and is ours: this check runs even where another package hides it."""
+    """Check that the app `bus` is installed, and not hidden by another package of that name."""
     if apps.is_installed("bus") and "jitney" in apps.app_configs:
         return []
     return [

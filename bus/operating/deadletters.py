@@ -205,7 +205,7 @@ def bounded(bus: Bus, selection: Selection) -> Selection:
 
 
 def partitions(bus: Bus, topic: str, group: str) -> list[PartitionKeys]:
-    """Return the keys of all all_keys.
+    """Return the keys of all partitions.
 
     Raises UnknownTopic, ForeignData, and UnknownGroup if there is neither the group nor a letter of it.
     """

@@ -54,7 +54,7 @@ class Fate(Enum):
     """Its message was trimmed, so the letter's copy was added to the topic, for this group alone."""
     DISCARDED = 3
     GONE = 0
-    """The letter is not there any more: somebody else was faster, or DEAD_LIMIT was."""
+    """The letter is not there any more: another operator was faster, or DEAD_LIMIT dropped it."""
     KEPT = -1
     """It is still a dead letter: the stream or the group is gone, or there is no copy of the message."""
 

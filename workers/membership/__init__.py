@@ -1,1 +1,1 @@
-"""Membership: which workers are there, and which lanes are whose."""
+"""Membership: which workers there are, and which lanes each of them holds."""

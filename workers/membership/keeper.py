@@ -86,7 +86,7 @@ class Keeper(threading.Thread):
 
     @property
     def leads(self) -> bool:
-        """True if this worker does the upkeep."""
+        """Return whether this worker does the upkeep."""
         return self._roster.leader == self._me
 
     # ------------------------------------------------------------------ for other threads

@@ -134,8 +134,8 @@ class Orphans:
     def bury(self, gone: Collection[str]) -> bool:
         """Free the lanes of workers that are gone, in all partitions that we serve; return whether any went.
 
-        Whoever has the home adopts them. That worker may have started after they were gone, and would have to
-        watch for long before it knew it.
+        The worker that has the home adopts them. It may have started after they were gone, and would have to
+        watch for long before it knew that.
         """
         new = set(gone) - self._buried
         if not new:
