@@ -112,7 +112,7 @@ def definition(handler: Any, depth: int = 3) -> object:
     if isinstance(handler, types.FunctionType):
         code = handler.__code__
         cells = [_content(cell) for cell in handler.__closure__ or ()]
-        inner = tuple(definition(each, depth - 1) for each in cells) if depth else ()
+        inner = tuple(definition(content, depth - 1) for content in cells) if depth else ()
         return (code.co_filename, code.co_qualname, code.co_firstlineno, code.co_names, inner)
     if handler is None or isinstance(handler, str | int | float | bool | bytes):
         return handler

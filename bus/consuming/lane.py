@@ -1,8 +1,8 @@
 """One lane: what takes delivery in a partition for a group, and what becomes of each message.
 
 A lane is worked on by at most one slice at a time, the holder of its lease. This module keeps what
-that slice must know (which keys are failing, how often each message was tried, what is to be
-settled) and turns it into commands; `bus.consuming.turn` sends them. It does no I/O of its own.
+that slice must know: which keys are failing, how often each message was tried, what is to be settled.
+`bus.consuming.question` makes commands of that. It does no I/O of its own.
 
 Order through failures. When a message of a key fails, it becomes the *head* of that key: it waits in
 the retry zset, and every later message of the key is held back in the held zset, unhandled. When
@@ -14,12 +14,13 @@ with ordering "partition" the whole partition counts as one key. Keyless message
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from bus.consuming.lane_state import LaneState
 from bus.consuming.outcomes import Outcomes
+from bus.consuming.waiting import Waiting
 from bus.errors import BusError
 from bus.format import codec
 from bus.format import state as states
@@ -29,11 +30,8 @@ from bus.format.state import MAX_ERROR, Failure
 from bus.moments import whole
 from bus.safety.unreadable import Unreadable, tell
 from bus.streams.commands import text
+from bus.streams.wire import Link
 from bus.values import ORDERINGS, Message, Ordering, Source, id_pair, known_id
-
-if TYPE_CHECKING:
-    from bus.consuming.waiting import Waiting
-    from bus.streams.wire import Link
 
 _ORDERINGS = frozenset(ordering.encode() for ordering in ORDERINGS)
 
@@ -132,14 +130,14 @@ class Lane:
 
     def load(self, waiting: Waiting) -> None:
         """Take in the state hash, the retry zset, and the size of the held zset."""
-        known = states.read(self.keys.state(self.id.group), self.id.lane, waiting.state)
-        for found in known.unreadable:
-            tell(found)
-        self.failures, self.failing = known.failures, {}
-        suspects = (self.suspect, known.suspect)  # the former: of a process that has just died
-        self.suspect = max((each for each in suspects if each is not None), default=None)
-        self.learn_era(known.era)
-        self.learn_ordering(known.ordering)
+        stored = states.read(self.keys.state(self.id.group), self.id.lane, waiting.state)
+        for unreadable in stored.unreadable:
+            tell(unreadable)
+        self.failures, self.failing = stored.failures, {}
+        suspects = (self.suspect, stored.suspect)  # the former: of a process that has just died
+        self.suspect = max((suspect for suspect in suspects if suspect is not None), default=None)
+        self.learn_era(stored.era)
+        self.learn_ordering(stored.ordering)
         retries = waiting.retries
         for raw in retries[::2]:
             message_id = known_id(raw)
@@ -258,10 +256,11 @@ class Lane:
         return not (self.failures or self.failing or self.suspect)
 
     def is_suspect(self, message: Message) -> bool:
+        """Return whether a message may have killed a worker."""
         return self.suspect is not None and id_pair(message.id) <= self.suspect
 
     def may_fetch(self, held_limit: int) -> bool:
-        """Whether new messages may be fetched: not past the held limit, nor past a failing partition."""
+        """Return whether new messages may be fetched: none past the held limit or a failing partition."""
         if self.closed or (self.ordering == "partition" and self.failing):
             return False
         # What this turn settles counts too, or a fetch in the same turn would go a whole batch further.
@@ -271,7 +270,7 @@ class Lane:
     # ------------------------------------------------------------------ outcomes
 
     def done(self, message: Message) -> None:
-        """Keep a message as done, to be settled: its handler returned."""
+        """Keep a message as done: its handler returned."""
         self.done_id(message.id)
 
     def retry(self, message: Message, delay: float, error: str, now: int) -> bytes:
@@ -311,9 +310,9 @@ class Lane:
         if not failing:
             self.outcomes.release.append(hash_)
 
-    def _hold_later(self, hash_: str, place: tuple[int, int]) -> None:
-        """Hold again what was released of this key after `place`, or it would overtake what is held."""
-        later = sorted(each for each in self.failing[hash_] if each > place)
+    def _hold_later(self, hash_: str, first: tuple[int, int]) -> None:
+        """Hold again what was released of this key after `first`, or it would overtake what is held."""
+        later = sorted(pair for pair in self.failing[hash_] if pair > first)
         for ms, seq in later:
             message_id = f"{ms}-{seq}"
             self.outcomes.held.append((message_id, pad_id(message_id), hash_))
@@ -333,11 +332,11 @@ class Lane:
     def refused(self, record: bytes) -> None:
         """Take in what became of a message whose process died before it could settle it."""
         kind, message_id, detail, failure = orjson.loads(record)
-        known = Failure.load(failure.encode(), self.keys.state(self.id.group), message_id)
-        (self._retry if kind == "retry" else self._dead)(message_id, detail, known)
+        recorded = Failure.load(failure.encode(), self.keys.state(self.id.group), message_id)
+        (self._retry if kind == "retry" else self._dead)(message_id, detail, recorded)
 
     def done_id(self, message_id: str) -> None:
-        """Keep a message as done, to be settled: its handler returned, here or in a child that died."""
+        """Keep the message of this id as done: its handler returned, here or in a process that died."""
         if message_id in self.failures:
             self.outcomes.done.append(message_id)
             self._leave(message_id)

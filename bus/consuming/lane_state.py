@@ -34,25 +34,25 @@ class LaneState(NamedTuple):
     """True: settle what is pending, fetch nothing else. An orphaned lane of an unordered group."""
 
     def at_rest(self, position: str) -> LaneState:
-        """Nothing is left to do, and the group was given all up to this id."""
+        """Return the state where nothing is left to do and the group was given all up to this id."""
         return self._replace(last_id=position, seen=position, recover=False)
 
     def worked_on(self, last_id: str, history: int, *, recover: bool) -> LaneState:
-        """A slice has ended. The group was given all up to this id, in this history of the server."""
+        """Return the state after a slice: the group was given all up to this id, in this history."""
         return self._replace(last_id=last_id, seen=last_id, history=history, recover=recover)
 
     def unsure(self, *, recover: bool) -> LaneState:
-        """Nobody knows how far the group is: the server is asked."""
+        """Return the state where nobody knows how far the group is: the next slice asks the server."""
         return self._replace(last_id=None, recover=recover)
 
     def made_again(self, *, recover: bool) -> LaneState:
-        """The stream or the group was gone. What is made again may begin anywhere."""
+        """Return the state where the stream or the group is gone. What is made again may begin anywhere."""
         return self._replace(last_id=None, seen=None, recover=recover)
 
     def with_leftovers(self) -> LaneState:
-        """The process that worked on it has died: left-overs are looked for."""
+        """Return the state after the death of the process that worked here: left-overs are looked for."""
         return self._replace(recover=True)
 
     def leased(self, lease: str) -> LaneState:
-        """It has a new lease. What was fetched under the old one is left over."""
+        """Return the state under a new lease. What was fetched under the old one is left over."""
         return self._replace(lease=lease, recover=True)

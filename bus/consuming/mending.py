@@ -43,7 +43,7 @@ def mend(turns: Settler, lanes: Iterable[Lane]) -> None:
 
     If nothing waits, this costs nothing; else one round trip for all lanes. (A slice that needs many would
     never begin on a line that breaks all the time.) Raises BusUnavailable, StaleLease (no lane is left),
-    GroupLost.
+    GroupGone.
     """
     waiting = []
     for lane in lanes:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from bus.consuming.outcomes import Outcomes
+from bus.consuming.outcomes import Outcomes
 
 #: Outcomes that one script settles: about a millisecond for the server, two where all come with a traceback.
 PORTION = 100

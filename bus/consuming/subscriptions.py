@@ -62,9 +62,9 @@ class Subscriptions:
         _check(subscription)
         place, made_in = (subscription.topic, subscription.group), origin()
         with self._lock:
-            known = self._table.get(place)
-            if known is not None:
-                self._refuse_another(known, subscription, self._origins[place], made_in)
+            present = self._table.get(place)
+            if present is not None:
+                self._refuse_another(present, subscription, self._origins[place], made_in)
             self._table[place], self._origins[place] = subscription, made_in
 
     @staticmethod

@@ -151,6 +151,9 @@ def test_the_commands_are_scripts_then_one_fenced_multi_then_scripts(lanes, chos
         *["recover"] * len(asked.recovering),
         *["due"] * len(asked.due),
     ]
+    # A mark comes with the last script of its lane, or else in the MULTI
+    for (lane, _), command in zip(asked.last_portions, commands, strict=False):
+        assert command[-1] == asked.marks.get(lane, "")
     # The fence is around all lanes, also those that neither acknowledge nor fetch
     leases = [lane.keys.lease("g", "0") for lane in lanes]
     assert all(list(each[1:]) == leases for each in commands if each[0] in ("WATCH", "MGET"))

@@ -59,58 +59,58 @@ class OwnedLane:
 
     @property
     def lease(self) -> str:
-        """The value of the lease under which it is worked on."""
+        """Return the value of the lease under which it is worked on."""
         return self.state.lease
 
     @property
     def ordering(self) -> Ordering:
-        """The ordering in effect."""
+        """Return the ordering in effect."""
         return self.state.ordering
 
     @property
     def closed(self) -> bool:
-        """Whether another ordering is declared, so that nothing new is fetched."""
+        """Return whether another ordering is declared, so that nothing new is fetched."""
         return self.state.closed
 
     # ------------------------------------------------------------------ stages
 
     def wait_for_slot(self, now: float) -> None:
-        """It has work: it waits for a slot."""
+        """Have it wait for a slot: it has work."""
         self.stage, self.since, self.due = "ready", now, None
 
     def run(self, now: float) -> LaneOrder:
-        """Its slice begins. Return the order for it."""
+        """Begin its slice. Return the order for it."""
         self.stage, self.since, self.news = "running", now, False
         self.serial += 1
         return LaneOrder(self.state, self.serial, self.fallen)
 
     def watch(self, now: float) -> None:
-        """Nothing is left to do: it waits for news."""
+        """Have it wait for news: nothing is left to do."""
         self.stage, self.since = "watched", now
 
     def watch_from(self, position: str) -> None:
-        """Nothing is left to do, and the group was given all up to this id: it waits for news."""
+        """Have it wait for news: nothing is left to do, and the group was given all up to this id."""
         self.stage, self.state = "watched", self.state.at_rest(position)
 
     def back_off(self, now: float) -> None:
-        """Its slice had trouble: wait, longer each time. `now`: by the monotonic clock."""
+        """Have it wait after a slice in trouble, longer each time. `now`: by the monotonic clock."""
         self.troubles += 1
         self.stage, self.since, self.due = "backing off", now, now + BACKOFF.delay_after(self.troubles)
 
     def take_back(self, left: Fallen | None) -> None:
-        """A process may still work on it under the lease that it has: it waits for a new one."""
+        """Have it wait for a new lease: a process may still work on it under the one that it has."""
         self.fallen = left
         self.stage, self.since, self.due = "taken back", -math.inf, None
 
     def give_up(self) -> None:
-        """Its lease will be given back: no slice begins here any more."""
+        """Begin no slice here any more: its lease will be given back."""
         self.stage = "given up"
 
     # ------------------------------------------------------------------ what becomes known
 
     def left(self, view: SlotView, index: int, reason: str) -> Fallen:
-        """What a slice, of which this was lane number `index`, has left to be settled here, as shared memory
-        says.
+        """Return what a slice, of which this was lane number `index`, has left to be settled here, as shared
+        memory says.
 
         Until it had settled what it found, that is all. `reason`: what is said of the message in hand.
         """
@@ -126,7 +126,7 @@ class OwnedLane:
         return Fallen(finished, refused, running.id, False, reason)
 
     def hear(self, view: SlotView, index: int) -> Report:
-        """Its slice, of which this was lane number `index`, has ended: take in what it says of this lane."""
+        """Take in what its slice, which has ended, says of it. `index`: its number among the lanes there."""
         report = next((report for report in view.reports if report.lane_index == index), None)
         # Without a report the slice broke before it could say anything.
         flags = int(Report.BROKEN | Report.RECOVER) if report is None else report.flags
@@ -149,16 +149,19 @@ class OwnedLane:
         return Report(flags)
 
     def died(self, left: Fallen) -> None:
-        """The process that worked on it has died, and left this."""
+        """Take in what the process that worked on it has left, now that it has died."""
         # The serial goes on: under the same lease a process may remember what it left at an earlier one.
         self.fallen, self.state, self.serial = left, self.state.with_leftovers(), self.serial + 1
 
     def renew(self, lease: str) -> None:
-        """It has a new lease: no process goes on with what it remembers of the lane."""
+        """Change its lease: no process goes on with what it remembers of the lane."""
         self.state, self.serial = self.state.leased(lease), 0
 
     def doubt(self) -> None:
-        """The server may have come back with older data. What a slice that runs reports may be of before."""
+        """Have it ask the server anew, which may have come back with older data.
+
+        What a slice that runs reports may be of before.
+        """
         self.doubted = self.stage == "running"
         # With a serial left out no process goes on with what it remembers of the lane.
         self.state, self.serial = self.state.unsure(recover=True), self.serial + 1
@@ -172,7 +175,7 @@ class OwnedLane:
         return before and not closed
 
     def news_after(self) -> str | None:
-        """The id after which a message would be news; None: not known, or it could not be fetched."""
+        """Return the id after which a message would be news; None: not known, or it could not be fetched."""
         return None if self.blocked or self.state.closed else self.state.last_id
 
 

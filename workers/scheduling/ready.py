@@ -10,7 +10,7 @@ from workers.scheduling.owned import OwnedLane
 
 
 class Ready:
-    """Of one worker. Every method is called under the scheduler's lock."""
+    """The queue of one worker. Every method is called under the scheduler's lock."""
 
     def __init__(self, lanes: Mapping[LaneId, OwnedLane], clock: Callable[[], float]) -> None:
         """`lanes`: all that the worker owns, as they come and go."""
@@ -24,14 +24,14 @@ class Ready:
         return len(self._queue)
 
     def pause(self, groups: Iterable[tuple[str, str]]) -> None:
-        """Lanes of these (topic, group) wait for their group, not for a slot."""
+        """Have lanes of these (topic, group) wait for their group, not for a slot."""
         before, self._paused = self._paused, frozenset(groups)
         for lane in self._lanes.values():
             if lane.stage == "ready" and (lane.id.topic, lane.id.group) in before - self._paused:
                 lane.since = self._clock()  # until now it waited for its group, not for a slot
 
     def make(self, lane: OwnedLane, *, first: bool = False) -> None:
-        """This lane is ready from now on; `first`: before all others."""
+        """Make this lane ready; `first`: before all others."""
         lane.wait_for_slot(self._clock())
         if first:
             self._queue.appendleft(lane.id)
@@ -39,7 +39,7 @@ class Ready:
             self._queue.append(lane.id)
 
     def pop(self) -> OwnedLane | None:
-        """The next to get a slot; its state is left as it is."""
+        """Return the next to get a slot. Its stage is left as it is."""
         for _ in range(len(self._queue)):
             lane = self._lanes.get(self._queue.popleft())
             if lane is None or lane.stage != "ready":
@@ -55,7 +55,7 @@ class Ready:
             self._queue.remove(lane.id)  # a stale entry would only pile up
 
     def waiting(self) -> Iterator[OwnedLane]:
-        """Lanes that wait for a slot."""
+        """Return the lanes that wait for a slot."""
         lanes = (self._lanes.get(id) for id in self._queue)
         return (lane for lane in lanes if lane and lane.stage == "ready" and not self._is_paused(lane))
 

@@ -60,7 +60,7 @@ class Scheduler:
         drain_only: bool = False,
         position: str | None = None,
     ) -> None:
-        """A lane was acquired: it is ready at once, to look for left-overs.
+        """Add a lane that was acquired. It is ready at once, to look for left-overs.
 
         `position`: of its group, where surely nothing is pending or ahead; then it waits for news.
         """
@@ -85,13 +85,13 @@ class Scheduler:
             return True
 
     def given_up(self) -> list[OwnedLane]:
-        """Lanes that are given up. They are ours until `given_back`, or somebody would free or take their
-        leases before what their slices have left is settled."""
+        """Return the lanes that are given up. They are ours until `given_back`, when what their slices have
+        left is settled: else somebody would free or take their leases before."""
         with self._lock:
             return [lane for lane in self._lanes.values() if lane.stage == "given up"]
 
     def given_back(self, lanes: Iterable[OwnedLane]) -> None:
-        """The leases of these lanes are not ours any more."""
+        """Forget these lanes, whose leases are not ours any more."""
         with self._lock:
             for lane in lanes:
                 if self._lanes.get(lane.id) is lane:
@@ -117,17 +117,17 @@ class Scheduler:
                 self._lanes[id].leaving = False
 
     def lost(self, id: LaneId) -> OwnedLane | None:
-        """Another worker has this lane now. What still runs there is fenced off by Redis."""
+        """Forget a lane that another worker has now, and return it. What still runs there is fenced off."""
         with self._lock:
             lane = self._lanes.get(id)
             if lane is None:
                 return None
             # Or a slice would run messages that are somebody else's now.
-            self._slots.revoke(lambda running: any(each is lane for each in running.lanes))
+            self._slots.revoke(lambda running: any(its_lane is lane for its_lane in running.lanes))
             return self._remove(lane)
 
     def renew(self, id: LaneId, old: str, new: str) -> None:
-        """A lane that was taken back from a stuck slice has a new lease: it may be worked on again."""
+        """Work again on a lane that was taken back from a stuck slice, and has a new lease."""
         with self._lock:
             lane = self._lanes.get(id)
             if lane is not None and lane.state.lease == old:
@@ -136,17 +136,20 @@ class Scheduler:
                     self._ready.make(lane)
 
     def owned(self) -> dict[LaneId, str]:
-        """Lanes and the lease values under which they are held."""
+        """Return the lanes, with the lease values under which they are held."""
         with self._lock:
             return {id: lane.state.lease for id, lane in self._lanes.items()}
 
     def pause(self, groups: Iterable[tuple[str, str]]) -> None:
-        """Lanes of these (topic, group) get no new slices."""
+        """Have lanes of these (topic, group) get no new slices."""
         with self._lock:
             self._ready.pause(groups)
 
     def order_by(self, declared: Mapping[tuple[str, str], Ordering]) -> None:
-        """(topic, group) → the ordering that is wanted: lanes that work by another fetch nothing new."""
+        """Have lanes that work by another ordering than the declared one fetch nothing new.
+
+        `declared`: (topic, group) → ordering.
+        """
         with self._lock:
             for lane in self._lanes.values():
                 if lane.close_or_open(declared) and lane.stage == "watched":
@@ -155,13 +158,13 @@ class Scheduler:
     # ------------------------------------------------------------------ work is found
 
     def watched(self) -> dict[LaneId, str]:
-        """Idle lanes, each with the id after which a message would be news."""
+        """Return the idle lanes, each with the id after which a message would be news."""
         with self._lock:
             lanes = [(id, lane.news_after()) for id, lane in self._lanes.items() if lane.stage == "watched"]
             return {id: last_id for id, last_id in lanes if last_id is not None}
 
     def wake(self, ids: Iterable[LaneId]) -> bool:
-        """There is news on these lanes; True if any became ready."""
+        """Wake these lanes, which have news; True if any became ready."""
         with self._lock:
             woken = False
             for id in ids:
@@ -176,7 +179,7 @@ class Scheduler:
             return woken
 
     def doubt(self) -> None:
-        """The connection was lost: the server may have come back with older data. All lanes ask anew."""
+        """Have all lanes ask anew: after a lost connection the server may have come back with older data."""
         with self._lock:
             for lane in self._lanes.values():
                 lane.doubt()
@@ -194,7 +197,7 @@ class Scheduler:
             return woken
 
     def next_due(self) -> float | None:
-        """When wake_due will next find something, by the monotonic clock."""
+        """Return when wake_due will next find something, by the monotonic clock."""
         with self._lock:
             dues = [
                 lane.due
@@ -204,7 +207,7 @@ class Scheduler:
             return min(dues, default=None)
 
     def waiting(self) -> dict[LaneId, float]:
-        """Ordered lanes with work that wait for a slot, each with how long it has. Seconds."""
+        """Return the ordered lanes that have work and wait for a slot, each with how long it has. Seconds."""
         with self._lock:
             return {
                 lane.id: self._clock() - lane.since
@@ -213,7 +216,7 @@ class Scheduler:
             }
 
     def is_at_rest(self) -> bool:
-        """A slot is free, or its slice lingers and would end for another lane; and no lane waits for one."""
+        """Return whether no lane waits for a slot, and a slot is free, or its slice lingers."""
         with self._lock:
             return not self._ready.is_anyone_waiting() and bool(
                 self._slots.room() > 0 or self._slots.lingering()
@@ -222,7 +225,7 @@ class Scheduler:
     # ------------------------------------------------------------------ slices
 
     def next_slices(self, free: int) -> list[SliceOrder]:
-        """Slices for so many free processes. Each must be started, or reported by `ended`."""
+        """Return the next slices, for so many free processes. Start each, or report it by `ended`."""
         with self._lock:
             orders: list[SliceOrder] = []
             free = min(free, self._slots.room())
@@ -272,7 +275,7 @@ class Scheduler:
         return order
 
     def dropped(self, slot: int, reason: str) -> None:
-        """The slice is no longer Celery's, but a process may still run it: told to stop, fenced, kept apart.
+        """Keep apart a slice that Celery dropped, and that a process may still run: it is told to stop.
 
         Its lanes wait for new leases. The slot is used again when the process has reported, or after
         QUARANTINE_SECONDS, when a message that was on its way to a process must have arrived.
@@ -287,7 +290,7 @@ class Scheduler:
                     self._taken[lane.id] = None
 
     def ended(self, slot: int, *, died: str | None = None) -> Ended:
-        """A slice has ended; `died`: why, if its process was lost with it."""
+        """Take in the end of a slice; `died`: why, if its process was lost with it."""
         with self._lock:
             running, view = self._slots.give_back(slot)
             group = (running.order.lanes[0].id.topic, running.order.lanes[0].id.group)
@@ -309,7 +312,7 @@ class Scheduler:
             return ended
 
     def _still_ours(self, running: Running) -> list[OwnedLane]:
-        """Lanes that were not lost or taken back while the slice ran."""
+        """Return the lanes of a slice that were not lost or taken back while it ran."""
         return [
             lane
             for lane, order in zip(running.lanes, running.order.lanes, strict=True)
@@ -343,8 +346,8 @@ class Scheduler:
     # ------------------------------------------------------------------ stuck slices
 
     def taken_back(self) -> list[OwnedLane]:
-        """Lanes that need a new lease, then `renew`, since a process may still work under the old one: of
-        slices that Celery dropped, and the other lanes of a slice that sticks in one message."""
+        """Return the lanes that need a new lease, then `renew`: a process may still work under the old one.
+        They are of slices that Celery dropped, and the other lanes of a slice that sticks in one message."""
         with self._lock:
             if self.stopped:
                 return []  # what runs settles by itself, unless it has new leases
@@ -353,8 +356,8 @@ class Scheduler:
             return self._not_renewed()
 
     def _not_renewed(self) -> list[OwnedLane]:
-        """Lanes that were taken back and have no new lease yet; again after a while, if Redis was away."""
-        late = self._clock() - BACKOFF.max_delay
+        """Return the lanes that were taken back and have no new lease; again after a while."""
+        late = self._clock() - BACKOFF.max_delay  # if Redis was away, they are still here
         taken = [lane for id in self._taken if (lane := self._lanes.get(id)) and lane.stage == "taken back"]
         self._taken = dict.fromkeys(lane.id for lane in taken)
         lanes = [lane for lane in taken if lane.since <= late]
@@ -376,12 +379,12 @@ class Scheduler:
                 self._slots.share_out()
 
     def lingering(self) -> list[int]:
-        """Connection ids of slices that wait for more while another lane wants their slot."""
+        """Return the connection ids of slices that wait for more while another lane wants their slot."""
         with self._lock:
             return self._slots.lingering() if self._ready.is_anyone_waiting() else []
 
     def overdue(self, limit_of: Callable[[LaneId], float | None]) -> list[int]:
-        """Slots in which one message runs longer than the hard time limit of its subscription."""
+        """Return the slots in which one message runs longer than the hard time limit of its subscription."""
         with self._lock:
             return self._slots.overdue(limit_of)
 

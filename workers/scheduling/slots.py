@@ -35,7 +35,7 @@ class Slots:
         self.running: dict[int, Running] = {}
 
     def room(self) -> int:
-        """How many more slices may run."""
+        """Return how many more slices may run."""
         now = self._clock()
         for slot, until in list(self._quarantine.items()):
             if until <= now or self._progress.read(slot).reports:
@@ -44,7 +44,7 @@ class Slots:
         return min(self._capacity - len(self.running), len(self._free))
 
     def unheard(self, *, unbegun: bool) -> Iterator[tuple[Running, SlotView, bool]]:
-        """Slices that are over, as far as shared memory and the system say; whether their process has died.
+        """Yield slices that are over, as far as shared memory and the system say; True if their process died.
 
         `unbegun`: also those that no process has begun.
         """
@@ -55,34 +55,34 @@ class Slots:
                 yield running, view, died
 
     def take(self) -> int:
-        """A free slot, with nothing left of the slice before."""
+        """Take a free slot, with nothing left of the slice before."""
         slot = self._free.pop()
         self._progress.clear(slot)
         return slot
 
     def give_back(self, slot: int) -> tuple[Running, SlotView]:
-        """The slice of a slot has ended: what it was, and what it left."""
+        """Free the slot of a slice that has ended. Return what it was, and what it left."""
         self._free.append(slot)
         return self.running.pop(slot), self._progress.read(slot)
 
     def keep_apart(self, slot: int) -> tuple[Running, SlotView]:
-        """A process may still run the slice of this slot: it is told to stop, and the slot is not used."""
+        """Use this slot no more for a while: a process may still run its slice, and is told to stop."""
         self._progress.revoke(slot)
         self._quarantine[slot] = self._clock() + QUARANTINE_SECONDS
         return self.running.pop(slot), self._progress.read(slot)
 
     def hurry(self) -> None:
-        """Lanes wait: slices that run empty must not linger."""
+        """Have slices that run empty not linger: lanes wait."""
         for slot in self.running:
             self._progress.want(slot)
 
     def lingering(self) -> list[int]:
-        """Connection ids of slices that wait for more."""
+        """Return the connection ids of slices that wait for more."""
         clients = [self._progress.read(slot).client_id for slot in self.running]
         return [client for client in clients if client]
 
     def share_out(self) -> None:
-        """A slot is free and no lane is ready: have a busy slice over several lanes end, to share them."""
+        """Have busy slices over several lanes end, to share them, if a slot is free. No lane is ready."""
         if len(self.running) >= self._capacity:
             return
         for slot, running in self.running.items():
@@ -91,7 +91,7 @@ class Slots:
                 self._progress.want(slot)
 
     def overdue(self, limit_of: Callable[[LaneId], float | None]) -> list[int]:
-        """Slots in which one message runs longer than the hard time limit of its subscription."""
+        """Return the slots in which one message runs longer than the hard time limit of its subscription."""
         slots = []
         for slot, running in self.running.items():
             now_running = self._progress.read(slot).running
@@ -103,7 +103,7 @@ class Slots:
         return slots
 
     def stuck(self) -> Iterator[tuple[Running, SlotView, int]]:
-        """Slices over several lanes that stick in one message, with the index of its lane.
+        """Yield slices over several lanes that stick in one message, with the index of its lane.
 
         At the first look the slot is revoked; if a later look finds it in the same message still, the
         child will see the mark before its next one, so its other lanes can be given to somebody else.
@@ -131,7 +131,7 @@ class Slots:
 
 
 def _is_gone(pid: int) -> bool:
-    """Whether a process of our pool has ended, also where nobody has taken note of that yet."""
+    """Return whether a process of our pool has ended, also where nobody has taken note of that yet."""
     if pid == os.getpid():
         return False  # a thread of the threads pool
     try:

@@ -149,13 +149,13 @@ class Watcher(threading.Thread):
     def _find_strangers(self, link: Link, positions: dict[str, str], watched: dict[LaneId, str]) -> None:
         """One of the keys is no stream, and it would end the wait for all: it is left out for a while."""
         types = dict.fromkeys(positions, "stream")
-        found = {each.key: each for each in strangers.among(types, link.pipe(strangers.commands(types)))}
+        foreign = {key.key: key for key in strangers.among(types, link.pipe(strangers.commands(types)))}
         until = time.monotonic() + STRANGER_SECONDS
-        self._strangers.update(dict.fromkeys(found, until))
-        for each in found.values():
-            tell(each)
+        self._strangers.update(dict.fromkeys(foreign, until))
+        for unreadable in foreign.values():
+            tell(unreadable)
         # Their slices find out, and try again until the keys are gone.
-        if self._scheduler.wake([lane for lane in watched if self._stream(lane) in found]):
+        if self._scheduler.wake([lane for lane in watched if self._stream(lane) in foreign]):
             self._on_work()
 
     def _without_strangers(self, positions: dict[str, str]) -> dict[str, str]:
@@ -173,13 +173,13 @@ class Watcher(threading.Thread):
         groups: dict[tuple[str, str], str] = {}
         for lane, last_id in watched.items():
             place = (self._stream(lane), lane.group)
-            known = groups.get(place, last_id)
+            so_far = groups.get(place, last_id)
             # Mostly they are equal, and ids are compared for nothing.
-            groups[place] = last_id if known == last_id else max(known, last_id, key=id_pair)
+            groups[place] = last_id if so_far == last_id else max(so_far, last_id, key=id_pair)
         positions: dict[str, str] = {}
         for (stream, _group), last_id in groups.items():
-            known = positions.get(stream, last_id)
-            positions[stream] = last_id if known == last_id else min(known, last_id, key=id_pair)
+            so_far = positions.get(stream, last_id)
+            positions[stream] = last_id if so_far == last_id else min(so_far, last_id, key=id_pair)
         return positions
 
     def _take_in(self, reply: object, watched: dict[LaneId, str]) -> None:

@@ -125,8 +125,8 @@ class Handling:
         progress, slot, before = self._progress, self._slot, len(lane.acks)
         if not lane.recovering:  # or what killed a process while it was decoded would do so for ever
             codec.decode_ahead(messages)
-        each = progress.each(slot, self._index[id(lane)], messages, self._next_look())
-        failure = self.dispatcher(lane).handle_each(each, lane)
+        begun = progress.each(slot, self._index[id(lane)], messages, self._next_look())
+        failure = self.dispatcher(lane).handle_each(begun, lane)
         handled = len(lane.acks) - before
         if failure is not None:
             self.fail(lane, *failure)

@@ -44,19 +44,19 @@ class Runtime:
     """Returns whether somebody ends this pool process by a signal; only Celery's pool knows."""
 
     def dispatcher(self, topic: str, group: str) -> Dispatcher:
-        found = self.dispatchers.get((topic, group))
-        if found is None:
+        dispatcher = self.dispatchers.get((topic, group))
+        if dispatcher is None:
             subscription = self.subscriptions.get(topic, group)
             if subscription is None:
                 raise BusError(f"This process has no handler for group {group!r} of topic {topic!r}.")
-            found = self.dispatchers[topic, group] = Dispatcher(
+            dispatcher = self.dispatchers[topic, group] = Dispatcher(
                 subscription,
                 default_middleware,
                 default_async_middleware,
                 run=lambda coroutine: self.runner().run(coroutine),
                 is_ending=self.is_ending,
             )
-        return found
+        return dispatcher
 
     def make_room(self) -> None:
         """Have Python's garbage collector look less often in this process.

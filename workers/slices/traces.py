@@ -54,7 +54,7 @@ def exc_info(error: BaseException | None) -> Any:
     is one whose traceback cannot be made."""
     if error is None:
         return None
-    if all(len(_text(each)) <= MAX_BYTES for each in _chain(error)) and _can_be_shown(error):
+    if all(len(_text(cause)) <= MAX_BYTES for cause in _chain(error)) and _can_be_shown(error):
         return type(error), error, error.__traceback__
     short = type(type(error).__name__, (Exception,), {"__module__": type(error).__module__})
     return short, short(clipped(error)), error.__traceback__
@@ -78,8 +78,8 @@ def _text(value: object) -> str:
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """Yield the error and what it came from, as a traceback shows them."""
     seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        yield found
-        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
