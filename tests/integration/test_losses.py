@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from bus import doctor, observe
 from bus.cli import groups as terminal
@@ -128,7 +129,49 @@ def test_where_they_were_and_when_that_was_found_is_kept_and_told(ledger: Ledger
     assert abs(place.lost_last.found - datetime.now(UTC)) < timedelta(minutes=1)
     (finding,) = [found for found in doctor.examine(ledger.bus) if found.check == "lost"]
     assert finding.level == "error"
-    assert "first of orders: 4" in finding.text
+    found_at = f"{place.lost_last.found:%Y-%m-%d %H:%M:%S} UTC"
+    between = f"after {ledger.ids[1]} and up to {ledger.ids[4]}"
+    assert f"second of orders: 2 (last in partition 0: 2 {between}, found {found_at})" in finding.text
+    assert "first of orders: 4 (last in partition 0: 4 after 0-0 and up to" in finding.text
+
+
+def test_the_verdict_of_a_group_says_how_many_it_lost_where_and_when_that_was_found(
+    ledger: Ledger, server: EmbeddedServer, settings: Any, admin_client: Client
+) -> None:
+    ledger.add(5)
+    ledger.give("second", 2)
+    ledger.trim(keep=1)
+    losses.look(ledger.bus)
+    ledger.give("second", 5)  # nothing waits, or the verdict would be that no worker serves it
+    ledger.call("XACK", ledger.stream, "second", *ledger.ids)
+
+    (place,) = observe.group(ledger.bus, "orders", "second")[1]
+    assert place.lost_last is not None
+    settings.BUS = {"URL": server.url, "PREFIX": ledger.bus.settings.prefix}
+    page = admin_client.get(reverse("admin:jitney_group_page", args=["orders", "second"])).content.decode()
+    found_at = f"{timezone.localtime(place.lost_last.found):%Y-%m-%d %H:%M:%S %Z}"
+    assert (
+        "Messages were removed from Redis before this group was given them; last in partition 0: "
+        f"2 after {ledger.ids[1]} and up to {ledger.ids[4]}, found {found_at}."
+    ) in page
+
+
+def test_of_several_partitions_with_losses_the_group_tells_of_the_one_that_was_found_last(
+    ledger: Ledger,
+) -> None:
+    # given losses in two partitions, found one after the other by the server's clock
+    ledger.bus.topic("pairs", partitions=2, retention="1d")
+    ledger.bus.registry.project(ledger.bus.declared.specs().values())
+    ledger.bus.registry.declare_groups([GroupSpec(topic="pairs", name="first")])
+    for partition, at in ((0, 2_000), (1, 1_000)):
+        last = b'{"n":3,"maybe":0,"after":"1-0","before":"4-0","at":%d}' % at
+        state = ledger.bus.keys.partition("pairs", partition).state("first")
+        ledger.call("HSET", state, "lost_last", last, "lost", 3)
+    (snapshot,) = observe.groups(ledger.bus, "pairs")
+    assert (snapshot.lost, snapshot.lost_last_partition) == (6, 0)
+    (finding,) = [found for found in doctor.examine(ledger.bus) if found.check == "lost"]
+    assert "first of pairs: 6 (last in partition 0: 3 after 1-0 and up to 4-0" in finding.text
+    assert finding.level == "warning"  # that was long ago
 
 
 def test_nothing_is_lost_by_trimming_what_was_given_or_by_retention(ledger: Ledger) -> None:
@@ -263,6 +306,12 @@ def test_the_last_loss_that_an_older_version_kept_is_a_limit() -> None:
     last = LastLoss.load(b'{"n":5,"after":"1-0","before":"6-0","at":1764294000000}')
     assert last is not None
     assert last.words == "up to 5"
+
+
+@pytest.mark.parametrize("after", ['"\u202e"', '"5"', "5", "null", '"1-99999999999999999999999"'])
+def test_a_last_loss_whose_places_are_no_ids_is_somebody_elses(after: str) -> None:
+    raw = f'{{"n":5,"maybe":0,"after":{after},"before":"6-0","at":1764294000000}}'
+    assert LastLoss.load(raw.encode()) is None
 
 
 def refused(ledger: Ledger, server: EmbeddedServer, command: str = "info") -> Bus:
