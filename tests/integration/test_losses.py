@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 import pytest
 from django.test import Client
 from django.urls import reverse
@@ -81,6 +82,14 @@ class Ledger:
         assert losses.look(self.bus) == [], "counted again"
         assert self.counted() == self.truth()
         assert {one.lost_maybe or 0 for one in observe.groups(self.bus, "orders")} == {0}
+
+    def check_limits(self, groups: Sequence[str] = GROUPS) -> None:
+        truth = self.truth()
+        for one in observe.groups(self.bus, "orders"):
+            if one.group not in groups:
+                continue
+            surely, most = one.lost or 0, (one.lost or 0) + (one.lost_maybe or 0)
+            assert surely <= truth[one.group] <= most, one.group
 
 
 @pytest.fixture
@@ -265,6 +274,62 @@ def test_a_group_that_reads_on_behind_a_gap_gets_the_number_or_an_upper_limit(
     else:
         assert (one.lost, one.lost_maybe) == (0, 5)
     assert losses.look(ledger.bus) == []
+
+
+@pytest.mark.parametrize("given", [1, 2, 3])
+def test_what_is_removed_from_the_middle_is_seen_though_a_group_reads_past_it_before_the_next_look(
+    ledger: Ledger, given: int
+) -> None:
+    # given 4 messages of which one is removed, and a group that reads up to the gap, over it, or to the end
+    ledger.add(4)
+    ledger.remove(ledger.ids[1])
+    ledger.give("first", given, look=False)
+
+    losses.look(ledger.bus)
+
+    assert ledger.truth()["first"] == 1
+    ledger.check_limits()
+    assert losses.look(ledger.bus) == [], "counted again"
+
+
+def test_a_limit_is_counted_where_the_server_may_have_forgotten_what_the_group_had_read(
+    ledger: Ledger,
+) -> None:
+    # given a last look in another run of the server
+    ledger.add(6)
+    ledger.give("first", 2)
+    state = ledger.bus.keys.partition("orders", 0).state("first")
+    look = orjson.loads(ledger.call("HGET", state, "look"))
+    ledger.call("HSET", state, "look", orjson.dumps({**look, "run": "before"}))
+    # when the group reads on past what was trimmed
+    ledger.give("first", 2, look=False)
+    ledger.trim(keep=1)
+    ledger.give("first", 1, look=False)
+
+    losses.look(ledger.bus)
+
+    assert ledger.truth()["first"] == 1
+    ledger.check_limits(["first"])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_truth_is_within_what_is_counted_whenever_somebody_looks(ledger: Ledger, seed: int) -> None:
+    dice = random.Random(seed)
+    for _ in range(60):
+        match dice.choice(["add", "add", "give", "give", "trim", "remove", "remove", "look"]):
+            case "add":
+                ledger.add(dice.randint(1, 6))
+            case "give":
+                ledger.give(dice.choice(GROUPS), dice.randint(1, 6), look=False)
+            case "trim" if dice.random() < 0.3:
+                ledger.trim(keep=dice.randint(0, max(1, len(ledger.there))))
+            case "remove" if ledger.there:
+                ledger.remove(*dice.sample(sorted(ledger.there), min(2, len(ledger.there))))
+            case "look":
+                losses.look(ledger.bus)
+                ledger.check_limits()
+    losses.look(ledger.bus)
+    ledger.check_limits()
 
 
 @pytest.mark.django_db
