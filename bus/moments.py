@@ -24,6 +24,11 @@ def moment(milliseconds: float) -> datetime:
     return datetime.fromtimestamp(max(0, min(milliseconds, _LAST_MS)) / 1000, UTC)
 
 
+def utc_words(moment: datetime) -> str:
+    """Return a datetime as text, to the second, in UTC; it does not say that it is."""
+    return BEYOND_WORDS if moment >= BEYOND else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
 def whole(raw: bytes) -> int:
     """Return a score of a zset as whole milliseconds, cut to what is exact. Raises ValueError."""
     return int(max(-MAX_EXACT, min(float(raw), MAX_EXACT)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from django.utils.functional import Promise
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from admin_ui.data import words
 from bus.observe import GroupSnapshot
 
 Tone = Literal["bad", "warn", "quiet", "busy", "ok"]
@@ -70,7 +72,7 @@ def verdict(group: GroupSnapshot, workers: int) -> Verdict:
     if group.lag is None or group.pending is None:
         return UNKNOWN
     if group.lost_lately:
-        return LOST
+        return _lost(group)
     if group.held:
         return HELD_BACK
     if group.retrying:
@@ -80,6 +82,24 @@ def verdict(group: GroupSnapshot, workers: int) -> Verdict:
     if group.lag.count:
         return BEHIND
     return WORKING if group.pending else OK
+
+
+def _lost(group: GroupSnapshot) -> Verdict:
+    last = group.lost_last
+    if last is None:
+        return LOST
+    place = {
+        "partition": group.lost_last_partition,
+        "count": words.last_lost(last),
+        "after": last.after,
+        "before": last.before,
+        "when": words.time(last.found),
+    }
+    why = gettext(
+        "Messages were removed from Redis before this group was given them; last in partition %(partition)s: "
+        "%(count)s after %(after)s and up to %(before)s, found %(when)s."
+    )
+    return replace(LOST, why=why % place)
 
 
 def urgency(group: GroupSnapshot, verdict: Verdict) -> tuple[int, int, str, str]:

@@ -6,11 +6,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django import template
-from django.utils import formats, timezone
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 
+from admin_ui.data import words
+from admin_ui.data.words import grouped
 from bus import durations
 from bus.format.display import size_of
 from bus.moments import BEYOND
@@ -40,28 +42,21 @@ def amount(value: int | Lag | None) -> str:
         return unknown()
     lag = value if isinstance(value, Lag) else Lag(value)
     if lag.exact:
-        return _grouped(lag.count) if lag.count else ZERO
-    title = _("at least %(count)s: it could not be counted to the end") % {"count": _grouped(lag.count)}
-    return format_html('<span title="{}">≥&nbsp;{}</span>', title, _grouped(lag.count))
+        return grouped(lag.count) if lag.count else ZERO
+    title = _("at least %(count)s: it could not be counted to the end") % {"count": grouped(lag.count)}
+    return format_html('<span title="{}">≥&nbsp;{}</span>', title, grouped(lag.count))
 
 
 @register.filter
 def lost(group: GroupSnapshot) -> str:
     """Write how many messages a group has lost; "up to 5", "2 to 5" where only a limit is known."""
-    return _loss_words(group.lost or 0, group.lost_maybe or 0)
+    return words.lost(group.lost or 0, group.lost_maybe or 0)
 
 
 @register.filter
 def last_lost(last: LastLoss) -> str:
     """Write the same of the losses that were found last."""
-    return _loss_words(last.count - last.maybe, last.maybe)
-
-
-def _loss_words(surely: int, maybe: int) -> str:
-    words = {"least": _grouped(surely), "most": _grouped(surely + maybe)}
-    if not maybe:
-        return words["most"]
-    return _("%(least)s to %(most)s") % words if surely else _("up to %(most)s") % words
+    return words.last_lost(last)
 
 
 @register.filter
@@ -85,7 +80,7 @@ def size(value: int | None) -> str:
     if value is None:
         return unknown()
     number, unit = size_of(value)
-    return format_html('<span title="{} {}">{}&nbsp;{}</span>', _grouped(value), _("bytes"), number, unit)
+    return format_html('<span title="{} {}">{}&nbsp;{}</span>', grouped(value), _("bytes"), number, unit)
 
 
 @register.filter
@@ -122,7 +117,3 @@ def sort_header(context: dict[str, Any], key: str, text: str, kind: str = "") ->
         "direction": direction,
         "turned": turned,
     }
-
-
-def _grouped(value: int) -> str:
-    return str(formats.number_format(value, force_grouping=True))

@@ -21,7 +21,6 @@ from bus.terminal.output import (
     duration_words,
     lag_words,
     remark,
-    time_words,
 )
 from bus.values import ORDERINGS, Ordering
 
@@ -144,8 +143,7 @@ def lost_words(of: GroupSnapshot | GroupPartitionSnapshot) -> str:
 def loss_lines(shares: Sequence[GroupPartitionSnapshot]) -> list[str]:
     """Tell where and when somebody removed messages that had not been given yet."""
     return [
-        f"Partition {share.partition}: messages were removed before they were given, last {last.words} after "
-        f"{last.after} and up to {last.before}, found {time_words(last.found)} UTC."
+        f"Partition {share.partition}: messages were removed before they were given, last {last.told}."
         for share in shares
         if (last := share.lost_last) is not None
     ]

@@ -25,7 +25,7 @@ def _lost(groups: Sequence[GroupSnapshot]) -> Iterator[Finding]:
     if told:
         text = f"Messages were removed from Redis before they were given: {some(told)}."
         lately = any(group.lost_lately for group in groups)
-        hint = f"`bus group describe` says where and when. {_LEAVE}"
+        hint = f"`bus group describe` says it for each partition. {_LEAVE}"
         yield Finding("error" if lately else "warning", "lost", text, hint)
     gone = [f"{group.name} of {group.topic}: {group.trimmed:,}" for group in groups if group.trimmed]
     if gone:
@@ -73,5 +73,6 @@ def _refused(bus: Bus, survey: Survey) -> Iterator[Finding]:
 
 
 def _losses(group: GroupSnapshot) -> str:
-    lost, maybe = group.lost or 0, group.lost_maybe or 0
-    return f"{group.name} of {group.topic}: {loss_words(lost, maybe)}"
+    lost, maybe, last = group.lost or 0, group.lost_maybe or 0, group.lost_last
+    place = f" (last in partition {group.lost_last_partition}: {last.told})" if last else ""
+    return f"{group.name} of {group.topic}: {loss_words(lost, maybe)}{place}"

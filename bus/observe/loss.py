@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 
 import orjson
 
+from bus.moments import utc_words
+from bus.values import known_id
+
 
 def loss_words(surely: int, maybe: int) -> str:
     """Return in words how many messages were lost: "5"; "2 to 5" or "up to 5" where only a limit is known."""
@@ -39,10 +42,18 @@ class LastLoss:
             found = datetime.fromtimestamp(record["at"] / 1000, UTC)
             count = int(record["n"])
             maybe = min(count, max(0, int(record.get("maybe", count))))
-            return cls(count, maybe, str(record["after"]), str(record["before"]), found)
+            after, before = known_id(record["after"]), known_id(record["before"])
         except (ValueError, TypeError, KeyError, OverflowError, OSError):
             return None
+        return cls(count, maybe, after, before, found) if after and before else None
 
     @property
     def words(self) -> str:
+        """How many."""
         return loss_words(self.count - self.maybe, self.maybe)
+
+    @property
+    def told(self) -> str:
+        """How many, between which ids, and when that was found."""
+        found = utc_words(self.found)
+        return f"{self.words} after {self.after} and up to {self.before}, found {found} UTC"

@@ -102,6 +102,10 @@ class GroupSnapshot:
     """How many more at most."""
     lost_lately: bool = False
     """Some of them were found within the last day."""
+    lost_last: LastLoss | None = None
+    """Those that were found last, over all partitions …"""
+    lost_last_partition: int | None = None
+    """… and the partition that they were in."""
     missing_partitions: int = 0
     """Partitions in which Redis has no such group."""
     unheld_partitions: int = 0

@@ -142,6 +142,8 @@ class Survey:
         shares = self.shares[spec.topic, spec.name]
         former = [share for share in shares if share.ordering != spec.ordering and not share.missing]
         records = self.table.records.values() if self.table is not None else ()
+        losses = [(share.lost_last, share.partition) for share in shares if share.lost_last is not None]
+        last, place = max(losses, key=lambda loss: loss[0].found, default=(None, None))
         return GroupSnapshot(
             topic=spec.topic,
             group=spec.name,
@@ -158,10 +160,9 @@ class Survey:
             trimmed=known_total(share.trimmed for share in shares),
             lost=known_total(share.lost for share in shares),
             lost_maybe=known_total(share.lost_maybe for share in shares),
-            lost_lately=any(
-                share.lost_last is not None and self.taken - share.lost_last.found < LATELY
-                for share in shares
-            ),
+            lost_lately=last is not None and self.taken - last.found < LATELY,
+            lost_last=last,
+            lost_last_partition=place,
             missing_partitions=sum(share.missing for share in shares),
             former_ordering=former[0].ordering if former else None,
             unsettled=sum(share.pending or 0 for share in former),

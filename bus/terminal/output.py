@@ -13,7 +13,7 @@ import click
 import orjson
 
 from bus import durations
-from bus.moments import BEYOND, BEYOND_WORDS
+from bus.moments import BEYOND, BEYOND_WORDS, utc_words
 from bus.safety.unreadable import visible, visible_json
 
 if TYPE_CHECKING:
@@ -108,9 +108,7 @@ def ago_words(moment: datetime | None, none: str = UNKNOWN) -> str:
 
 
 def time_words(moment: datetime | None, none: str = UNKNOWN) -> str:
-    if moment is None:
-        return none
-    return BEYOND_WORDS if moment >= BEYOND else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return none if moment is None else utc_words(moment)
 
 
 # ---------------------------------------------------------------------- tables

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,6 +35,13 @@ SICK, WELL = "sick", "well"
 #: Group → ordering. Each reads both topics.
 GROUPS = {"keyed": "key", "strict": "partition", "loose": "none"}
 SOON = RetryPolicy(attempts=3, delay=0.02, factor=1, jitter=0)
+
+Place = tuple[str, int]
+"""A topic and a partition of it."""
+
+
+def places(topic: str) -> list[Place]:
+    return [(topic, partition) for partition in range(PARTITIONS)]
 
 
 class World:
@@ -71,12 +79,14 @@ class World:
 
     def publish(self, topic: str, **what: Any) -> list[int]:
         """A few messages to all partitions; their numbers."""
-        numbers = []
-        for partition in range(PARTITIONS):
-            key = next(name for name in map(str, range(100)) if partition_of(name, PARTITIONS) == partition)
-            for _ in range(3):
-                numbers.append(next(self._numbers))
-                self.bus.publish(topic, {"n": numbers[-1], **what}, key=key)
+        return [number for place in places(topic) for number in self._publish_to(place, **what)]
+
+    def _publish_to(self, place: Place, **what: Any) -> list[int]:
+        topic, partition = place
+        key = next(name for name in map(str, range(100)) if partition_of(name, PARTITIONS) == partition)
+        numbers = [next(self._numbers) for _ in range(3)]
+        for number in numbers:
+            self.bus.publish(topic, {"n": number, **what}, key=key)
         return numbers
 
     def has_handled(self, topic: str, numbers: list[int]) -> bool:
@@ -85,8 +95,14 @@ class World:
 
     def assert_goes_on(self, topic: str, timeout: float = 20, **what: Any) -> None:
         """What is published now is handled by all groups."""
-        numbers = self.publish(topic, **what)
-        wait_until(lambda: self.has_handled(topic, numbers), timeout, f"{topic} to be consumed")
+        self.assert_all_go_on(places(topic), timeout, **what)
+
+    def assert_all_go_on(self, healthy: Sequence[Place], timeout: float, **what: Any) -> None:
+        """The same of single partitions, all at once."""
+        published = [(place, self._publish_to(place, **what)) for place in healthy]
+        for (topic, partition), numbers in published:
+            handled = partial(self.has_handled, topic, numbers)
+            wait_until(handled, timeout, f"{topic}/{partition} to be consumed")
 
 
 @contextmanager

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 import pytest
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from bus import doctor, observe
 from bus.cli import groups as terminal
@@ -81,6 +83,14 @@ class Ledger:
         assert self.counted() == self.truth()
         assert {one.lost_maybe or 0 for one in observe.groups(self.bus, "orders")} == {0}
 
+    def check_limits(self, groups: Sequence[str] = GROUPS) -> None:
+        truth = self.truth()
+        for one in observe.groups(self.bus, "orders"):
+            if one.group not in groups:
+                continue
+            surely, most = one.lost or 0, (one.lost or 0) + (one.lost_maybe or 0)
+            assert surely <= truth[one.group] <= most, one.group
+
 
 @pytest.fixture
 def ledger(server: EmbeddedServer, prefix: str) -> Iterator[Ledger]:
@@ -128,7 +138,49 @@ def test_where_they_were_and_when_that_was_found_is_kept_and_told(ledger: Ledger
     assert abs(place.lost_last.found - datetime.now(UTC)) < timedelta(minutes=1)
     (finding,) = [found for found in doctor.examine(ledger.bus) if found.check == "lost"]
     assert finding.level == "error"
-    assert "first of orders: 4" in finding.text
+    found_at = f"{place.lost_last.found:%Y-%m-%d %H:%M:%S} UTC"
+    between = f"after {ledger.ids[1]} and up to {ledger.ids[4]}"
+    assert f"second of orders: 2 (last in partition 0: 2 {between}, found {found_at})" in finding.text
+    assert "first of orders: 4 (last in partition 0: 4 after 0-0 and up to" in finding.text
+
+
+def test_the_verdict_of_a_group_says_how_many_it_lost_where_and_when_that_was_found(
+    ledger: Ledger, server: EmbeddedServer, settings: Any, admin_client: Client
+) -> None:
+    ledger.add(5)
+    ledger.give("second", 2)
+    ledger.trim(keep=1)
+    losses.look(ledger.bus)
+    ledger.give("second", 5)  # nothing waits, or the verdict would be that no worker serves it
+    ledger.call("XACK", ledger.stream, "second", *ledger.ids)
+
+    (place,) = observe.group(ledger.bus, "orders", "second")[1]
+    assert place.lost_last is not None
+    settings.BUS = {"URL": server.url, "PREFIX": ledger.bus.settings.prefix}
+    page = admin_client.get(reverse("admin:jitney_group_page", args=["orders", "second"])).content.decode()
+    found_at = f"{timezone.localtime(place.lost_last.found):%Y-%m-%d %H:%M:%S %Z}"
+    assert (
+        "Messages were removed from Redis before this group was given them; last in partition 0: "
+        f"2 after {ledger.ids[1]} and up to {ledger.ids[4]}, found {found_at}."
+    ) in page
+
+
+def test_of_several_partitions_with_losses_the_group_tells_of_the_one_that_was_found_last(
+    ledger: Ledger,
+) -> None:
+    # given losses in two partitions, found one after the other by the server's clock
+    ledger.bus.topic("pairs", partitions=2, retention="1d")
+    ledger.bus.registry.project(ledger.bus.declared.specs().values())
+    ledger.bus.registry.declare_groups([GroupSpec(topic="pairs", name="first")])
+    for partition, at in ((0, 2_000), (1, 1_000)):
+        last = b'{"n":3,"maybe":0,"after":"1-0","before":"4-0","at":%d}' % at
+        state = ledger.bus.keys.partition("pairs", partition).state("first")
+        ledger.call("HSET", state, "lost_last", last, "lost", 3)
+    (snapshot,) = observe.groups(ledger.bus, "pairs")
+    assert (snapshot.lost, snapshot.lost_last_partition) == (6, 0)
+    (finding,) = [found for found in doctor.examine(ledger.bus) if found.check == "lost"]
+    assert "first of pairs: 6 (last in partition 0: 3 after 1-0 and up to 4-0" in finding.text
+    assert finding.level == "warning"  # that was long ago
 
 
 def test_nothing_is_lost_by_trimming_what_was_given_or_by_retention(ledger: Ledger) -> None:
@@ -224,6 +276,62 @@ def test_a_group_that_reads_on_behind_a_gap_gets_the_number_or_an_upper_limit(
     assert losses.look(ledger.bus) == []
 
 
+@pytest.mark.parametrize("given", [1, 2, 3])
+def test_what_is_removed_from_the_middle_is_seen_though_a_group_reads_past_it_before_the_next_look(
+    ledger: Ledger, given: int
+) -> None:
+    # given 4 messages of which one is removed, and a group that reads up to the gap, over it, or to the end
+    ledger.add(4)
+    ledger.remove(ledger.ids[1])
+    ledger.give("first", given, look=False)
+
+    losses.look(ledger.bus)
+
+    assert ledger.truth()["first"] == 1
+    ledger.check_limits()
+    assert losses.look(ledger.bus) == [], "counted again"
+
+
+def test_a_limit_is_counted_where_the_server_may_have_forgotten_what_the_group_had_read(
+    ledger: Ledger,
+) -> None:
+    # given a last look in another run of the server
+    ledger.add(6)
+    ledger.give("first", 2)
+    state = ledger.bus.keys.partition("orders", 0).state("first")
+    look = orjson.loads(ledger.call("HGET", state, "look"))
+    ledger.call("HSET", state, "look", orjson.dumps({**look, "run": "before"}))
+    # when the group reads on past what was trimmed
+    ledger.give("first", 2, look=False)
+    ledger.trim(keep=1)
+    ledger.give("first", 1, look=False)
+
+    losses.look(ledger.bus)
+
+    assert ledger.truth()["first"] == 1
+    ledger.check_limits(["first"])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_truth_is_within_what_is_counted_whenever_somebody_looks(ledger: Ledger, seed: int) -> None:
+    dice = random.Random(seed)
+    for _ in range(60):
+        match dice.choice(["add", "add", "give", "give", "trim", "remove", "remove", "look"]):
+            case "add":
+                ledger.add(dice.randint(1, 6))
+            case "give":
+                ledger.give(dice.choice(GROUPS), dice.randint(1, 6), look=False)
+            case "trim" if dice.random() < 0.3:
+                ledger.trim(keep=dice.randint(0, max(1, len(ledger.there))))
+            case "remove" if ledger.there:
+                ledger.remove(*dice.sample(sorted(ledger.there), min(2, len(ledger.there))))
+            case "look":
+                losses.look(ledger.bus)
+                ledger.check_limits()
+    losses.look(ledger.bus)
+    ledger.check_limits()
+
+
 @pytest.mark.django_db
 @pytest.mark.parametrize("surely", [0, 1], ids=["only a limit", "some surely"])
 def test_where_only_a_limit_is_known_no_text_gives_an_exact_number(
@@ -263,6 +371,12 @@ def test_the_last_loss_that_an_older_version_kept_is_a_limit() -> None:
     last = LastLoss.load(b'{"n":5,"after":"1-0","before":"6-0","at":1764294000000}')
     assert last is not None
     assert last.words == "up to 5"
+
+
+@pytest.mark.parametrize("after", ['"\u202e"', '"5"', "5", "null", '"1-99999999999999999999999"'])
+def test_a_last_loss_whose_places_are_no_ids_is_somebody_elses(after: str) -> None:
+    raw = f'{{"n":5,"maybe":0,"after":{after},"before":"6-0","at":1764294000000}}'
+    assert LastLoss.load(raw.encode()) is None
 
 
 def refused(ledger: Ledger, server: EmbeddedServer, command: str = "info") -> Bus:

@@ -40,12 +40,13 @@ def test_what_is_made_is_for_its_owner_alone(tmp_path: Path, umask: int) -> None
     assert {mode(base / name) & 0o077 for name in ("key", "db.sqlite3", "demo-password")} == {0}
 
 
-def test_what_was_open_to_others_is_closed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [0o055, 0o077], ids=["to read", "to write"])
+def test_what_was_open_to_others_is_closed(tmp_path: Path, more: int) -> None:
     base = tmp_path / "data"
     base.mkdir()
-    base.chmod(0o755)
+    base.chmod(0o700 | more)
     (base / "key").write_text("k")
-    (base / "key").chmod(0o644)
+    (base / "key").chmod((0o700 | more) & 0o666)
     private.directory(base)
     assert private.text(base / "key", lambda: "another") == "k"
     assert (mode(base), mode(base / "key")) == (0o700, 0o600)

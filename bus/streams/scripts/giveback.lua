@@ -22,6 +22,7 @@ local stage, place = at:match('^(%a+):(.*)$')
 
 -- @include pad
 -- @include decoded
+-- @include with_field
 -- @include last_delivered
 -- @include milliseconds
 -- @include held_member
@@ -34,9 +35,8 @@ local function claim(id, hash)
     return nil -- no id: a stranger's
   end
   if #claimed == 0 then
-    local record = decoded(redis.call('HGET', state, id)) or {k = hash, a = 0}
-    record.g = 1
-    redis.call('HSET', state, id, cjson.encode(record))
+    local raw = redis.call('HGET', state, id)
+    redis.call('HSET', state, id, with_field(raw, 'g', '1') or cjson.encode({k = hash, a = 0, g = 1}))
   end
   return nil
 end

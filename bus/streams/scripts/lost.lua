@@ -9,8 +9,9 @@
 -- Of all that was ever added a group was given `entries-read`; the rest is ahead of it, or was removed:
 -- lost = entries-added - entries-read - ahead. What is counted goes into entries-read, so it counts once.
 -- Servers differ where a group reads on behind a gap before anybody looks. Redis before 7.4 adds one, so that
--- the formula finds the gap later. Others put entries-read right, and only a limit is left: what was removed
--- since the last look, and not by retention (`cut`), ahead of where the group was.
+-- the formula finds the gap later; but not where XDEL removed something ahead: there it forgets entries-read, and
+-- at the end of the stream takes all as read. Others put entries-read right. Then only a limit is left: what was
+-- removed since the last look, and not by retention (`cut`), ahead of where the group was.
 --
 -- In the state: `lost`, `lost_maybe`; `lost_last`, JSON: n at most, of which so many only maybe, between which
 -- ids, at (ms); `look`, JSON: what was seen last, with the run of the server in which entries-read was right.
@@ -88,7 +89,8 @@ local function count(name, group, state)
 
   local lost, maybe = 0, 0
   if read and behind then lost = math.max(0, added - read - behind) end
-  if by == '*' and look and not here then maybe = limit(look, cut, read or added, lost) end
+  local forgets = by == '*' or not read or (look and less(look.position, deleted))
+  if look and not here and forgets then maybe = limit(look, cut, read or added, lost) end
 
   local right = behind and added - behind or read
   if right ~= group['entries-read'] then

@@ -26,6 +26,7 @@ local fixed = 0
 
 -- @include pad
 -- @include decoded
+-- @include with_field
 -- @include last_delivered
 -- @include named
 -- @include milliseconds
@@ -62,14 +63,15 @@ local function is_hash(text)
   return #text == 16 and not text:find('%X')
 end
 
-local function state_of(id)
-  local record = decoded(redis.call('HGET', state, id))
-  return record and type(record.k) == 'string' and record or nil
+-- What a message is known to be tied to, nil if that is not known; and its state as it is written.
+local function known_hash(id)
+  local raw = redis.call('HGET', state, id)
+  local record = decoded(raw)
+  return record and type(record.k) == 'string' and record.k or nil, raw
 end
 
 local function waiting_as(id, padded)
-  local record = state_of(id)
-  return held_member(record and record.k or '', padded)
+  return held_member(known_hash(id) or '', padded)
 end
 
 -- Due at once. Who may not ask for the time puts it right all the same: an error here would undo nothing of what
@@ -109,17 +111,17 @@ function stages.retry()
       kept = kept + 1
       if padded and ordering ~= 'none' then
         claim(id)
-        local record = state_of(id)
-        if not record or not is_hash(record.k) then
-          local hash = hash_of(id)
-          if not record or record.k ~= hash then
-            record = record or {a = 0}
-            record.k = hash
-            redis.call('HSET', state, id, cjson.encode(record))
+        local hash, raw = known_hash(id)
+        if not hash or not is_hash(hash) then
+          local right = hash_of(id)
+          if hash ~= right then
+            local tied = with_field(raw, 'k', cjson.encode(right)) or cjson.encode({k = right, a = 0})
+            redis.call('HSET', state, id, tied)
             fixed = fixed + 1
           end
+          hash = right
         end
-        fixed = fixed + redis.call('ZREM', held, held_member(record.k, padded))
+        fixed = fixed + redis.call('ZREM', held, held_member(hash, padded))
       end
     end
   end

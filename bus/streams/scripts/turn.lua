@@ -47,6 +47,9 @@ end
 -- @include milliseconds
 -- @include held_member
 -- @include next_due
+-- @include unpad
+-- @include decoded
+-- @include with_field
 
 local now = milliseconds(redis.call('TIME'))
 
@@ -114,23 +117,19 @@ for _, id in ipairs(outcomes.done) do forget(id) end
 for _, id in ipairs(outcomes.trimmed) do
   -- One that was held back is counted already if recovery found it gone, and has acknowledged it.
   -- One that was gone when its group was made again is not pending (see giveback.lua).
-  local record = redis.call('HGET', state, id)
-  local gone = record and record:find('"g":1', 1, true)
-  if gone or #redis.call('XPENDING', stream, group, id, id, 1) == 1 then count('trimmed', 1) end
+  local record = decoded(redis.call('HGET', state, id))
+  if record and record.g == 1 or #redis.call('XPENDING', stream, group, id, id, 1) == 1 then count('trimmed', 1) end
   forget(id)
 end
 for _, name in ipairs(outcomes.clear) do redis.call('HDEL', state, name) end
 
--- @include unpad
--- @include decoded
-
 -- A settled head lets the next of its key go, before anything newer of that key can be fetched.
 -- Whoever has it next must know what it is tied to: of one that was in hand when its process died nobody did.
 local function tie(id, hash)
-  local record = decoded(redis.call('HGET', state, id)) or {a = 0}
-  if record.k ~= hash then
-    record.k = hash
-    redis.call('HSET', state, id, cjson.encode(record))
+  local raw = redis.call('HGET', state, id)
+  local record = decoded(raw)
+  if not record or record.k ~= hash then
+    redis.call('HSET', state, id, with_field(raw, 'k', cjson.encode(hash)) or cjson.encode({k = hash, a = 0}))
   end
 end
 
