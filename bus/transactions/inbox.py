@@ -26,7 +26,7 @@ from django.db.models import Q
 from django.db.transaction import TransactionManagementError
 
 from bus.columns import signed
-from bus.consuming.handlers import refuse_awaitable
+from bus.consuming.handlers.running import refuse_awaitable
 from bus.consuming.subscriptions import Handler, Subscription
 from bus.errors import ConfigurationError, StaleLease
 from bus.safety.complaints import Complaints

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from bus.consuming.handlers import refuse_awaitable
+from bus.consuming.handlers.running import refuse_awaitable
 from bus.consuming.subscriptions import Handler, Subscription
 from bus.errors import InboxUnavailable
 from bus.transactions.inbox import Inbox

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
-from bus.consuming.handlers import kind_of, refuse_awaitable
+from bus.consuming.handlers.running import kind_of, refuse_awaitable
 from bus.consuming.lane import Lane
 from bus.consuming.subscriptions import Handler, Subscription
 from bus.errors import InboxUnavailable, Reject, Retry, Undecodable

@@ -1,10 +1,9 @@
-"""What a handler really is: what a call of it runs, and whether two handlers of one name are the same."""
+"""What a handler really is: its name, and what a call of it runs."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import sys
 import types
 from typing import Any, Literal
 
@@ -18,11 +17,17 @@ _NOT_RUN = (types.GeneratorType, types.AsyncGeneratorType, map, filter)
 
 def name_of(handler: Any) -> str:
     """Return module and name of the function, or of the object's class. A reload of the module keeps them."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
+    handler = unpartialled(handler)
     if not hasattr(handler, "__qualname__"):
         handler = type(handler)
     return f"{handler.__module__}.{handler.__qualname__}"
+
+
+def unpartialled(handler: Any) -> Any:
+    """Return what is behind functools.partial."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return handler
 
 
 def kind_of(handler: Any) -> Kind:
@@ -85,51 +90,9 @@ def refuse_awaitable(result: object) -> None:
     )
 
 
-def origin() -> object | None:
-    """Return what stands for one run of the module whose import is under way; None without one. Compare it by
-    `is`.
-
-    A module that is loaded again (autoreload, importlib.reload) has another.
-    """
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_name != "<module>":
-        frame = frame.f_back
-    if frame is None or frame.f_globals.get("__name__") == "__main__":
-        return None
-    module = sys.modules.get(frame.f_globals.get("__name__", ""))
-    return getattr(module, "__spec__", None) or frame.f_globals.get("__spec__")
-
-
-def definition(handler: Any, depth: int = 3) -> object:
-    """Return where a handler was written and what it encloses: equal for one function that was made twice.
-
-    A decorator without functools.wraps hides a function's name, but encloses the function.
-    """
-    if isinstance(handler, functools.partial):
-        return ("partial", definition(handler.func, depth), repr(handler.args), repr(handler.keywords))
-    if inspect.ismethod(handler):
-        return ("method", definition(handler.__func__, depth), type(handler.__self__).__qualname__)
-    if isinstance(handler, types.FunctionType):
-        code = handler.__code__
-        cells = [_content(cell) for cell in handler.__closure__ or ()]
-        inner = tuple(definition(each, depth - 1) for each in cells) if depth else ()
-        return (code.co_filename, code.co_qualname, code.co_firstlineno, code.co_names, inner)
-    if handler is None or isinstance(handler, str | int | float | bool | bytes):
-        return handler
-    return (type(handler).__module__, type(handler).__qualname__, getattr(handler, "__name__", ""))
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # nothing has been put there yet
-        return None
-
-
 def _runs(handler: Any) -> Any:
     """Return the function that a call of the handler runs."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
+    handler = unpartialled(handler)
     if inspect.isroutine(handler):
         return handler
     if _is_task(handler):
