@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
@@ -132,6 +133,16 @@ async def generate_later(_message):
     yield
 
 
+@contextlib.contextmanager
+def enter(_message):
+    yield
+
+
+@contextlib.asynccontextmanager
+async def enter_later(_message):
+    yield
+
+
 class Lazy:
     """Objects with handlers that do not run when they are called."""
 
@@ -173,6 +184,9 @@ class Task:
     [
         (generate, "has a `yield`"),
         (generate_later, "has a `yield`"),
+        (enter, "is a context manager"),
+        (enter_later, "is a context manager"),
+        (functools.partial(enter), "is a context manager"),
         (functools.partial(generate), "has a `yield`"),
         (functools.partial(functools.partial(generate_later)), "has a `yield`"),
         (Lazy(), "has a `yield`"),

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import io
 import types
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
 
 from bus.errors import ConfigurationError
 
 Kind = Literal["plain", "coroutine", "generator", "async generator"]
 
-#: What a plain function may return that has not run yet, and that nobody will run.
-_NOT_RUN = (types.GeneratorType, types.AsyncGeneratorType, map, filter)
+#: What the decorators of contextlib make of a function: to call it runs nothing of that function.
+_MAKES_CONTEXTS = {contextlib.contextmanager(iter).__code__, contextlib.asynccontextmanager(aiter).__code__}
+
+#: Types of what most handlers return that return anything: looked at no further.
+_PLAIN = frozenset((bool, int, float, str, bytes, list, tuple, dict, set))
 
 
 def name_of(handler: Any) -> str:
@@ -47,6 +53,11 @@ def check_runs(handler: Any, where: str) -> None:
             f"{where}: {handler!r} is a class; to call it would only make an object. Subscribe a function, a "
             "method, or an object with __call__."
         )
+    if getattr(_runs(handler), "__code__", None) in _MAKES_CONTEXTS:
+        raise ConfigurationError(
+            f"{where}: the handler is a context manager, so a call of it runs nothing. Write a function "
+            "without @contextmanager, and use `with` in it."
+        )
     kind = kind_of(handler)
     if kind in ("generator", "async generator"):
         raise ConfigurationError(
@@ -66,28 +77,44 @@ def is_lazy(handler: Any) -> bool:
     return hasattr(type(handler), "_get_current_object")
 
 
-def refuse_awaitable(result: object) -> None:
-    """Raise TypeError if a handler returned something that nobody awaits or iterates: it has not run.
+def refuse_unrun(result: object) -> None:
+    """Raise TypeError if a handler returned something that is still to be run: the handler has not run.
 
-    An `async def` handler or a generator behind a plain function (a decorator, for example) is not known as
-    one. Without this check its message would be settled as done.
+    Behind a plain function (a decorator, for example) an `async def` function, a generator, or a decorator
+    that lacks its parentheses is not known as one. Without this check its message would be settled as done.
     """
-    if result is None:
+    if result is None or type(result) in _PLAIN:
         return
-    awaitable = hasattr(result, "__await__")
-    if not awaitable and not isinstance(result, _NOT_RUN):
-        return
-    if isinstance(result, types.CoroutineType | types.GeneratorType):
-        result.close()
-    if awaitable:
+    if hasattr(result, "__await__"):
+        _close(result)
         raise TypeError(
             "The handler returned an awaitable, so it has not run. Subscribe the `async def` function "
             "itself, or one that is made by `async def` too."
         )
-    raise TypeError(
-        f"The handler returned a {type(result).__name__}, so it has not run: nobody iterates over it. "
-        "Write a function that does its work before it returns."
-    )
+    if isinstance(result, Iterator | AsyncIterator) and not _has_happened(result):
+        _close(result)
+        raise TypeError(
+            f"The handler returned a {type(result).__name__}, so it has not run: nobody iterates over it. "
+            "Write a function that does its work before it returns."
+        )
+    if callable(result):
+        is_context = isinstance(result, contextlib.ContextDecorator | contextlib.AsyncContextDecorator)
+        lacks = "enters it by `with`" if is_context else "calls it"
+        raise TypeError(
+            f"The handler returned a {type(result).__name__}, so it has not run: nobody {lacks}. Does a "
+            "decorator lack its parentheses? If the handler did its work, have it return nothing."
+        )
+
+
+def _has_happened(iterator: object) -> bool:
+    """True for a file or a cursor of a database, which iterate over what is there already."""
+    return isinstance(iterator, io.IOBase) or hasattr(iterator, "execute")
+
+
+def _close(result: object) -> None:
+    """Have Python not warn of what will never run."""
+    if isinstance(result, types.CoroutineType | types.GeneratorType):
+        result.close()
 
 
 def _runs(handler: Any) -> Any:
