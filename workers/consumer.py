@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bus.client import Bus
-from bus.consuming.handlers import check_runs
+from bus.consuming.handlers.running import check_runs
 from bus.consuming.subscriptions import Subscription, Subscriptions
 from bus.format.lane_id import LaneId
 from bus.safety.complaints import Complaints

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import FunctionType
 from typing import Any
 
-from bus.consuming.handlers import check_runs, definition, is_lazy, kind_of, name_of, origin
+from bus.consuming.handlers.redefinition import Origin, is_redefined, origin, same_name
+from bus.consuming.handlers.running import check_runs, is_lazy, kind_of, name_of
 from bus.errors import ConfigurationError
 from bus.values import ORDERINGS, Ordering, Position, RetryPolicy, check_name, check_new_name
 
@@ -51,7 +51,7 @@ class Subscriptions:
 
     def __init__(self) -> None:
         self._table: dict[tuple[str, str], Subscription] = {}
-        self._origins: dict[tuple[str, str], object | None] = {}
+        self._origins: dict[tuple[str, str], Origin] = {}
         self._lock = threading.Lock()
 
     def add(self, subscription: Subscription) -> None:
@@ -68,24 +68,16 @@ class Subscriptions:
             self._table[place], self._origins[place] = subscription, made_in
 
     @staticmethod
-    def _refuse_another(
-        known: Subscription, new: Subscription, known_in: object | None, made_in: object | None
-    ) -> None:
+    def _refuse_another(known: Subscription, new: Subscription, known_in: Origin, made_in: Origin) -> None:
         if known.handler is new.handler:
             return
-        taken = f"Group {new.group!r} of topic {new.topic!r} already has the handler {known.handler_name}; "
-        if known.handler_name != new.handler_name:
-            raise ConfigurationError(f"{taken}{new.handler_name} needs a group of its own.")
-        both_here = made_in is not None and made_in is known_in
-        # Elsewhere a name that stands at the top of its module may be given again, as in an interactive
-        # shell.
-        tells = isinstance(new.handler, FunctionType) and "<" not in new.handler_name
-        hidden = not tells and (made_in is None or known_in is None)
-        if both_here or (hidden and definition(known.handler) != definition(new.handler)):
+        taken = f"Group {new.group!r} of topic {new.topic!r} already has the handler {known.handler_name}"
+        if not same_name(known.handler, new.handler):
+            raise ConfigurationError(f"{taken}; {new.handler_name} needs a group of its own.")
+        if not is_redefined(known.handler, known_in, new.handler, made_in):
             raise ConfigurationError(
-                f"{taken}another function of the same name needs a group of its own. If a decorator "
-                f"hides their "
-                "names, have it use functools.wraps."
+                f"{taken}{_by(known_in)}; another function of the same name{_by(made_in)} needs a group of "
+                "its own. If a decorator hides their names, have it use functools.wraps."
             )
 
     def get(self, topic: str, group: str) -> Subscription | None:
@@ -100,6 +92,10 @@ class Subscriptions:
     def clear(self) -> None:
         self._table.clear()
         self._origins.clear()
+
+
+def _by(origin: Origin) -> str:
+    return f" (subscribed by {origin.module})" if origin.is_known else ""
 
 
 def _check(subscription: Subscription) -> None:

@@ -26,7 +26,7 @@ from django.db.models import Q
 from django.db.transaction import TransactionManagementError
 
 from bus.columns import signed
-from bus.consuming.handlers import refuse_awaitable
+from bus.consuming.handlers.running import refuse_unrun
 from bus.consuming.subscriptions import Handler, Subscription
 from bus.errors import ConfigurationError, StaleLease
 from bus.safety.complaints import Complaints
@@ -85,7 +85,7 @@ class Inbox:
         if settled:
             self._tell(message)
             raise _Settled
-        refuse_awaitable(handler(message))
+        refuse_unrun(handler(message))
 
     def handle_batch(self, messages: Sequence[Message], handler: _Refused) -> None:
         """Call the handler with the messages not settled before, in one transaction with their rows.

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import io
+import itertools
 import logging
+import sqlite3
+import threading
 from datetime import timedelta
+from decimal import Decimal
 
 import orjson
 import pytest
@@ -217,6 +224,88 @@ def test_a_handler_that_returns_an_awaitable_is_not_taken_for_done():
     failed = dispatcher(hidden).handle(message())
     assert failed is not None
     assert "awaitable" in failed.error
+
+
+def forgotten(times=3):
+    """A factory of decorators, to be used with parentheses."""
+
+    def decorate(function):
+        @functools.wraps(function)
+        def wrapper(message):
+            return function(message)
+
+        return wrapper
+
+    return decorate
+
+
+@contextlib.contextmanager
+def entered():
+    yield
+
+
+@contextlib.asynccontextmanager
+async def entered_soon():
+    yield
+
+
+class Callable:
+    def __call__(self):
+        """To be called by somebody."""
+
+
+async def numbers():
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: forgotten(print), "function"),
+        (lambda: print, "nobody calls it"),
+        (lambda: functools.partial(print), "partial"),
+        (Callable, "Callable"),
+        (lambda: Callable, "type"),
+        (entered, "enters it by `with`"),
+        (entered_soon, "enters it by `with`"),
+        (lambda: itertools.chain.from_iterable([[1]]), "chain"),
+        (lambda: itertools.starmap(print, []), "starmap"),
+        (lambda: map(print, []), "map"),
+        (lambda: zip([], [], strict=True), "zip"),
+        (lambda: iter([1]), "list_iterator"),
+        (lambda: (number for number in [1]), "generator"),
+        (numbers, "async_generator"),
+    ],
+)
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_handler_that_returns_what_is_still_to_be_run_is_not_done(make, why, batched):
+    one = dispatcher(lambda _: make(), batch=10 if batched else None)
+    failed = one.handle_batch(batch(1))["1-0"] if batched else one.handle(message())
+    assert failed is not None
+    assert "so it has not run" in failed.error
+    assert why in failed.error
+
+
+def test_a_decorator_without_its_parentheses_is_told_in_plain_words():
+    failed = dispatcher(forgotten(lambda _: None)).handle(message())
+    assert failed is not None
+    assert "Does a decorator lack its parentheses?" in failed.error
+
+
+class Row:
+    """What a handler may return, like an instance of a model."""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: None, Row, lambda: [1], lambda: {"a": 1}, lambda: "a", lambda: 1.5, lambda: {1}, object,
+        lambda: Decimal(1), lambda: range(3), lambda: io.StringIO("a"), threading.Lock,
+        lambda: sqlite3.connect(":memory:").execute("CREATE TABLE t (a)"),
+    ],
+)  # fmt: skip
+def test_a_handler_that_returns_a_value_is_done(make):
+    assert dispatcher(lambda _: make()).handle(message()) is None
 
 
 def test_a_soft_limit_ends_an_async_batch_handler_where_it_waits():

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import os
+import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
+import bus
 from bus import default
-from bus.consuming.handlers import kind_of
+from bus.consuming.handlers.running import kind_of
 from bus.consuming.subscriptions import MAX_BATCH, Subscription, Subscriptions
 from bus.errors import ConfigurationError
 from bus.values import RetryPolicy
@@ -127,6 +133,16 @@ async def generate_later(_message):
     yield
 
 
+@contextlib.contextmanager
+def enter(_message):
+    yield
+
+
+@contextlib.asynccontextmanager
+async def enter_later(_message):
+    yield
+
+
 class Lazy:
     """Objects with handlers that do not run when they are called."""
 
@@ -168,6 +184,9 @@ class Task:
     [
         (generate, "has a `yield`"),
         (generate_later, "has a `yield`"),
+        (enter, "is a context manager"),
+        (enter_later, "is a context manager"),
+        (functools.partial(enter), "is a context manager"),
         (functools.partial(generate), "has a `yield`"),
         (functools.partial(functools.partial(generate_later)), "has a `yield`"),
         (Lazy(), "has a `yield`"),
@@ -270,6 +289,180 @@ def two(message):
 """
 
 
+class Kept:
+    """A decorator that keeps the function in its object."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, message):
+        return self.function(message)
+
+
+def defaulting(function):
+    """One that keeps it in a default."""
+
+    def wrapper(message, run=function):
+        return run(message)
+
+    return wrapper
+
+
+def enclosing(function):
+    """One that makes a class for each function."""
+
+    class Handler:
+        __slots__ = ()
+
+        def __call__(self, message):
+            return function(message)
+
+    return Handler()
+
+
+def deep(function, depth=6):
+    """One of many layers."""
+    return hiding(function) if depth == 0 else deep(hiding(function), depth - 1)
+
+
+@pytest.mark.parametrize(
+    "decorator", [hiding, Kept, defaulting, enclosing, deep, lambda function: Kept(hiding(function))]
+)
+def test_however_functions_are_hidden_only_the_same_one_may_be_subscribed_again(decorator):
+    table = Subscriptions()
+    table.add(subscription(handler=decorator(handle)))
+    table.add(subscription(handler=decorator(handle)))
+    with pytest.raises(ConfigurationError, match="already has the handler"):
+        table.add(subscription(handler=decorator(handle_too)))
+
+
+def test_what_cannot_be_compared_is_refused():
+    table = Subscriptions()
+    table.add(subscription(handler=functools.partial(handle, lock=threading.Lock())))
+    with pytest.raises(ConfigurationError, match="already has the handler"):
+        table.add(subscription(handler=functools.partial(handle, lock=threading.Lock())))
+
+
+HIDDEN = """
+import bus
+from hidden_decorator import {0}
+@bus.subscribe("orders", group="inventory")
+@{0}
+def {1}(message):
+    return {1!r}
+"""
+MADE = """
+import hidden_decorator
+hidden_decorator.{0}({1!r})
+"""
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Writes modules to import, beside one of decorators and a factory; the table is empty at first."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(default, "subscriptions", Subscriptions())
+    before = set(sys.modules)
+    (tmp_path / "hidden_decorator.py").write_text(
+        "import bus\n"
+        "def hiding(function):\n    return lambda message: function(message)\n"
+        "class Keeping:\n"
+        "    def __init__(self, function):\n        self.function = function\n"
+        "    def __call__(self, message):\n        return self.function(message)\n"
+        "def make(answer):\n"
+        "    @bus.subscribe('orders', group='inventory')\n"
+        "    def made(message):\n        return answer\n"
+        "def execute(answer):\n"
+        "    exec(f'def made(message): return {answer!r}', globals())\n"
+        "    bus.subscribe('orders', group='inventory')(made)\n"
+    )
+
+    def write(**texts):
+        for name, text in texts.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        importlib.invalidate_caches()
+        return tmp_path
+
+    yield write
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in sys.modules[name].__file__:
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [(HIDDEN, "hiding"), (HIDDEN, "Keeping"), (MADE, "make"), (MADE, "execute")]
+)
+def test_handlers_of_two_modules_are_told_apart_however_they_are_decorated_or_made(modules, text, named):
+    # Given two modules whose handlers have one name: that of a function in a third module
+    modules(one_module=text.format(named, "one"), two_module=text.format(named, "two"))
+    importlib.import_module("one_module")
+    # Then the second is refused, with the names of both modules, and the first stays
+    with pytest.raises(ConfigurationError, match=r"subscribed by one_module.*subscribed by two_module"):
+        importlib.import_module("two_module")
+    assert default.subscriptions.get("orders", "inventory").handler(None) == "one"
+    # And the first may be loaded again, changed or not
+    importlib.reload(sys.modules["one_module"])
+    modules(one_module="# changed\n" + text.format(named, "uno"))
+    importlib.reload(sys.modules["one_module"])
+    assert default.subscriptions.get("orders", "inventory").handler(None) == "uno"
+
+
+OBJECT = """
+import bus, functools
+
+class Handler:
+    def __call__(self, message, extra):
+        return {0!r}
+
+bus.subscribe("orders", group="inventory")(functools.partial(Handler(), extra=1))
+"""
+PLAIN = """
+import bus
+@bus.subscribe("orders", group="inventory")
+def one(message):
+    pass
+"""
+TWICE = """
+if __name__ == "__main__":
+    import two_module
+"""
+
+
+@pytest.mark.parametrize("text", [PLAIN, HIDDEN.format("Keeping", "one"), OBJECT.format("")])
+@pytest.mark.parametrize("how", [["two_module.py"], ["-m", "two_module"]])
+def test_a_module_that_is_run_and_then_imported_may_subscribe_twice(modules, text, how):
+    folder = modules(two_module=text + TWICE)
+    path = os.pathsep.join([str(Path(bus.__file__).parents[1]), str(folder)])
+    ran = subprocess.run(
+        [sys.executable, *how],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr.decode()
+
+
+def test_two_functions_of_one_name_in_a_module_that_is_run_are_refused(modules):
+    folder = modules(two_module=PLAIN + PLAIN)
+    path = os.pathsep.join([str(Path(bus.__file__).parents[1]), str(folder)])
+    ran = subprocess.run(
+        [sys.executable, "two_module.py"], cwd=folder, env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert b"already has the handler __main__.one" in ran.stderr
+
+
+def test_what_is_typed_in_a_shell_may_be_typed_again(modules):
+    path = str(Path(bus.__file__).parents[1])
+    ran = subprocess.run(
+        [sys.executable, "-"], input=(PLAIN + PLAIN.replace("pass", "print()")).encode(),
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr.decode()
+
+
 @pytest.fixture
 def load(tmp_path, monkeypatch):
     """Writes a module of handlers and imports it, again where it is there; its table is empty at first."""
@@ -303,17 +496,6 @@ def test_a_module_that_is_loaded_again_replaces_its_handlers_also_where_it_has_c
     first = table.get("orders", "inventory").handler
     assert load(MODULE.format("", ""), again).get("orders", "inventory").handler is not first
     assert load(MODULE.format("# changed", ""), again).get("orders", "inventory").handler(None) == "# changed"
-
-
-OBJECT = """
-import bus, functools
-
-class Handler:
-    def __call__(self, message, extra):
-        return {0!r}
-
-bus.subscribe("orders", group="inventory")(functools.partial(Handler(), extra=1))
-"""
 
 
 def test_an_object_that_is_a_handler_is_replaced_too_when_its_module_is_loaded_again(load):

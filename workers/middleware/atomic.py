@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from bus.consuming.handlers import refuse_awaitable
+from bus.consuming.handlers.running import refuse_unrun
 from bus.consuming.subscriptions import Handler, Subscription
 from bus.errors import InboxUnavailable
 from bus.transactions.inbox import Inbox
@@ -33,7 +33,7 @@ def atomic(subscription: Subscription, handler: Handler) -> Handler:
     def call_batch(batch: Batch) -> None:
         def call(fresh: list[Message]) -> Collection[str]:
             part = Batch(fresh, batch.ordering)
-            refuse_awaitable(handler(part))
+            refuse_unrun(handler(part))
             part.check()
             batch.take_in(part)
             return {*part.refused, *(message.id for message in part.passed_over)}

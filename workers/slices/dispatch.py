@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
-from bus.consuming.handlers import kind_of, refuse_awaitable
+from bus.consuming.handlers.running import kind_of, refuse_unrun
 from bus.consuming.lane import Lane
 from bus.consuming.subscriptions import Handler, Subscription
 from bus.errors import InboxUnavailable, Reject, Retry, Undecodable
@@ -76,7 +76,7 @@ class Dispatcher:
                 message.value  # noqa: B018
             result = self._call(message)
             if result is not None:
-                refuse_awaitable(result)
+                refuse_unrun(result)
         except BaseException as error:
             if self._is_not_begun(error):
                 raise
@@ -96,7 +96,7 @@ class Dispatcher:
                     message.value  # noqa: B018  as in handle()
                 result = call(message)
                 if result is not None:
-                    refuse_awaitable(result)
+                    refuse_unrun(result)
             except BaseException as error:
                 if self._is_not_begun(error):
                     raise
@@ -112,7 +112,7 @@ class Dispatcher:
             message.value  # noqa: B018  as in handle()
             result = await self._await(message)
             if result is not None:
-                refuse_awaitable(result)
+                refuse_unrun(result)
         except BaseException as error:
             # A handler that was cancelled from inside has not succeeded; nobody cancels it from outside.
             return self._outcome(message, error)
@@ -156,7 +156,7 @@ class Dispatcher:
             return failed
         batch = Batch(readable, ordering or self.subscription.ordering)
         try:
-            refuse_awaitable(self._call(batch))
+            refuse_unrun(self._call(batch))
             batch.check()
         except BaseException as error:
             if self._is_not_begun(error):

@@ -1,28 +1,39 @@
-"""What a handler really is: what a call of it runs, and whether two handlers of one name are the same."""
+"""What a handler really is: its name, and what a call of it runs."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-import sys
+import io
 import types
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
 
 from bus.errors import ConfigurationError
 
 Kind = Literal["plain", "coroutine", "generator", "async generator"]
 
-#: What a plain function may return that has not run yet, and that nobody will run.
-_NOT_RUN = (types.GeneratorType, types.AsyncGeneratorType, map, filter)
+#: What the decorators of contextlib make of a function: to call it runs nothing of that function.
+_MAKES_CONTEXTS = {contextlib.contextmanager(iter).__code__, contextlib.asynccontextmanager(aiter).__code__}
+
+#: Types of what most handlers return that return anything: looked at no further.
+_PLAIN = frozenset((bool, int, float, str, bytes, list, tuple, dict, set))
 
 
 def name_of(handler: Any) -> str:
     """Return module and name of the function, or of the object's class. A reload of the module keeps them."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
+    handler = unpartialled(handler)
     if not hasattr(handler, "__qualname__"):
         handler = type(handler)
     return f"{handler.__module__}.{handler.__qualname__}"
+
+
+def unpartialled(handler: Any) -> Any:
+    """Return what is behind functools.partial."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return handler
 
 
 def kind_of(handler: Any) -> Kind:
@@ -41,6 +52,11 @@ def check_runs(handler: Any, where: str) -> None:
         raise ConfigurationError(
             f"{where}: {handler!r} is a class; to call it would only make an object. Subscribe a function, a "
             "method, or an object with __call__."
+        )
+    if getattr(_runs(handler), "__code__", None) in _MAKES_CONTEXTS:
+        raise ConfigurationError(
+            f"{where}: the handler is a context manager, so a call of it runs nothing. Write a function "
+            "without @contextmanager, and use `with` in it."
         )
     kind = kind_of(handler)
     if kind in ("generator", "async generator"):
@@ -61,45 +77,41 @@ def is_lazy(handler: Any) -> bool:
     return hasattr(type(handler), "_get_current_object")
 
 
-def refuse_awaitable(result: object) -> None:
-    """Raise TypeError if a handler returned something that nobody awaits or iterates: it has not run.
+def refuse_unrun(result: object) -> None:
+    """Raise TypeError if a handler returned something that is still to be run: the handler has not run.
 
-    An `async def` handler or a generator behind a plain function (a decorator, for example) is not known as
-    one. Without this check its message would be settled as done.
+    Behind a plain function (a decorator, for example) an `async def` function, a generator, or a decorator
+    that lacks its parentheses is not known as one. Without this check its message would be settled as done.
     """
-    if result is None:
+    if result is None or type(result) in _PLAIN:
         return
-    awaitable = hasattr(result, "__await__")
-    if not awaitable and not isinstance(result, _NOT_RUN):
-        return
-    if isinstance(result, types.CoroutineType | types.GeneratorType):
-        result.close()
-    if awaitable:
+    if hasattr(result, "__await__"):
+        _close(result)
         raise TypeError(
             "The handler returned an awaitable, so it has not run. Subscribe the `async def` function "
             "itself, or one that is made by `async def` too."
         )
-    raise TypeError(
-        f"The handler returned a {type(result).__name__}, so it has not run: nobody iterates over it. "
-        "Write a function that does its work before it returns."
-    )
+    if isinstance(result, Iterator | AsyncIterator) and not _has_happened(result):
+        _close(result)
+        raise TypeError(
+            f"The handler returned a {type(result).__name__}, so it has not run: nobody iterates over it. "
+            "Write a function that does its work before it returns."
+        )
+    if callable(result):
+        is_context = isinstance(result, contextlib.ContextDecorator | contextlib.AsyncContextDecorator)
+        lacks = "enters it by `with`" if is_context else "calls it"
+        raise TypeError(
+            f"The handler returned a {type(result).__name__}, so it has not run: nobody {lacks}. Does a "
+            "decorator lack its parentheses? If the handler did its work, have it return nothing."
+        )
 
 
-def origin() -> object | None:
-    """Return what stands for one run of the module whose import is under way; None without one. Compare it by
-    `is`.
-
-    A module that is loaded again (autoreload, importlib.reload) has another.
-    """
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_name != "<module>":
-        frame = frame.f_back
-    if frame is None or frame.f_globals.get("__name__") == "__main__":
-        return None
-    module = sys.modules.get(frame.f_globals.get("__name__", ""))
-    return getattr(module, "__spec__", None) or frame.f_globals.get("__spec__")
+def _has_happened(iterator: object) -> bool:
+    """True for a file or a cursor of a database, which iterate over what is there already."""
+    return isinstance(iterator, io.IOBase) or hasattr(iterator, "execute")
 
 
+<<<<<<< HEAD:bus/consuming/handlers.py
 def definition(handler: Any, depth: int = 3) -> object:
     """Return where a handler was written and what it encloses: equal for one function that was made twice.
 
@@ -124,12 +136,17 @@ def _content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # nothing has been put there yet
         return None
+=======
+def _close(result: object) -> None:
+    """Have Python not warn of what will never run."""
+    if isinstance(result, types.CoroutineType | types.GeneratorType):
+        result.close()
+>>>>>>> fixb:bus/consuming/handlers/running.py
 
 
 def _runs(handler: Any) -> Any:
     """Return the function that a call of the handler runs."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
+    handler = unpartialled(handler)
     if inspect.isroutine(handler):
         return handler
     if _is_task(handler):
