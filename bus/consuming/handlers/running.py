@@ -111,37 +111,10 @@ def _has_happened(iterator: object) -> bool:
     return isinstance(iterator, io.IOBase) or hasattr(iterator, "execute")
 
 
-<<<<<<< HEAD:bus/consuming/handlers.py
-def definition(handler: Any, depth: int = 3) -> object:
-    """Return where a handler was written and what it encloses: equal for one function that was made twice.
-
-    A decorator without functools.wraps hides a function's name, but encloses the function.
-    """
-    if isinstance(handler, functools.partial):
-        return ("partial", definition(handler.func, depth), repr(handler.args), repr(handler.keywords))
-    if inspect.ismethod(handler):
-        return ("method", definition(handler.__func__, depth), type(handler.__self__).__qualname__)
-    if isinstance(handler, types.FunctionType):
-        code = handler.__code__
-        cells = [_content(cell) for cell in handler.__closure__ or ()]
-        inner = tuple(definition(content, depth - 1) for content in cells) if depth else ()
-        return (code.co_filename, code.co_qualname, code.co_firstlineno, code.co_names, inner)
-    if handler is None or isinstance(handler, str | int | float | bool | bytes):
-        return handler
-    return (type(handler).__module__, type(handler).__qualname__, getattr(handler, "__name__", ""))
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # nothing has been put there yet
-        return None
-=======
 def _close(result: object) -> None:
     """Have Python not warn of what will never run."""
     if isinstance(result, types.CoroutineType | types.GeneratorType):
         result.close()
->>>>>>> fixb:bus/consuming/handlers/running.py
 
 
 def _runs(handler: Any) -> Any:
