@@ -163,3 +163,8 @@ class Reject(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether this says that Redis cannot be used at all now, not only that it refuses one thing."""
+    return isinstance(error, BusUnavailable) and not isinstance(error, Forbidden)

@@ -6,6 +6,10 @@ of the pool, new slices. The bus does not need the broker, so the loop is kept r
 A broker that takes connections and answers nothing (stopped, behind a firewall that drops) would hold the
 loop in a read that never ends. So reads have a timeout, after which such a broker counts as away. And a
 thread sends the events (above all the heartbeat, which every worker sends).
+
+A Redis that answers with errors (its memory is full, it has become a replica, it misses its own replicas) is
+of no more use than one that is away, and as Celery has it such an error ends the worker. So it counts as away
+too, until it takes the commands with which a worker begins.
 """
 
 from __future__ import annotations
@@ -20,13 +24,11 @@ from typing import Any
 from billiard.exceptions import WorkerLostError
 from celery.worker import loops, state
 from celery.worker.consumer import Consumer
-from kombu.exceptions import OperationalError
+
+from workers.broker_probe import AWAY, PROBE_SECONDS, BrokerProbe, is_redis, refusals
 
 logger = logging.getLogger("jitney.workers")
 
-#: How often the broker is tried while it is away, and how long a worker that starts waits for its first
-#: answer before it begins without it. Seconds.
-PROBE_SECONDS = 1.0
 #: How long the main loop waits for the broker's answer, unless the project says so itself
 #: (broker_transport_options). Seconds.
 ANSWER_SECONDS = 5.0
@@ -42,7 +44,15 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
     end_at_once: Callable[[], None] | None = None
     """Hears that the worker is to end at once; set by the same step."""
     _events: Any = None
+    _refused = False
+    """The connection before this one ended by an error that the broker replied."""
+    _refusals: tuple[type[BaseException], ...] = ()
     restart_count: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._refusals = refusals(self.conninfo)
+        self.connection_errors += self._refusals
 
     @property
     def event_dispatcher(self) -> Any:
@@ -51,7 +61,7 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
     @event_dispatcher.setter
     def event_dispatcher(self, dispatcher: Any) -> None:
         # Others share their connection with the main loop, for heartbeats of their protocol.
-        detached = dispatcher is not None and self.hub is not None and _is_redis(dispatcher.connection)
+        detached = dispatcher is not None and self.hub is not None and is_redis(dispatcher.connection)
         self._events = _Events(dispatcher) if detached else dispatcher
 
     def ensure_connected(self, conn: Any) -> Any:
@@ -60,10 +70,12 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         Connections beside the main one wait as Celery does, since its place in the loop must not be taken. So
         does the first one, if the project wants it to be tried only once.
         """
-        if _is_redis(conn):
+        if is_redis(conn):
             options = conn.transport_options
             options.setdefault("socket_timeout", ANSWER_SECONDS)
             options.setdefault("socket_connect_timeout", ANSWER_SECONDS)
+            # The main loop asks the connection which errors are to end its round.
+            conn.connection_errors = (*conn.connection_errors, *self._refusals)
         _track_living(getattr(self.pool, "_pool", None))
         if self.hub is not None and self.connection is None and self._retries():
             self._run_until_reachable(conn)
@@ -76,9 +88,14 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
             retry = self.app.conf.broker_connection_retry_on_startup
         return bool(retry) or not self.first_connection_attempt
 
+    def on_connection_error_before_connected(self, exc: BaseException) -> None:
+        self._refused = isinstance(exc, self._refusals)
+        super().on_connection_error_before_connected(exc)
+
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
+        self._refused = isinstance(exc, self._refusals)
         # (A channel of AMQP may fail on a connection that is well.)
-        if _is_redis(self.connection) or isinstance(exc, self.connection_errors):
+        if is_redis(self.connection) or isinstance(exc, self.connection_errors):
             _sever(self.connection)
             # Celery keeps it until the broker is back, or the worker ends, and then takes leave over it.
             _sever(self.event_dispatcher and self.event_dispatcher.connection)
@@ -105,8 +122,15 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
                 job._accepted = True
         super().on_close()
 
+    def _queues(self) -> list[Any]:
+        """Return the queues that this worker takes tasks from, but for those that go with a connection."""
+        return [queue for queue in self.app.amqp.queues.consume_from.values() if not queue.auto_delete]
+
     def _run_until_reachable(self, conn: Any) -> None:
-        probe, began, said = _Probe(conn), time.monotonic(), False
+        # What was refused last may be something that the probe does not try. Then too the loop runs between
+        # two attempts.
+        pause = PROBE_SECONDS if self._refused else 0.0
+        probe, began, said = BrokerProbe(conn, self._queues(), pause=pause), time.monotonic(), ""
         probe.start()
         if self.first_connection_attempt:
             probe.join(PROBE_SECONDS)
@@ -125,11 +149,10 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         try:
             while probe.is_alive():
                 state.maybe_shutdown()
-                if not said and time.monotonic() - began > PROBE_SECONDS:
-                    said = True
-                    logger.warning(
-                        "The Celery broker is away; consuming from the bus goes on, ordinary tasks wait."
-                    )
+                wrong = probe.wrong or said or AWAY
+                if wrong != said and time.monotonic() - began > PROBE_SECONDS:
+                    said = wrong
+                    logger.warning("%s; consuming from the bus goes on, ordinary tasks wait.", wrong)
                 try:
                     next(loop)
                 except StopIteration:
@@ -162,10 +185,6 @@ def _track_living(pool: Any) -> None:
     pool._track_child_process = track_living
 
 
-def _is_redis(conn: Any) -> bool:
-    return conn is not None and getattr(conn.transport, "driver_type", None) == "redis"
-
-
 def _sever(conn: Any) -> None:
     """Make a lost connection refuse at once whatever is asked of it.
 
@@ -177,7 +196,7 @@ def _sever(conn: Any) -> None:
         opened = conn._connection  # the property would connect again
         if hasattr(opened, "collect"):
             opened.collect()
-    if not _is_redis(conn):
+    if not is_redis(conn):
         return
 
     def refuse(*_: Any, **__: Any) -> Any:
@@ -244,29 +263,3 @@ class _Events:
             self._connection.close()
         except Exception as error:
             logger.debug("The connection of events could not be closed: %s", error)
-
-
-class _Probe(threading.Thread):
-    """A thread that tries the broker, with connections of its own, until it is reached."""
-
-    def __init__(self, conn: Any) -> None:
-        super().__init__(name="jitney-broker-probe", daemon=True)
-        self._conn = conn
-        self._stopping = threading.Event()
-
-    def stop(self) -> None:
-        self._stopping.set()
-
-    def run(self) -> None:
-        while not self.reaches() and not self._stopping.wait(PROBE_SECONDS):
-            pass
-
-    def reaches(self) -> bool:
-        errors = (OperationalError, *self._conn.connection_errors, *self._conn.channel_errors)
-        with self._conn.clone() as probe:
-            try:
-                probe.connect()
-                probe.default_channel  # noqa: B018  transports that connect late do so here
-            except errors:
-                return False
-        return True

@@ -13,11 +13,13 @@ from typing import Any
 import click
 from celery import Celery, Task, signals
 from celery.worker import strategy
+from celery.worker.control import Panel
 from celery.worker.request import Request
 
 from bus import testrun
 from workers.bootstep import BusConsumerStep, BusWorkerStep
 from workers.broker_settings import broker_settings
+from workers.inspection import mask
 from workers.order import SLICE_TASK, SliceOrder
 
 
@@ -107,6 +109,7 @@ def install(app: Celery) -> None:
     app.task(_run_slice, name=SLICE_TASK, base=SliceTask)
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).addFilter(_quiet_slices)
+    mask(Panel.data)
 
 
 def _run_slice(order: SliceOrder) -> None:

@@ -16,10 +16,11 @@ from datetime import UTC, datetime, timedelta
 import orjson
 
 from bus.client import Bus
-from bus.errors import ForeignData
+from bus.errors import BusError, ForeignData, is_away
 from bus.format.strangers import stands_at
 from bus.observe import lag as lags
 from bus.safety.complaints import COMPLAIN_SECONDS, Complaints
+from bus.streams import commands
 from bus.streams.commands import fields_of
 from bus.streams.connect import check, seconds_of
 from bus.sums import Lag, total
@@ -103,18 +104,32 @@ class Newcomers:
             group, topic, lag.words, f"{self._bus.settings.new_group_limit:,}", topic, group,
             level=logging.ERROR,
         )  # fmt: skip
-        key = self._bus.keys.refused
         (clock,) = self._bus.client.pipe([("TIME",)])
         record = {"messages": lag.count, "at": int(seconds_of(clock) * 1000)}
-        reply = self._bus.client.pipe([("HSET", key, f"{topic}/{group}", orjson.dumps(record))])[0]
-        stands_at(key, reply) or check(reply)
+        # By the script, which also writes while memory is full.
+        keys, args = [self._bus.keys.refused], [f"{topic}/{group}", orjson.dumps(record), ""]
+        self._noted(commands.run_many(self._bus.client, "declare", [(keys, args)])[0])
 
     def _admit(self, groups: list[tuple[str, str]]) -> None:
         """Forget that these (topic, group) were refused."""
         for topic, group in groups:
             self._complaints.over((topic, group))
-            reply = self._bus.client.pipe([("HDEL", self._bus.keys.refused, f"{topic}/{group}")])[0]
-            stands_at(self._bus.keys.refused, reply) or check(reply)
+            self._noted(self._bus.client.pipe([("HDEL", self._bus.keys.refused, f"{topic}/{group}")])[0])
+
+    def _noted(self, reply: object) -> None:
+        """Take the reply to a note of refusals. The note is for doctor alone: whatever stands in its way must
+        not stop the groups that are not refused.
+        """
+        if stands_at(self._bus.keys.refused, reply):
+            return
+        try:
+            check(reply)
+        except BusError as error:
+            if is_away(error):
+                raise
+            self._complaints.say("note", "Refused groups cannot be noted for `bus doctor`: %s", error)
+        else:
+            self._complaints.over("note")
 
 
 def backlog(bus: Bus, spec: GroupSpec) -> Lag:

@@ -9,6 +9,7 @@ import pytest
 
 from bus.streams.embedded import EmbeddedServer
 from tests.acceptance.shopping import Shop
+from tests.servers import broker_url, valkey_server
 
 
 @pytest.fixture
@@ -25,3 +26,12 @@ def own_shop(own_server: EmbeddedServer, prefix: str, tmp_path: Path) -> Iterato
     shop = Shop(own_server.url, prefix, tmp_path)
     yield shop
     shop.end()
+
+
+@pytest.fixture
+def broker(shop: Shop, tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """The broker of the shop's workers, beside the server of the bus."""
+    with valkey_server(tmp_path / "broker") as server:
+        shop.environment["CELERY_BROKER_URL"] = broker_url(server.url)
+        yield server
+        server.thaw()

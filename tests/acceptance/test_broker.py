@@ -7,8 +7,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,22 +16,12 @@ from tests import nursery
 from tests.acceptance.shopping import Shop
 from tests.amqp_broker import AmqpBroker
 from tests.proxy import Proxy
-from tests.servers import broker_url, valkey_server
 from tests.waiting import wait_until
 
 SEND = "from workers import app; app.send_task('tests.acceptance.shop.tasks.add', ({0}, 0))"
 
 #: As docs/operations.md advises.
 ADVISED = {"health_check_interval": 5, "retry_on_timeout": True, "socket_timeout": 5}
-
-
-@pytest.fixture
-def broker(shop: Shop, tmp_path: Path) -> Iterator[EmbeddedServer]:
-    """The broker of the shop's workers, beside the server of the bus."""
-    with valkey_server(tmp_path / "broker") as server:
-        shop.environment["CELERY_BROKER_URL"] = broker_url(server.url)
-        yield server
-        server.thaw()
 
 
 def send_task(shop: Shop, number: int) -> None:

@@ -198,3 +198,38 @@ def test_junk_among_the_refusals_is_passed_over(bus: Bus) -> None:
         bus.client.call("HSET", bus.keys.refused, f"a/{number}", junk)
 
     assert list(newcomers.refusals(bus)) == []
+
+
+@pytest.mark.both_servers
+def test_a_refusal_is_noted_while_memory_is_full(bus: Bus) -> None:
+    bus.client.call("CONFIG", "SET", "maxmemory", 1)
+    try:
+        Newcomers(limited(bus, 31)).declare([GroupSpec(topic="orders", name="mailer")])
+        (finding,) = [one for one in doctor.examine(bus) if one.check == "refused"]
+    finally:
+        bus.client.call("CONFIG", "SET", "maxmemory", 0)
+    assert "mailer on orders (32 messages)" in finding.text
+
+
+def test_a_refusal_that_cannot_be_noted_is_told_and_stops_nothing(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a user who may do everything but write to the notes
+    bus.topic("calm")
+    bus.publish("calm", 1)
+    rules = f"%RW~{bus.keys.prefix}:[^r]* %RW~{bus.keys.prefix}:{{* %R~*"
+    user = f"clerk-{bus.keys.prefix}"
+    bus.client.call("ACL", "SETUSER", user, "on", ">Sesame", "+@all", "&*", *rules.split())
+    clerk = Bus(
+        bus.settings.url, prefix=bus.keys.prefix, new_group_limit=31, username=user, password="Sesame"
+    )
+    # when
+    found = Newcomers(clerk)
+    found.declare([GroupSpec(topic=topic, name="mailer") for topic in ("orders", "calm")])
+    # then
+    assert {group.topic for group in bus.registry.groups()} == {"calm"}
+    assert found.refused == {("orders", "mailer")}
+    told = [record.getMessage() for record in caplog.records]
+    assert [text for text in told if text.startswith("Refused groups cannot be noted for `bus doctor`: ")]
+    clerk.close()
+    bus.client.call("ACL", "DELUSER", user)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from admin_ui.data import verdicts
 from bus import doctor, observe
 from bus.client import Bus
+from bus.errors import BusFull
 from bus.format.lane_id import LaneId
 from bus.streams.embedded import EmbeddedServer
 from bus.topics.registry import GroupSpec
@@ -155,6 +156,50 @@ def test_what_is_declared_is_read_again_only_where_something_changed(
 
 
 # ---------------------------------------------------------------------- the alarm
+
+
+@pytest.mark.parametrize("step", ["tables", "change"])
+def test_lanes_that_nobody_holds_are_named_by_log_and_doctor_though_every_look_fails(
+    bus: Bus, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    # Given a group that is declared, and a worker whose every look fails before it takes a lane, or after
+    bus.registry.declare_groups([GroupSpec(topic="t2", name="g3")])
+    clock = Clock()
+    worker = Seer(bus, {"t2/g3"}, clock)
+    keeper = worker.membership
+
+    def fail(*_: object) -> None:
+        raise BusFull("Redis is out of memory.")
+
+    monkeypatch.setattr(keeper._served if step == "tables" else keeper._orderings, step, fail)
+    monkeypatch.setattr(keeper._leases, "take", lambda swaps: [])
+    # When it has tried for more than ten seconds
+    for _ in range(6):
+        assert not keeper._attempt(keeper._look)
+        clock.now += 3
+    # Then
+    assert [record for record in caplog.records if "Nobody has held" in record.message]
+    told = [finding.text for finding in doctor.examine(bus) if finding.level == "error"]
+    assert any("t2/1 for g3" in text for text in told), told
+
+
+def test_what_cannot_be_declared_keeps_no_worker_from_the_groups_that_are_there(
+    bus: Bus, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus.registry.declare_groups([GroupSpec(topic="t2", name="g3")])
+    clock = Clock()
+    worker = Seer(bus, {"t2/g3", "t0/g0"}, clock)
+
+    def fail(*_: object, **__: object) -> None:
+        raise BusFull("Redis is out of memory.")
+
+    with monkeypatch.context() as full:
+        full.setattr(worker.membership._served._newcomers, "declare", fail)
+        settle([worker], clock)
+        assert {lane.topic for lane in worker.scheduler.owned()} == {"t2"}
+        assert "Groups of this worker cannot be declared now" in caplog.text
+    settle([worker], clock)
+    assert {lane.topic for lane in worker.scheduler.owned()} == {"t2", "t0"}
 
 
 @pytest.mark.both_servers

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 
 from bus.client import Bus
 from bus.consuming.subscriptions import Subscription
-from bus.errors import BusError, BusUnavailable
+from bus.errors import BusError, BusUnavailable, is_away
 from bus.format.lane_id import ORDERED_LANE, LaneId
 from bus.format.lease import freed
 from bus.safety.complaints import Complaints
@@ -168,6 +168,8 @@ class Keeper(threading.Thread):
         except BusError as error:
             if isinstance(error, BusUnavailable):
                 self._roster.observe_anew()
+            if is_away(error):
+                self._unheld.forget()
             self._complaints.say(
                 type(error).__name__,
                 "The worker cannot look after its leases now and goes on trying: %s",
@@ -185,17 +187,31 @@ class Keeper(threading.Thread):
             self._complaints.over(BusUnavailable.__name__)
             return True
         self._homes.forget()
-        self._unheld.forget()
         return False
 
     def _next_look(self) -> float:
         return min(self._roster.next_look(), self._declines.next_look(self._scheduler.waiting()))
 
     def _look(self) -> None:
+        unheld = self._unheld.lanes()
+        try:
+            self._look_after_lanes(unheld)
+        except Exception as error:
+            if not is_away(error):
+                self._watch(unheld)
+            raise
+
+    def _watch(self, unheld: list[LaneId]) -> None:
+        """See which lanes nobody holds though the look failed: if each fails, people hear of it by this."""
+        self._division.update(self._homes.look(self._scheduler.owned()))
+        self._unheld.see(self._division.unheld)
+        if self.leads:
+            self._unheld.complain(unheld)
+
+    def _look_after_lanes(self, unheld: list[LaneId]) -> None:
         leaving = self._scheduler.stopped or self._scheduler.standing
         self._is_leaving = self._is_leaving and leaving
         self._decline()
-        unheld = self._unheld.lanes()
         self._roster.beat(leaving=leaving, declines=self._declines.dump(), unheld=unheld)
         self._take_in_what_is_declared()
         slot_lanes = self._slot_lanes()

@@ -12,7 +12,7 @@ from django.db import Error, connections
 
 from bus.client import Bus
 from bus.consuming.subscriptions import Subscription
-from bus.errors import ForeignData, UnknownTopic
+from bus.errors import BusError, BusFull, ForeignData, UnknownTopic, is_away
 from bus.safety.complaints import Complaints
 from bus.topics.registry import GroupSpec, Tables
 from bus.transactions import marks
@@ -62,7 +62,7 @@ class ServedGroups:
         names = [(served.topic, served.group) for served in subscriptions]
         missing = not self._declared or self._newcomers.must_declare(names, tables.group_names)
         if missing and self._clock() >= self._declare_at:
-            if not self._declare(subscriptions):  # what is in the way is told of, and the others are declared
+            if not self._try_to_declare(subscriptions):
                 self._declare_at = self._clock() + DECLARE_SECONDS
             self._homes.forget()
             before, tables = tables, self._homes.tables()
@@ -85,6 +85,20 @@ class ServedGroups:
             else:
                 subscriptions.append(served)
         return subscriptions
+
+    def _try_to_declare(self, subscriptions: list[Subscription]) -> bool:
+        """Declare these groups as far as possible, and tell of what is in the way. The look goes on all the
+        same: the lanes of the groups that are there have nothing to do with it. Return False if there is no
+        hope that trying again soon helps.
+        """
+        try:
+            return self._declare(subscriptions)
+        except BusError as error:
+            if is_away(error):
+                raise
+            self._complaints.say("declare", "Groups of this worker cannot be declared now: %s", error)
+            # What is full may have room at the next look; access rules change when people change them.
+            return isinstance(error, BusFull)
 
     def _declare(self, subscriptions: list[Subscription]) -> bool:
         """Declare the groups of these subscriptions; return True if all went well."""

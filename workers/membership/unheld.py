@@ -45,7 +45,7 @@ class Unheld:
         self._seen_at = now
 
     def forget(self) -> None:
-        """Forget what was seen: a look failed, and no worker can take lanes while Redis is away."""
+        """Forget what was seen: no worker can take lanes while Redis is away."""
         self._since = {}
 
     def lanes(self) -> list[LaneId]:
