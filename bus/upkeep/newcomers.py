@@ -23,6 +23,7 @@ from bus.safety.complaints import COMPLAIN_SECONDS, Complaints
 from bus.streams import commands
 from bus.streams.commands import fields_of
 from bus.streams.connect import check, seconds_of
+from bus.streams.wire import Argument
 from bus.sums import Lag, total
 from bus.topics.registry import GroupSpec, start_id
 
@@ -107,8 +108,8 @@ class Newcomers:
         (clock,) = self._bus.client.pipe([("TIME",)])
         record = {"messages": lag.count, "at": int(seconds_of(clock) * 1000)}
         # By the script, which also writes while memory is full.
-        keys, args = [self._bus.keys.refused], [f"{topic}/{group}", orjson.dumps(record), ""]
-        self._noted(commands.run_many(self._bus.client, "declare", [(keys, args)])[0])
+        args: list[Argument] = [f"{topic}/{group}", orjson.dumps(record), ""]
+        self._noted(commands.run_many(self._bus.client, "declare", [([self._bus.keys.refused], args)])[0])
 
     def _admit(self, groups: list[tuple[str, str]]) -> None:
         """Forget that these (topic, group) were refused."""
