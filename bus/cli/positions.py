@@ -12,12 +12,13 @@ from typing import Any, Literal
 import click
 import orjson
 
+from bus import observe
 from bus.cli.kinds import DURATION, GROUP, START, TOPIC, Leaf
 from bus.cli.session import Session, pass_session
 from bus.operating import positions, targets
 from bus.operating.positions import Move, Plan, PlanChanged
 from bus.operating.targets import Target
-from bus.terminal.output import NOT_APPLIED, Table, answer, count, many, time_words
+from bus.terminal.output import NOT_APPLIED, UNKNOWN, Table, answer, count, many, time_words
 
 _HELP = """Move a group to another position. Without --apply the plan is shown.
 
@@ -96,11 +97,10 @@ def positions_command(
     session: Session, topic: str, group: str, export: Literal["csv", "json"] | None
 ) -> None:
     """Where a group is in each partition; with --export as a file that `group reset --import` reads."""
-    plan = positions.plan(session.bus, topic, group, targets.shift(0))
-    places = {move.partition: move.before for move in plan.moves}
+    _, partitions = observe.group(session.bus, topic, group)
     rows = [
-        {"partition": partition, "position": place.id, "offset": place.offset}
-        for partition, place in places.items()
+        {"partition": partition.partition, "position": partition.position, "offset": partition.offset}
+        for partition in partitions
     ]
     if export == "csv":
         text = io.StringIO()
@@ -109,12 +109,12 @@ def positions_command(
         writer.writerows(rows)
         click.echo(text.getvalue(), nl=False)
         return
-    columns = ["partition", "position", "offset", "time (UTC)"]
     cells = [
-        [count(partition), place.id, count(place.offset), time_words(place.time, "-")]
-        for partition, place in places.items()
+        [count(partition.partition), partition.position or UNKNOWN, count(partition.offset)]
+        for partition in partitions
     ]
-    answer(session.json or export == "json", rows, Table(columns, cells, frozenset({"partition", "offset"})))
+    table = Table(["partition", "position", "offset"], cells, frozenset({"partition", "offset"}))
+    answer(session.json or export == "json", rows, table)
 
 
 def read_positions(path: Path) -> dict[int, str]:

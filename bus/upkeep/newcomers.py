@@ -108,8 +108,8 @@ class Newcomers:
         (clock,) = self._bus.client.pipe([("TIME",)])
         record = {"messages": lag.count, "at": int(seconds_of(clock) * 1000)}
         # By the script, which also writes while memory is full.
-        about: list[Argument] = [f"{topic}/{group}", orjson.dumps(record), ""]
-        self._noted(commands.run_many(self._bus.client, "declare", [([self._bus.keys.refused], about)])[0])
+        args: list[Argument] = [f"{topic}/{group}", orjson.dumps(record), ""]
+        self._noted(commands.run_many(self._bus.client, "declare", [([self._bus.keys.refused], args)])[0])
 
     def _admit(self, groups: list[tuple[str, str]]) -> None:
         """Forget that these (topic, group) were refused."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from bus.streams.embedded import EmbeddedServer
@@ -21,7 +23,8 @@ def test_settings_and_connections_of_a_worker_are_shown_without_its_password(
     own_shop.environment |= login if beside else {"BUS_URL": f"unix://shop:Sesame@{path}"}
     own_shop.worker("one", "-c", "2", chatty=True).wait_ready()
     # When somebody asks it
-    ask = ["-m", "celery", "-A", "workers", "inspect", "--timeout", "20", "-d", "one@%h", "--json"]
+    worker = f"one@{socket.gethostname()}"
+    ask = ["-m", "celery", "-A", "workers", "inspect", "--timeout", "20", "-d", worker, "--json"]
     answers = [nursery.run([*ask, command], own_shop.environment) for command in ("conf", "stats", "report")]
     # Then
     assert "Sesame" not in "".join(answers)
