@@ -49,7 +49,7 @@ class LastLoss:
 
     @property
     def words(self) -> str:
-        """How many."""
+        """How many they were."""
         return loss_words(self.count - self.maybe, self.maybe)
 
     @property

@@ -53,11 +53,13 @@ def pairs(raw: str | bytes) -> Any:
 
 
 def with_field(raw: str, name: str, value: Any) -> Any:
-    """The same, with one field that has another value: where it stood, or else the first of all."""
-    _, *known = pairs(raw)
-    if name in dict(known):
-        return ["object", *((key, value if key == name else old) for key, old in known)]
-    return ["object", (name, value), *known]
+    """The same, with one field that has another value: where it stands (last, if twice), else before all."""
+    _, *fields = pairs(raw)
+    places = [at for at, (key, _) in enumerate(fields) if key == name]
+    if places:
+        fields[places[-1]] = (name, value)
+        return ["object", *fields]
+    return ["object", (name, value), *fields]
 
 
 # ---------------------------------------------------------------------- the scripts
@@ -125,6 +127,8 @@ NEWER = (
 @example(raw=NEWER)
 @example(raw=NEWER.replace('{"a"', ' { "\\u006b" : "old" , "a"', 1))
 @example(raw=NEWER[:-1] + ', "k": "old"}')
+@example(raw='{"k":"old","a":1,"e":"\\"k\\":","k":"twice"}')
+@example(raw='{"k":"old","a":1,"\\u006b":"twice"}')
 @example(raw="{}")
 @example(raw="{ }")
 def test_one_field_of_a_failure_is_written_and_all_others_stay_as_they_are(

@@ -36,7 +36,7 @@ local function claim(id, hash)
   end
   if #claimed == 0 then
     local raw = redis.call('HGET', state, id)
-    redis.call('HSET', state, id, with_field(raw, 'g', '1') or cjson.encode({k = hash, a = 0, g = 1}))
+    redis.call('HSET', state, id, with_field(raw, decoded(raw), 'g', '1') or cjson.encode({k = hash, a = 0, g = 1}))
   end
   return nil
 end

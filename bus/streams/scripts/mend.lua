@@ -63,11 +63,11 @@ local function is_hash(text)
   return #text == 16 and not text:find('%X')
 end
 
--- What a message is known to be tied to, nil if that is not known; and its state as it is written.
+-- What a message is known to be tied to, nil if that is not known; and its state, as it is written and read.
 local function known_hash(id)
   local raw = redis.call('HGET', state, id)
   local record = decoded(raw)
-  return record and type(record.k) == 'string' and record.k or nil, raw
+  return record and type(record.k) == 'string' and record.k or nil, raw, record
 end
 
 local function waiting_as(id, padded)
@@ -111,11 +111,11 @@ function stages.retry()
       kept = kept + 1
       if padded and ordering ~= 'none' then
         claim(id)
-        local hash, raw = known_hash(id)
+        local hash, raw, record = known_hash(id)
         if not hash or not is_hash(hash) then
           local right = hash_of(id)
           if hash ~= right then
-            local tied = with_field(raw, 'k', cjson.encode(right)) or cjson.encode({k = right, a = 0})
+            local tied = with_field(raw, record, 'k', cjson.encode(right)) or cjson.encode({k = right, a = 0})
             redis.call('HSET', state, id, tied)
             fixed = fixed + 1
           end

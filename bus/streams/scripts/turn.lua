@@ -129,7 +129,7 @@ local function tie(id, hash)
   local raw = redis.call('HGET', state, id)
   local record = decoded(raw)
   if not record or record.k ~= hash then
-    redis.call('HSET', state, id, with_field(raw, 'k', cjson.encode(hash)) or cjson.encode({k = hash, a = 0}))
+    redis.call('HSET', state, id, with_field(raw, record, 'k', cjson.encode(hash)) or cjson.encode({k = hash, a = 0}))
   end
 end
 

@@ -1,16 +1,21 @@
 -- The text of a JSON object with one field set: where it stands, else before all others. What else is in it stays as it is
--- written, which a newer version may have added: cjson would turn [] into {} and round large numbers. `json` is the value as
--- JSON. nil where the text holds no object. Include `decoded` before.
-local function with_field(raw, name, json)
-  local open = decoded(raw) and raw:match('^%s*{()')
+-- written, which a newer version may have added: cjson would turn [] into {} and round large numbers. `record` is what the
+-- text says, as `decoded` reads it, and `json` the value as JSON. nil where the text holds no object.
+local function with_field(raw, record, name, json)
+  local open = record and raw:match('^%s*{()')
   if not open then return nil end
+  if record[name] == nil then
+    local rest = raw:sub(open)
+    return raw:sub(1, open - 1) .. cjson.encode(name) .. ':' .. json .. (rest:find('^%s*}') and '' or ',') .. rest
+  end
 
-  local function after_string(at) -- `at` its opening quote
+  -- From its opening quote. Errors are long, and full of escapes: this looks at quotes alone.
+  local function after_string(at)
     repeat
-      at = raw:find('["\\]', at + 1)
-      local is_end = raw:sub(at, at) == '"'
-      if not is_end then at = at + 1 end -- what is escaped
-    until is_end
+      at = raw:find('"', at + 1, true)
+      local escape = at
+      while raw:byte(escape - 1) == 92 do escape = escape - 1 end
+    until (at - escape) % 2 == 0
     return at + 1
   end
 
@@ -31,15 +36,15 @@ local function with_field(raw, name, json)
 
   local from, to -- of its value; of fields with one name the last counts
   local at = raw:match('^%s*()', open)
-  local empty = raw:sub(at, at) == '}'
   while raw:sub(at, at) == '"' do
     local colon = after_string(at)
     local value = raw:match('^%s*:%s*()', colon)
-    local is_it = cjson.decode('[' .. raw:sub(at, colon - 1) .. ']')[1] == name
-    local stop = after_value(value)
-    if is_it then from, to = value, stop end
+    local text, stop = raw:sub(at + 1, colon - 2), after_value(value)
+    if text:find('\\', 1, true) then text = cjson.decode('["' .. text .. '"]')[1] end
+    if text == name then from, to = value, stop end
+    -- What follows is an error mostly, so it is not read where the name cannot be in it once more.
+    if from and not raw:find('"' .. name .. '"', stop, true) and not raw:find('\\u', stop, true) then break end
     at = raw:match('^,?%s*()', stop)
   end
-  if from then return raw:sub(1, from - 1) .. json .. raw:sub(to) end
-  return raw:sub(1, open - 1) .. cjson.encode(name) .. ':' .. json .. (empty and '' or ',') .. raw:sub(open)
+  return raw:sub(1, from - 1) .. json .. raw:sub(to)
 end
