@@ -1,4 +1,4 @@
-"""Operator verbs on groups: POST only, each with its permission; bus.operate does and audits them."""
+"""Operator verbs on groups: POST only, each with its permission. bus.operating.operate does them."""
 
 from __future__ import annotations
 

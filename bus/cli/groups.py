@@ -1,4 +1,4 @@
-"""`group create`, `list`, `describe`, `pause`, `resume`, `delete`."""
+"""`group create`, `list`, `describe`, `pause`, `resume`, `delete`. See bus.cli.positions for more."""
 
 from __future__ import annotations
 

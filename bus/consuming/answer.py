@@ -1,4 +1,4 @@
-"""What the server's replies to a turn mean: they change the lanes, and say what is to be asked again.
+"""Reads the replies to one turn: updates the lanes, and says which commands must be sent again.
 
 Something is asked again where the server did not know a script, where large messages made a script stop half
 way, where a lane has a key that holds something foreign, and where memory is full: Redis before 7.4 then

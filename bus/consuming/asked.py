@@ -1,4 +1,4 @@
-"""What one turn asks, as a value.
+"""One turn's request as a value: which lanes settle, which fetch, how much.
 
 `bus.consuming.question` makes it, and the commands; `bus.consuming.answer` reads the replies. Neither half
 knows the other.

@@ -1,4 +1,4 @@
-"""What an error of the server means: that one lane is to be left out, that the group is gone, or neither."""
+"""Classifies an error of the server: a lane is left out, the group is gone, or neither."""
 
 from __future__ import annotations
 

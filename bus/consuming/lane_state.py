@@ -1,4 +1,4 @@
-"""The state of a lane between two slices: one value, which the main process hands to each slice."""
+"""The state of a lane while no slice runs. The main process hands it to the next slice."""
 
 from __future__ import annotations
 

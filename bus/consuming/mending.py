@@ -1,4 +1,4 @@
-"""Puts right what Redis holds of a group's waiting messages, where it does not fit together.
+"""Repairs retries, held messages and records of a group where they contradict each other.
 
 Retries, held messages and their states lie in three keys beside the stream, and are written together. A
 replica that was behind, an older dump, or somebody with a console can leave them apart: held messages with no

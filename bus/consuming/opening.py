@@ -1,4 +1,4 @@
-"""What a slice reads of its lanes before its first turn, and anew later: the commands, and what they mean.
+"""The reads at the beginning of a slice, and what their replies mean for its lanes.
 
 Of a lane that it knows over its connection it asks the little that others may have changed; of another lane
 all that waits there (see bus.consuming.waiting).

@@ -1,4 +1,4 @@
-"""Outcomes that are not settled yet: done, to be tried again, held back, or dead.
+"""Outcomes: what became of each message, kept until a turn records it in Redis.
 
 To *keep* an outcome is to note it in its lane (Lane.done, retry, hold, dead) and in shared memory
 (workers.progress). To *settle* it is to have Redis record it, under the lease. Who settles when:

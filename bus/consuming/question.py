@@ -1,4 +1,4 @@
-"""What one turn asks of the server. It is made of lanes and settings, and changes none of them.
+"""Plans one turn: makes the Redis commands from lanes and settings, and changes no lane.
 
     EVALSHA turn.lua …                                            outcomes other than "done"
     MULTI · XACK … · SET marks · XREADGROUP · EXEC                what is done; marks; new messages

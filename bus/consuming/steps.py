@@ -1,4 +1,4 @@
-"""How code that reads replies asks again, without sending anything itself.
+"""The protocol between code that reads replies and code that sends commands.
 
 It is a generator: it yields an `Ask`, is sent the replies, and returns what it has made of them. So what a
 reply means can be read, and tested, without a connection. `bus.consuming.turn` sends and receives.

@@ -1,4 +1,4 @@
-"""What waits in a lane, read in pages: its state hash, its retry zset, and how much is held back.
+"""Reads in pages what waits in a lane: records of failures, retries, and how much is held back.
 
 There may be as much of it as HELD_LIMIT allows, each record with the end of a traceback. A command that reads
 all at once would have the server answer nobody else meanwhile. So both are scanned; the first page of each is

@@ -1,4 +1,4 @@
-"""The state of a group in one partition: a hash in Redis with the records of failing messages, and more.
+"""The state of a group in one partition: a hash with records of failing messages, suspects, era and counters.
 
     <id>             what is recorded of a message that failed, or waits behind one that did (Failure)
     suspect:<lane>   left-overs up to this id may have killed a worker

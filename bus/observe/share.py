@@ -1,4 +1,4 @@
-"""One group in one partition, while a survey is being taken."""
+"""One group in one partition: what a survey has read of it so far. It decides the lag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one look at topics, groups and workers saw, all of one moment, and its sums.
+"""The result of one look: topics, groups and workers at one moment, with their sums.
 
 A page or a command takes one survey (see reading), and makes from it whatever it shows.
 """

@@ -1,8 +1,8 @@
 """Finds lanes that nobody holds though somebody serves them.
 
-One look cannot tell: a lane is free for a moment whenever it changes hands. So workers watch (see
-workers.unheld), and each says in its record which lanes nobody has held for long; that is gone with it.
-A look compares this with the leases that it sees itself.
+One look cannot tell: a lane is free for a moment whenever it changes hands. So workers watch, and each says
+in its record which lanes nobody has held for long (workers.membership.unheld). A look compares this with the
+leases that it sees itself.
 """
 
 from __future__ import annotations

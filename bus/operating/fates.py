@@ -1,4 +1,4 @@
-"""Retries and discards dead letters, and tells the fate of each.
+"""Retries and discards dead letters; each has a fate.
 
 `bus.operating.operate` adds the audit to the verbs here.
 """

@@ -1,4 +1,4 @@
-"""Where a group stands in one partition, and the places that an operator may mean there."""
+"""The present place of a group in one partition, read in one look, with offsets and ids."""
 
 from __future__ import annotations
 

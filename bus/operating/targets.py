@@ -1,4 +1,4 @@
-"""Where a group is to go on: what an operator may say, and what that means in one partition."""
+"""What an operator asks for in a reset: the beginning, an offset, a time, so many messages back."""
 
 from __future__ import annotations
 

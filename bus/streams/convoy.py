@@ -1,4 +1,4 @@
-"""Sends commands of many threads together: one write and one read for all who wait.
+"""Lets many threads share round trips: the first in line sends the commands of all.
 
 A few threads are faster each on a connection of its own. A crowd gets into its own way. Then all but LEADERS
 line up. When a round trip ends, whoever stands first in the line sends for all of it.

@@ -1,4 +1,4 @@
-"""Asks which server a connection leads to, in which of its lives as a master.
+"""Names the history of a server's data, which is another after a restart or a failover.
 
 After a failover, a restart or a switch of the roles another process answers, or the same one with other data.
 What was learnt of the one is not true of the other, even if single values (a lease, a position) are equal.

@@ -1,4 +1,4 @@
-"""Makes the streams of partitions with their groups, and makes them again where they are gone.
+"""Makes the streams and groups of partitions, and makes them again where they are gone, in small scripts.
 
 `ensure.lua` does it for one partition. What could take the server long is done here, in portions: counting
 how far a group is, and giving back to a group that was gone what waits for a retry or is held back. Each

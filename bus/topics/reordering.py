@@ -1,4 +1,4 @@
-"""The ordering of a group in effect in a partition, and how a declared other one comes into effect.
+"""Which ordering a group works by in a partition now, and how that changes to the declared one.
 
 Another ordering means other lanes, and other messages that wait for each other. So a change waits until
 nothing is pending there: messages that were given out keep the promise under which they were. Meanwhile the

@@ -1,4 +1,4 @@
-"""The reset of a group in one partition: it happens whole, whoever dies when.
+"""Resets a group in one partition. If the process dies, the next one that meets the reset finishes it.
 
 `begin` notes where the group is to go on, and fences its lanes, in one script. From then on nobody takes a
 lane there, until what was pending is forgotten and the group has moved. Whoever meets a reset on its way

@@ -1,4 +1,4 @@
-"""The floor of an inbox: the id up to which a place's messages are settled for good, but for its open ones.
+"""The floor: the id up to which all messages of a place are settled, except those listed as open.
 
 A place is a group in a partition, in one era (see bus.transactions.inbox). Rows at or below the floor are
 deleted (see bus.transactions.forgetting); from then on the floor says what they said. So whoever has inserted

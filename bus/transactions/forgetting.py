@@ -1,4 +1,4 @@
-"""Forgetting: upkeep raises the floors of inboxes, and deletes the rows that nothing can ask for any more.
+"""Deletes rows of inboxes that nobody needs any more, after it has raised the floor that replaces them.
 
 A floor (see bus.transactions.floor) says: each message of the place up to this id is *settled for good*, but
 for those that are *open*. Nothing that is settled for good may be handled again, whoever has it in hand and

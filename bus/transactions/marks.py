@@ -1,4 +1,4 @@
-"""Marks: ids up to which groups have settled all messages but those that wait.
+"""Marks: every message of a group up to this id is settled, except retries and held ones.
 
 What waits for a retry or is held back waits. Turns keep marks in Redis, where a group that is gone (XGROUP
 DESTROY, DEL) is made again at its mark. Upkeep copies them to the database, so that a server that comes back

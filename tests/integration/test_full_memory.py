@@ -160,7 +160,7 @@ def test_every_verb_works(scene: Scene, verb: str) -> None:
 
 
 def test_these_are_all_the_verbs() -> None:
-    """One that is added to bus.operate is to be tried here."""
+    """One that is added to bus.operating.operate is to be tried here."""
     verbs = {
         name
         for name, found in inspect.getmembers(operate, inspect.isfunction)
@@ -176,6 +176,7 @@ COMMANDS = [
     f"group create {TOPIC} fresh",
     f"group pause {TOPIC} {GROUP}",
     f"group resume {TOPIC} {GROUP}",
+    f"group reset {TOPIC} {GROUP} --to earliest --apply",
     f"group delete {TOPIC} {GROUP} --apply",
     f"dead retry {TOPIC} {GROUP} --all --apply",
     f"dead discard {TOPIC} {GROUP} --all --apply",

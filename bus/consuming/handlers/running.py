@@ -1,4 +1,4 @@
-"""What a handler really is: its name, and what a call of it runs."""
+"""Unwraps a handler: its name, and the function that a call of it runs."""
 
 from __future__ import annotations
 
