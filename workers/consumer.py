@@ -34,7 +34,8 @@ from workers.upkeep.chores import Chores
 from workers.upkeep.threads import Upkeep
 
 logger = logging.getLogger("jitney.workers")
-complaints = Complaints(logger)
+#: What may happen to many lanes in one moment: one line a second for each cause, which counts the others.
+bursts = Complaints(logger, seconds=1.0)
 
 #: The line of the log about a lane whose slices break.
 BROKEN = (
@@ -228,8 +229,8 @@ class Consumer:
         for lane in ended.lost:
             failures.announce(lease_lost, type(self), lane=lane.id)
         for lane in ended.broken:
-            complaints.say(
-                ("broken", lane.id), BROKEN, lane.id.topic, lane.id.partition, lane.id.group,
+            bursts.say(
+                "broken", BROKEN, lane.id.topic, lane.id.partition, lane.id.group,
                 lane.troubles, level=logging.ERROR,
             )  # fmt: skip
         if ended.gone:

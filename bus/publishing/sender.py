@@ -19,7 +19,7 @@ from bus.publishing.future import PENDING, Bundle
 from bus.publishing.packer import PartitionRef
 from bus.publishing.publisher import Publisher
 from bus.publishing.waves import stream_gone, uncertain
-from bus.safety.complaints import Complaints
+from bus.safety.complaints import Complaints, write
 from bus.streams.commands import is_noscript
 from bus.streams.connect import Client, error_of, is_demoted
 from bus.streams.wire import Link
@@ -131,7 +131,7 @@ class Sender(threading.Thread):
                 pass
         except BaseException as error:
             # Whoever waits for a receipt must not wait for ever, nor must anybody hand in more.
-            logger.exception("The thread of a producer broke.")
+            write(logger, logging.ERROR, "The thread of a producer broke.", exc_info=error)
             self._queue.abandon(f"The producer broke: {error!r}")
         finally:
             self._close_link()

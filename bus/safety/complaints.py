@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from bus.errors import Forbidden
+from bus.safety import tracebacks
+from bus.safety.visible import visible
 
 #: How often the same complaint is repeated. Seconds.
 COMPLAIN_SECONDS = 60.0
@@ -42,7 +44,7 @@ class Complaints:
         text: str,
         *args: Any,
         level: int = logging.WARNING,
-        exc_info: Any = None,
+        exc_info: BaseException | None = None,
         of: int = 1,
     ) -> bool:
         """Log `text % args`; return False if it is kept back: this cause was logged less than `seconds` ago.
@@ -82,17 +84,39 @@ class Complaints:
             self._causes.pop(cause, None)
 
 
-def write(logger: logging.Logger, level: int, text: str, *args: Any, exc_info: Any = None) -> None:
-    """Log `text % args`.
+def write(
+    logger: logging.Logger, level: int, text: str, *args: Any, exc_info: BaseException | None = None
+) -> None:
+    """Log `text % args`, with the traceback of `exc_info`, an exception. What deceives is shown as escapes.
 
     What a filter or a handler of the project's LOGGING raises harms only this line, which goes to stderr.
     """
+    if not logger.isEnabledFor(level):
+        return
+    args = tuple(_shown(arg) for arg in args)
     try:
-        logger.log(level, text, *args, exc_info=exc_info)
+        _log(logger, level, text, args, exc_info)
     except Exception as error:
         if sys.__stderr__ is not None:
             why = f"{type(error).__name__} while it was logged"
             print(f"{logging.getLevelName(level)}: {text % args} ({why})", file=sys.__stderr__, flush=True)
+
+
+def _log(
+    logger: logging.Logger, level: int, text: str, args: tuple[Any, ...], error: BaseException | None
+) -> None:
+    shown = tracebacks.exc_info(error)
+    file, line, function, _ = logger.findCaller(stacklevel=3)
+    record = logger.makeRecord(logger.name, level, file, line, text, args, shown, function)
+    if shown is not None:
+        # Formatters show this text as it is; error trackers look into the exception.
+        record.exc_text = tracebacks.exc_text(shown[1])
+    logger.handle(record)
+
+
+def _shown(arg: Any) -> Any:
+    """Return what is foreign, or may quote it, as one line of visible text."""
+    return visible(tracebacks.clipped(arg)) if isinstance(arg, str | BaseException) else arg
 
 
 class _Line:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from bus.safety.complaints import write
+
 if TYPE_CHECKING:
     from bus.publishing.draft import Draft
     from bus.publishing.publisher import Publisher
@@ -47,11 +49,13 @@ class _Hook:
         try:
             self._publisher.send(self._draft)
         except Exception as error:
-            logger.error(
+            write(
+                logger,
+                logging.ERROR,
                 "A message for topic %r was not published after the commit of its transaction: %s",
                 self._draft.topic,
                 error,
-                exc_info=True,
+                exc_info=error,
             )
             if any(entry[1] is self for entry in self.hooks):
                 raise  # another list is being walked

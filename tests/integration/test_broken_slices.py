@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from bus.client import Bus
 from bus.consuming.subscriptions import Subscription
 from bus.consuming.turn import Turns
 from bus.errors import ServerError
+from bus.format.lane_id import LaneId
 from bus.operating import deadletters
 from bus.safety.complaints import Complaints
 from bus.streams.embedded import EmbeddedServer
@@ -49,7 +51,7 @@ class Sturdy(InlineWorker):
 @pytest.fixture(autouse=True)
 def no_earlier_complaints(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (slices, consumer):
-        monkeypatch.setattr(module, "complaints", Complaints(module.logger))
+        monkeypatch.setattr(module, "bursts", Complaints(module.logger, seconds=1.0))
 
 
 @pytest.fixture
@@ -100,6 +102,27 @@ def subscriptions(runs: list[Any]) -> dict[str, Subscription]:
 
 def told_to_fail(*_: Any, **__: Any) -> Any:
     raise RuntimeError("a bug of Jitney")
+
+
+def test_many_lanes_that_break_at_once_are_one_line_a_second(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given slices of 64 lanes that break in one moment
+    now = [0.0]
+    monkeypatch.setattr(consumer, "bursts", Complaints(consumer.logger, seconds=1.0, clock=lambda: now[0]))
+    ids = [LaneId("orders", number, "stock", "0") for number in range(64)]
+    ended = SimpleNamespace(
+        free=(), lost=(), gone=False, broken=[SimpleNamespace(id=lane, troubles=1) for lane in ids]
+    )
+    worker: Any = SimpleNamespace(_membership=object())
+    consumer.Consumer._act_on(worker, ended)  # type: ignore[arg-type]
+    # Then one line names one of them
+    assert [record.getMessage()[:19] for record in caplog.records] == ["orders/0 for stock:"]
+    # And the next second's says how many more there were
+    now[0] = 1.1
+    consumer.Consumer._act_on(worker, ended)  # type: ignore[arg-type]
+    assert len(caplog.records) == 2
+    assert "63 more like this" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["single", "async", "batch"])

@@ -13,7 +13,6 @@ from django.dispatch import Signal
 from bus.consuming.lane import Lane
 from bus.consuming.subscriptions import Subscription
 from bus.safety.complaints import Complaints, write
-from bus.safety.unreadable import visible
 from bus.signals import message_dead, message_retried
 from bus.values import Message
 from workers.slices import traces
@@ -43,7 +42,7 @@ def tell(message: Message, failed: Failed, subscription: Subscription) -> None:
         subscription.group,
         message.attempt,
         failed.delay,
-        exc_info=traces.exc_info(failed.exception),
+        exc_info=failed.exception,
     )
     announce(
         message_retried,
@@ -103,8 +102,8 @@ def _tell_dead(
         _where(message),
         subscription.group,
         message.attempt,
-        visible(reason),
-        exc_info=traces.exc_info(error),
+        reason,
+        exc_info=error,
     )
     announce(message_dead, Lane, message=message, subscription=subscription, exception=error, reason=reason)
 

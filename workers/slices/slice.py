@@ -109,7 +109,7 @@ class Slice:
             self._silent = self._runtime.is_ending()
             self._trouble = Report.BROKEN | Report.RECOVER
             if not self._silent:
-                complaints.say(("broken", self._order.lanes[0].id), "The slice of %s was broken off by %s.",
+                bursts.say(("broken", type(error)), "The slice of %s was broken off by %s.",
                                self._place(), traces.reason(error), level=logging.ERROR)  # fmt: skip
             raise
         finally:
