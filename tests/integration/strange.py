@@ -95,11 +95,11 @@ class World:
 
     def assert_goes_on(self, topic: str, timeout: float = 20, **what: Any) -> None:
         """What is published now is handled by all groups."""
-        self.assert_all_go_on(places(topic), timeout, **what)
+        self.assert_all_go_on(places(topic), timeout, what)
 
-    def assert_all_go_on(self, healthy: Sequence[Place], timeout: float, **what: Any) -> None:
-        """The same of single partitions, all at once."""
-        published = [(place, self._publish_to(place, **what)) for place in healthy]
+    def assert_all_go_on(self, healthy: Sequence[Place], timeout: float, *kinds: dict[str, Any]) -> None:
+        """The same of single partitions and of several kinds of messages, all at once."""
+        published = [(place, self._publish_to(place, **what)) for what in kinds for place in healthy]
         for (topic, partition), numbers in published:
             handled = partial(self.has_handled, topic, numbers)
             wait_until(handled, timeout, f"{topic}/{partition} to be consumed")
