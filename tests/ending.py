@@ -24,6 +24,10 @@ def with_parent(parent: int) -> None:
 
 
 def with_tests(command: Sequence[Word], number: signal.Signals = signal.SIGKILL) -> list[Word | str]:
-    """A command that gets this signal when the process that starts it ends, where util-linux is there."""
-    before = ["setpriv", "--pdeathsig", number.name.removeprefix("SIG")]
-    return [*(before if shutil.which("setpriv") else ()), *command]
+    """A command that gets this signal when this process ends, which must start it; where util-linux is."""
+    if not shutil.which("setpriv"):
+        return [*command]
+    # The shell looks whether we had ended before the kernel was asked.
+    alive = 'test "$PPID" = "$0" || exit 1; exec "$@"'
+    asks = ["setpriv", "--pdeathsig", number.name.removeprefix("SIG"), "sh", "-c", alive, str(os.getpid())]
+    return [*asks, *command]
