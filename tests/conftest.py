@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from hypothesis import HealthCheck
+from hypothesis import settings as examples
 
 from bus import testrun
 from bus.streams.connect import Client, Endpoint
@@ -27,6 +29,10 @@ os.environ[testrun.MARK] = "0"
 # A shell that starts the tests in the background makes them ignore Ctrl-C, and so would all that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Timing never decides: other tests run beside these, and the machine may have little to spare.
+examples.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+examples.load_profile("unhurried")
 
 #: Tests that stay in one process, because they share what is dear to make: files and directories → it …
 _TOGETHER = {
