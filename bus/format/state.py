@@ -11,6 +11,7 @@ Each field is read by itself. One that cannot be read is logged, and counts as n
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,6 +130,11 @@ def read(key: str, lane: str, flat: Sequence[bytes]) -> GroupState:
         elif name == b"ordering":
             state.ordering = raw
     return state
+
+
+def new_era(prefix: str) -> str:
+    """Return the name of an era that there never was. `prefix`: of the bus; databases may serve several."""
+    return f"{prefix}:{secrets.token_hex(8)}"
 
 
 def read_era(key: str, raw: bytes | None) -> str | Unreadable:

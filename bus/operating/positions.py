@@ -8,12 +8,12 @@ that begins it fences them, they let go, and go on from the new position (see bu
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bus.errors import BusError, ConfigurationError, UnknownGroup
+from bus.format.state import new_era
 from bus.operating import standing as standing_of
 from bus.operating.standing import Point, Standing
 from bus.operating.targets import Target, at, offset
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from bus.format.keys import PartitionKeys
     from bus.topics.resets import Refusal
 
-#: The last possible id of a millisecond has this sequence number.
-_MAX_SEQ = 2**64 - 1
 #: How often a reset is tried where something must be put right first.
 _ATTEMPTS = 3
 
@@ -122,10 +120,8 @@ def reset(bus: Bus, wanted: Plan, *, basis: str | None = None) -> Plan:
             f"Group {wanted.group!r} of topic {wanted.topic!r} has moved since the plan {basis} was made; "
             "nothing was done."
         )
-    done = []
-    for move in wanted.moves:
-        done.append(_reset(bus, wanted, move, strictly=basis is not None) if move.moves else move)
-        bus.registry.hint("reset")
+    strictly = basis is not None
+    done = (_reset(bus, wanted, move, strictly=strictly) if move.moves else move for move in wanted.moves)
     return replace(wanted, moves=tuple(done))
 
 
@@ -133,7 +129,7 @@ def _reset(bus: Bus, wanted: Plan, move: Move, *, strictly: bool) -> Move:
     keys = bus.keys.partition(wanted.topic, move.partition)
     # A group that goes back has its effects once more: under a new era, see bus.transactions.inbox.
     back = id_pair(move.after.id) < id_pair(move.before.id)
-    new_era = f"{bus.settings.prefix}:{secrets.token_hex(8)}" if back else move.era
+    era = new_era(bus.settings.prefix) if back else move.era
     refused: Refused | None = None
     for _ in range(_ATTEMPTS):
         begun = resets.begin(
@@ -143,11 +139,12 @@ def _reset(bus: Bus, wanted: Plan, move: Move, *, strictly: bool) -> Move:
             to=move.after.id,
             read=move.after.offset,
             era=move.era,
-            new_era=new_era,
+            new_era=era,
             position=move.before.id if strictly else "",
         )
         if isinstance(begun, Begun):
             resets.finish(bus.client, keys, wanted.group)
+            bus.registry.hint("reset")
             return _as_done(bus, keys, move, begun)
         refused = begun
         if begun.why in ("era", "position"):
@@ -260,7 +257,7 @@ def _id_of(standing: Standing, target: Target) -> str:
     if target.kind == "id":
         return target.name
     ms = target.number if target.kind == "time" else standing.now - target.number
-    return f"{ms - 1}-{_MAX_SEQ}" if ms > 0 else "0-0"
+    return counting.before(f"{max(0, ms)}-0")
 
 
 def _outside(standing: Standing, wanted: int) -> list[str]:

@@ -27,8 +27,9 @@ from bus.format.records import (
     layout_of,
     load_group,
 )  # fmt: skip
+from bus.format.state import new_era
 from bus.safety.unreadable import Unreadable, tell
-from bus.streams import commands
+from bus.streams import commands, counting
 from bus.streams.connect import Client, check
 from bus.streams.wire import Argument
 from bus.topics import making, reordering
@@ -358,8 +359,7 @@ class Registry(Catalog):
 
         `gone`: a stream was there and is not any more, also where its groups have left no trace.
         """
-        # With the prefix: databases may hold the inboxes of more than one bus.
-        era = f"{self._keys.prefix}:{secrets.token_hex(8)}"
+        era = new_era(self._keys.prefix)
         troubles, restored = making.make(self._client, era, groups_of)
         if restored or gone:
             # New ids may lie before those that idle lanes, in whatever worker, wait to see exceeded.
@@ -379,7 +379,7 @@ def start_id(start: str | Position) -> str:
     position = Position.parse(start)
     if position.kind == "time":
         # Groups begin *after* an id: the last possible one before that millisecond.
-        return f"{int(position.value) - 1}-18446744073709551615"
+        return counting.before(f"{position.value}-0")
     return position.value or position.kind
 
 

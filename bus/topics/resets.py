@@ -48,7 +48,6 @@ class Refused:
     why: Refusal
     """era, position: another one than was expected. giving: a lost group is being given back what waits.
     reset: another reset is on its way."""
-    position: str
 
 
 def begin(
@@ -68,7 +67,7 @@ def begin(
     one in which both were found. `new_era`: the one from then on. `position`: where the group must be; "" if
     it may be anywhere. Raises BusUnavailable, ForeignData, or ServerError (NOGROUP).
     """
-    about = json.dumps({"to": to, "read": read, "era": new_era, "token": uuid.uuid4().hex})
+    about = json.dumps({"to": to, "read": read, "era": new_era})
     for _ in range(_ATTEMPTS):
         consumers = client.pipe([("XINFO", "CONSUMERS", keys.stream, group)])[0]
         names = {text(fields_of(raw)["name"]) for raw in check(consumers)}
@@ -80,9 +79,9 @@ def begin(
         if done == 1:
             at, pending, retrying, held = reply
             return Begun(text(at), pending, retrying, held)
-        why, at = map(text, reply)
+        why = text(reply[0])
         if why != "lane":
-            return Refused(why, at)  # type: ignore[arg-type]  # the words of reset.lua
+            return Refused(why)  # type: ignore[arg-type]  # the words of reset.lua
     raise BusError(f"Group {group!r} of {keys.stream} cannot be reset: lanes come and go all the time.")
 
 

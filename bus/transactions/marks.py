@@ -128,16 +128,8 @@ def _below_what_waits(bus: Bus, marks: dict[MarkRef, str]) -> dict[MarkRef, str]
         if commands.is_nogroup(reply) or commands.is_of_one_partition(reply):
             continue  # nothing is known of a group that is gone
         count, oldest = check(reply)[:2]
-        safe[ref] = min(mark, _before(oldest), key=id_pair) if count else mark
+        safe[ref] = min(mark, counting.before(commands.text(oldest)), key=id_pair) if count else mark
     return safe
-
-
-def _before(raw: bytes) -> str:
-    """Return the greatest id before this one."""
-    ms, seq = id_pair(raw)
-    if seq:
-        return f"{ms}-{seq - 1}"
-    return f"{ms - 1}-{2**64 - 1}" if ms else "0-0"
 
 
 def _position(key: str, raw: bytes | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,6 +88,17 @@ class Leases:
         swaps = list(swaps)
         codes = [reply[0] for reply in self._run("lease", [self._call(swap) for swap in swaps])]
         return [swap for swap, code in zip(swaps, codes, strict=True) if code == 1]
+
+    def free_of(self, lanes: Iterable[LaneId], owners: Collection[str]) -> list[Swap]:
+        """Free those of these lanes whose leases bear one of these names; return the swaps that went through.
+
+        What was in hand there is in no worker's hand now, and may have killed the process that had it.
+        """
+        return self.swap(
+            Swap(lane, value, freed(value), suspect=True)
+            for lane, value in self.read(lanes).items()
+            if lease.owner_of(value) in owners
+        )
 
     def take(self, swaps: Iterable[Swap]) -> Taken:
         """Take lanes that were not ours: `swap`, and each lane gets its consumer name.

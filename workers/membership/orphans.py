@@ -14,7 +14,7 @@ from typing import Any
 
 from bus.client import Bus
 from bus.format.lane_id import ORDERED_LANE, LaneId
-from bus.format.lease import freed, owner_of
+from bus.format.lease import owner_of
 from bus.streams import commands
 from workers.membership.leases import Leases, Swap
 from workers.membership.orderings import Orderings
@@ -141,11 +141,7 @@ class Orphans:
         if not new:
             return False
         lanes = [each.lane for each in self._named_lanes(self._orderings.homes_under("none"))]
-        swapped = self._leases.swap(
-            Swap(lane, value, freed(value), suspect=True)
-            for lane, value in self._leases.read(lanes).items()
-            if owner_of(value) in new
-        )
+        swapped = self._leases.free_of(lanes, new)
         self._buried = (self._buried | new) & set(gone)
         return bool(swapped)
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping
 
 from bus.client import Bus
 from bus.format.lane_id import LaneId
-from bus.format.lease import freed, owner_of
 from bus.topics.registry import STRAYS
 from workers.membership.leases import Leases, Swap
 from workers.scheduling.scheduler import Scheduler
@@ -81,13 +80,7 @@ class Strays:
         Raises BusUnavailable.
         """
         owned = self._scheduler.owned()
-        values = self._leases.read(lane for lane in lanes if lane not in owned)
-        # What was in hand there is in no worker's hand now, and may have killed the process that had it.
-        return self._leases.swap(
-            Swap(lane, value, freed(value), suspect=True)
-            for lane, value in values.items()
-            if owner_of(value) == self._me
-        )
+        return self._leases.free_of((lane for lane in lanes if lane not in owned), {self._me})
 
 
 def _home(lane: LaneId) -> LaneId:

@@ -5,12 +5,11 @@
 --         3 the reset as JSON, see below   4 the position that is expected, "" for any   5 the era that is expected
 --         6… names of the lanes, in the order of the leases
 -- Reply   {1, position, pending, retrying, held}, as they were;
---         {0, why, position}: "era" or "position" is another one, "lane": a lane is not among the given,
+--         {0, why}: "era" or "position" is another one, "lane": a lane is not among the given,
 --         "giving": a lost group is not given back all of it yet, "reset": another reset is not at its end
 --
 -- The reset, in field `reset` of the state:
---   {"to": id after which the group goes on, "read": messages ever added up to it, "era": the era from then on,
---    "token": of this reset}
+--   {"to": id after which the group goes on, "read": messages ever added up to it, "era": the era from then on}
 -- While it is there nobody takes a lane (lease.lua), gives a dead letter back (redrive.lua), or trims (trim.lua);
 -- whoever meets it brings it to its end (reset_rest.lua). So it happens whole, whoever dies when. A group that is
 -- lost meanwhile is made again at the mark, which is where the reset leads.
@@ -21,16 +20,16 @@ local group, free, reset, expected, era = ARGV[1], ARGV[2], ARGV[3], ARGV[4], AR
 
 local position = last_delivered(redis.call('XINFO', 'GROUPS', stream), group)
 if not position then return redis.error_reply('NOGROUP No such consumer group') end
-if (redis.call('HGET', state, 'era') or '') ~= era then return {0, 'era', position} end
-if expected ~= '' and expected ~= position then return {0, 'position', position} end
-if redis.call('HEXISTS', state, 'giving') == 1 then return {0, 'giving', position} end
-if redis.call('HEXISTS', state, 'reset') == 1 then return {0, 'reset', position} end
+if (redis.call('HGET', state, 'era') or '') ~= era then return {0, 'era'} end
+if expected ~= '' and expected ~= position then return {0, 'position'} end
+if redis.call('HEXISTS', state, 'giving') == 1 then return {0, 'giving'} end
+if redis.call('HEXISTS', state, 'reset') == 1 then return {0, 'reset'} end
 
 local given = {}
 for i = 6, #ARGV do given[ARGV[i]] = true end
 for _, raw in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
   for i = 1, #raw, 2 do
-    if raw[i] == 'name' and not given[raw[i + 1]] then return {0, 'lane', position} end
+    if raw[i] == 'name' and not given[raw[i + 1]] then return {0, 'lane'} end
   end
 end
 
